@@ -1,0 +1,1 @@
+"""Commands that compare a part of Twotower with a peer, in one run on one machine."""

@@ -1,0 +1,1 @@
+"""A folder of shards -> batches on the device, decoded and augmented by DALI."""

@@ -1,0 +1,1 @@
+"""Raw images -> a folder of WebDataset tars that describes itself (`manifest.json`)."""

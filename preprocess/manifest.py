@@ -1,0 +1,191 @@
+"""`manifest.json`, the page that turns a folder of tars into a data set.
+
+The manifest is written last and by rename: a folder without it is not a data set, whatever else lies there.
+This module needs the standard library alone, so every other part can read a data set's description cheaply.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+MANIFEST_NAME = "manifest.json"
+MEAN_IMAGE_NAME = "mean.npy"
+SCHEMA = 1
+
+
+class InputError(ValueError):
+    """Something that the user gave and can mend: a command prints it as one line and exits with code 2."""
+
+
+@dataclass(frozen=True)
+class ClassEntry:
+    """One class; its position in `Manifest.classes` is the label."""
+
+    id: str
+    name: str
+
+
+@dataclass(frozen=True)
+class Shard:
+    """One tar of samples with its DALI index; file names are relative to the data set's folder."""
+
+    tar: str
+    index: str
+    samples: int
+    bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Split:
+    """The shards of one split, in order."""
+
+    samples: int
+    shards: tuple[Shard, ...]
+
+
+@dataclass(frozen=True)
+class Rgb:
+    """Colour statistics of all pixels of the train split after resizing, before encoding, in 0-255 units.
+
+    Column j of `eigenvectors` (3x3, row-major) belongs to `eigenvalues[j]`; eigenvalues descend.
+    `mean_image` names a float32 file of short_side x short_side x 3 (HWC).
+    """
+
+    pixels: int
+    mean: tuple[float, ...]
+    covariance: tuple[tuple[float, ...], ...]
+    eigenvalues: tuple[float, ...]
+    eigenvectors: tuple[tuple[float, ...], ...]
+    mean_image: str
+
+
+@dataclass(frozen=True)
+class Rejection:
+    """A source image that did not become a sample, and why."""
+
+    split: str
+    source: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """The description of a folder of shards (design contract, schema 1)."""
+
+    schema: int
+    name: str
+    short_side: int
+    jpeg_quality: int
+    chroma: str
+    resample: str
+    seed: int
+    classes: tuple[ClassEntry, ...]
+    splits: Mapping[str, Split]
+    rgb: Rgb
+    rejected: tuple[Rejection, ...]
+
+    def split(self, name: str) -> Split:
+        """Return the split `name`; raise `InputError` naming the ones that there are."""
+        if name not in self.splits:
+            raise InputError(f"split {name!r} is not in data set {self.name!r}; it has {', '.join(self.splits)}")
+        return self.splits[name]
+
+    def check_files(self, folder: Path) -> None:
+        """Raise `InputError` unless every file that the manifest names is there, tars with their exact size."""
+        for shard in self._shards():
+            _check_file(folder / shard.tar, shard.bytes)
+            _check_file(folder / shard.index, None)
+        _check_file(folder / self.rgb.mean_image, None)
+
+    def _shards(self) -> Iterator[Shard]:
+        for split in self.splits.values():
+            yield from split.shards
+
+
+def _check_file(path: Path, expected_bytes: int | None) -> None:
+    if not path.is_file():
+        raise InputError(f"{path} is missing, although {MANIFEST_NAME} lists it: build the shards again")
+    if expected_bytes is not None and path.stat().st_size != expected_bytes:
+        raise InputError(
+            f"{path} has {path.stat().st_size} bytes where {MANIFEST_NAME} says {expected_bytes}: "
+            "build the shards again"
+        )
+
+
+def write_manifest(folder: Path, manifest: Manifest) -> None:
+    """Commit `folder` as a data set: write `manifest.json` aside, flush it to the disk, rename it into place."""
+    partial = folder / f".{MANIFEST_NAME}.partial"
+    with partial.open("w", encoding="utf-8") as file:
+        json.dump(asdict(manifest), file, indent=1, ensure_ascii=False)
+        file.write("\n")
+        file.flush()
+        os.fsync(file.fileno())
+    partial.replace(folder / MANIFEST_NAME)
+
+
+def read_manifest(folder: Path | str) -> Manifest:
+    """Read and check the description of a data set.
+
+    Raises:
+        InputError: no such folder, no manifest, not JSON, another schema, a missing field, or a file that is
+            missing or of another size than the manifest says.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise InputError(f"data folder {folder} does not exist; make one with python -m preprocess.build_shards")
+    path = folder / MANIFEST_NAME
+    if not path.is_file():
+        raise InputError(f"{folder} has no {MANIFEST_NAME}, so it is not a complete folder of shards")
+    manifest = _parse(path)
+    manifest.check_files(folder)
+    return manifest
+
+
+def manifest_digest(folder: Path | str) -> str:
+    """Return the SHA-256 of `manifest.json` in hex: it names the data set, tars included."""
+    return hashlib.sha256((Path(folder) / MANIFEST_NAME).read_bytes()).hexdigest()
+
+
+def _parse(path: Path) -> Manifest:
+    try:
+        page = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path} cannot be read as JSON: {error}") from error
+    if not isinstance(page, dict) or page.get("schema") != SCHEMA:
+        found = page.get("schema") if isinstance(page, dict) else page
+        raise InputError(f"{path} has schema {found!r}; this version reads schema {SCHEMA}")
+    try:
+        return _from_json(page)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise InputError(f"{path} is not a valid manifest: {error!r}") from error
+
+
+def _from_json(page: dict[str, Any]) -> Manifest:
+    rgb = page["rgb"]
+    return Manifest(
+        **{
+            **page,
+            "classes": tuple(ClassEntry(**entry) for entry in page["classes"]),
+            "splits": {
+                name: Split(split["samples"], tuple(Shard(**shard) for shard in split["shards"]))
+                for name, split in page["splits"].items()
+            },
+            "rgb": Rgb(
+                **{
+                    **rgb,
+                    "mean": tuple(rgb["mean"]),
+                    "covariance": tuple(map(tuple, rgb["covariance"])),
+                    "eigenvalues": tuple(rgb["eigenvalues"]),
+                    "eigenvectors": tuple(map(tuple, rgb["eigenvectors"])),
+                }
+            ),
+            "rejected": tuple(Rejection(**entry) for entry in page["rejected"]),
+        }
+    )
