@@ -94,11 +94,13 @@ class Manifest:
     def split(self, name: str) -> Split:
         """Return the split `name`; raise `InputError` naming the ones that there are."""
         if name not in self.splits:
-            raise InputError(f"split {name!r} is not in data set {self.name!r}; it has {', '.join(self.splits)}")
+            raise InputError(
+                f"split {name!r} is not in data set {self.name!r}; it has {', '.join(self.splits)}"
+            )
         return self.splits[name]
 
     def check_files(self, folder: Path) -> None:
-        """Raise `InputError` unless every file that the manifest names is there, tars with their exact size."""
+        """Raise `InputError` unless every file that the manifest names is there, tars by exact size."""
         for shard in self._shards():
             _check_file(folder / shard.tar, shard.bytes)
             _check_file(folder / shard.index, None)
@@ -120,7 +122,7 @@ def _check_file(path: Path, expected_bytes: int | None) -> None:
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:
-    """Commit `folder` as a data set: write `manifest.json` aside, flush it to the disk, rename it into place."""
+    """Commit `folder` as a data set: write `manifest.json` aside, flush it to disk, rename it."""
     partial = folder / f".{MANIFEST_NAME}.partial"
     with partial.open("w", encoding="utf-8") as file:
         json.dump(asdict(manifest), file, indent=1, ensure_ascii=False)
@@ -139,7 +141,9 @@ def read_manifest(folder: Path | str) -> Manifest:
     """
     folder = Path(folder)
     if not folder.is_dir():
-        raise InputError(f"data folder {folder} does not exist; make one with python -m preprocess.build_shards")
+        raise InputError(
+            f"data folder {folder} does not exist; make one with python -m preprocess.build_shards"
+        )
     path = folder / MANIFEST_NAME
     if not path.is_file():
         raise InputError(f"{folder} has no {MANIFEST_NAME}, so it is not a complete folder of shards")
