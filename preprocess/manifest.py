@@ -94,9 +94,7 @@ class Manifest:
     def split(self, name: str) -> Split:
         """Return the split `name`; raise `InputError` naming the ones that there are."""
         if name not in self.splits:
-            raise InputError(
-                f"split {name!r} is not in data set {self.name!r}; it has {', '.join(self.splits)}"
-            )
+            raise InputError(f"split {name!r} is not in data set {self.name!r}; it has {', '.join(self.splits)}")
         return self.splits[name]
 
     def check_files(self, folder: Path) -> None:
@@ -141,9 +139,7 @@ def read_manifest(folder: Path | str) -> Manifest:
     """
     folder = Path(folder)
     if not folder.is_dir():
-        raise InputError(
-            f"data folder {folder} does not exist; make one with python -m preprocess.build_shards"
-        )
+        raise InputError(f"data folder {folder} does not exist; make one with python -m preprocess.build_shards")
     path = folder / MANIFEST_NAME
     if not path.is_file():
         raise InputError(f"{folder} has no {MANIFEST_NAME}, so it is not a complete folder of shards")
