@@ -1,0 +1,121 @@
+"""Colour statistics over all pixels, from exact integer sums that are divided once, at the end.
+
+Sums of integers do not depend on their order, so the result is the same for any number of workers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from fractions import Fraction
+
+import numpy as np
+from PIL import Image
+
+from preprocess.manifest import Rgb
+
+# With pixels taken around 128, a product is at most 2^14 in magnitude, so float32, which holds every integer up
+# to 2^24, sums 2^10 of them without an error, in any order. BLAS then does the work at the speed of memory.
+_CENTRE = 128
+_BLOCK = 1024
+_PAIRS = ((0, 0), (0, 1), (0, 2), (1, 1), (1, 2), (2, 2))
+_DIGITS = 12  # LAPACK's last bits depend on the processor; the manifest's must not
+
+
+class RgbSums:
+    """Exact sums over the pixels of images whose short side is `short_side`.
+
+    Attributes:
+        pixels: how many pixels were added.
+        images: how many images were added.
+        sums: int64 (3,), of R, G and B.
+        products: int64 (3, 3), of the products of two channels; int64 lasts for 1.4e14 pixels.
+        square: (3, short_side, short_side), of the central squares, pixel by pixel: uint32 while images are
+            added (16 million of them), uint64 once merged.
+    """
+
+    def __init__(self, short_side: int) -> None:
+        """Start from nothing."""
+        self.pixels = 0
+        self.images = 0
+        self.sums = np.zeros(3, np.int64)
+        self.products = np.zeros((3, 3), np.int64)
+        self.square = np.zeros((3, short_side, short_side), np.uint32)
+
+    def add(self, image: Image.Image) -> None:
+        """Add all pixels of one RGB image, and its central square (offsets rounded down)."""
+        planes = [np.asarray(channel) for channel in image.split()]
+        pixels = image.width * image.height
+        centred_sums, centred_products = _centred_sums(planes, pixels)
+        sums = centred_sums + pixels * _CENTRE
+        self.pixels += pixels
+        self.images += 1
+        self.sums += sums
+        # sum(x y) = sum((x - c)(y - c)) + c sum(x) + c sum(y) - n c^2
+        shift = _CENTRE * (sums[:, None] + sums[None, :]) - pixels * _CENTRE**2
+        self.products += centred_products + shift
+        side = self.square.shape[1]
+        top, left = (image.height - side) // 2, (image.width - side) // 2
+        for total, plane in zip(self.square, planes, strict=True):
+            np.add(total, plane[top : top + side, left : left + side], out=total)
+
+    def merge(self, other: RgbSums) -> None:
+        """Add the sums of other images."""
+        self.pixels += other.pixels
+        self.images += other.images
+        self.sums += other.sums
+        self.products += other.products
+        self.square = np.add(self.square, other.square, dtype=np.uint64)
+
+    def mean_image(self) -> np.ndarray:
+        """Return the mean of the central squares: float32 (short_side, short_side, 3), 0-255 units."""
+        mean = self.square / np.float64(self.images)
+        return np.ascontiguousarray(mean.transpose(1, 2, 0), np.float32)
+
+    def finish(self, mean_image: str) -> Rgb:
+        """Divide: mean, covariance (by n, not n - 1), eigenvalues descending, eigenvectors in columns.
+
+        The largest component of each eigenvector is positive. Means and covariances are the floats nearest to
+        the exact values, eigenvalues and eigenvectors are rounded to 12 digits.
+
+        Args:
+            mean_image: name of the file that holds `mean_image()`.
+
+        Raises:
+            ValueError: no pixels were added.
+        """
+        if self.pixels == 0:
+            raise ValueError("no pixels, no statistics")
+        n, sums, products = self.pixels, self.sums.tolist(), self.products.tolist()
+        covariance = [
+            [float(Fraction(n * products[i][j] - sums[i] * sums[j], n * n)) for j in range(3)] for i in range(3)
+        ]
+        values, vectors = np.linalg.eigh(np.array(covariance))
+        values, vectors = values[::-1].clip(min=0.0), vectors[:, ::-1]
+        strongest = np.abs(vectors).argmax(axis=0)
+        vectors = vectors * np.sign(vectors[strongest, range(3)])
+        return Rgb(
+            pixels=n,
+            mean=tuple(float(Fraction(total, n)) for total in sums),
+            covariance=tuple(tuple(row) for row in covariance),
+            eigenvalues=_rounded(values),
+            eigenvectors=tuple(_rounded(row) for row in vectors),
+            mean_image=mean_image,
+        )
+
+
+def _centred_sums(planes: Sequence[np.ndarray], pixels: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return int64 (3,) and (3, 3): the sums of x - c and of (x - c)(y - c) over three uint8 planes."""
+    centred = np.empty((3, -(-pixels // _BLOCK) * _BLOCK), np.float32)
+    centred[:, pixels:] = 0
+    for row, plane in zip(centred, planes, strict=True):
+        np.subtract(plane.reshape(-1), np.float32(_CENTRE), out=row[:pixels])
+    blocks = centred.reshape(3, -1, _BLOCK)
+    sums = (blocks @ np.ones(_BLOCK, np.float32)).sum(axis=1, dtype=np.float64)
+    products = np.empty((3, 3))
+    for i, j in _PAIRS:
+        products[i, j] = products[j, i] = np.vecdot(blocks[i], blocks[j]).sum(dtype=np.float64)
+    return sums.astype(np.int64), products.astype(np.int64)
+
+
+def _rounded(values: np.ndarray) -> tuple[float, ...]:
+    return tuple(float(f"{value:.{_DIGITS}g}") for value in values)

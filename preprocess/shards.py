@@ -1,0 +1,156 @@
+"""Shards: USTAR archives of `<key>.jpg` and `<key>.cls`, each with DALI's index beside it.
+
+The same samples give the same bytes: no times, no owners, fixed modes. Index and SHA-256 come along with the
+writing, not from a second pass, and a shard gets its name only when all of it is on disk.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import io
+import os
+import posixpath
+import re
+import tarfile
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING
+from urllib.parse import quote
+
+from preprocess.manifest import Shard
+
+if TYPE_CHECKING:
+    from typing_extensions import Buffer  # collections.abc has it from Python 3.12 on
+
+INDEX_VERSION = "v1.2"  # of DALI's webdataset reader: `<ext> <offset> <size> <name>` for each file of a sample
+MAX_KEY_BYTES = 96  # a USTAR name without the prefix field, less the ending
+_KEY_DIGEST_CHARACTERS = 16
+
+
+def shard_stem(split: str, number: int) -> str:
+    """Return the name of a shard without its ending, e.g. `train-000042`."""
+    return f"{split}-{number:06d}"
+
+
+def label_width(num_classes: int) -> int:
+    """Return how many digits every label of the data set has: `.cls` files of one length make dense batches."""
+    return len(str(num_classes - 1))
+
+
+def sample_keys(sources: Sequence[str]) -> list[str]:
+    """Return one key for each source file, unique among them, in their order.
+
+    A key is the source's relative path without its ending, percent-encoded so that it holds ASCII but no dot, no
+    space and no control character: `urllib.parse.unquote` leads back to the file. WebDataset and DALI take
+    everything after the first dot for the ending, hence no dots. Sources that differ in the ending alone keep it
+    (`a%2Ejpg` beside `a%2Epng`). A key over `MAX_KEY_BYTES` is cut and ends in a digest of the whole path.
+
+    Args:
+        sources: paths relative to the input folder, each different, `/` between the parts.
+    """
+    keys = [_key(posixpath.splitext(source)[0], source) for source in sources]
+    while True:
+        count = Counter(keys)
+        if len(count) == len(keys):
+            return keys
+        keys = [key if count[key] == 1 else _key(source, source) for key, source in zip(keys, sources, strict=True)]
+
+
+def _key(text: str, source: str) -> str:
+    # Undecodable bytes of a file name are surrogates in a str; fsencode gives the bytes back.
+    key = quote(os.fsencode(text), safe="/").replace(".", "%2E")
+    if len(key) <= MAX_KEY_BYTES:
+        return key
+    digest = hashlib.sha256(os.fsencode(source)).hexdigest()[:_KEY_DIGEST_CHARACTERS]
+    head = key[: MAX_KEY_BYTES - 1 - len(digest)]
+    return f"{re.sub(r'%[0-9A-F]?$', '', head)}~{digest}"
+
+
+class ShardWriter:
+    """Writes one shard, `<stem>.tar` and `<stem>.idx`, aside; `commit` gives both their names.
+
+    Used as a context manager it leaves nothing behind when its body raises, or does not commit.
+    """
+
+    def __init__(self, folder: Path, stem: str) -> None:
+        """Open `.<stem>.tar.partial` in `folder`."""
+        self._tar_path = folder / f"{stem}.tar"
+        self._index_path = folder / f"{stem}.idx"
+        self._stream = _HashedFile(_partial(self._tar_path))
+        self._tar = tarfile.open(fileobj=self._stream, mode="w|", format=tarfile.USTAR_FORMAT)  # noqa: SIM115
+        self._index: list[str] = []
+
+    @property
+    def samples(self) -> int:
+        """How many samples were added."""
+        return len(self._index)
+
+    def add(self, key: str, image: bytes, label: str) -> None:
+        """Append one sample: JPEG bytes, and the label in zero-padded ASCII."""
+        files = [self._add_file(f"{key}.jpg", image), self._add_file(f"{key}.cls", label.encode("ascii"))]
+        self._index.append(" ".join(files))
+
+    def commit(self) -> Shard:
+        """Finish the tar, write the index, flush both to disk, and only then rename them."""
+        self._tar.close()
+        self._stream.sync_and_close()
+        index = _HashedFile(_partial(self._index_path))
+        index.write("\n".join([f"{INDEX_VERSION} {self.samples}", *self._index, ""]).encode("ascii"))
+        index.sync_and_close()
+        _partial(self._index_path).replace(self._index_path)
+        _partial(self._tar_path).replace(self._tar_path)
+        return Shard(
+            tar=self._tar_path.name,
+            index=self._index_path.name,
+            samples=self.samples,
+            bytes=self._stream.size,
+            sha256=self._stream.digest.hexdigest(),
+        )
+
+    def __enter__(self) -> ShardWriter:
+        """Return the writer itself."""
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Close and remove whatever was not committed."""
+        with contextlib.suppress(OSError):  # closing flushes: on a full disk, what is thrown away here anyway
+            self._stream.close()
+        for path in (self._tar_path, self._index_path):
+            _partial(path).unlink(missing_ok=True)
+
+    def _add_file(self, name: str, data: bytes) -> str:
+        info = tarfile.TarInfo(name)  # mtime, uid and gid are 0, user and group unnamed
+        info.size = len(data)
+        info.mode = 0o644
+        offset = self._tar.offset + tarfile.BLOCKSIZE
+        self._tar.addfile(info, io.BytesIO(data))
+        return f"{name.partition('.')[2]} {offset} {len(data)} {name}"
+
+
+class _HashedFile(io.BufferedWriter):
+    """A new binary file that knows its size and SHA-256 while it is written."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(io.FileIO(path, "wb"))
+        self.size = 0
+        self.digest = hashlib.sha256()
+
+    def write(self, data: Buffer) -> int:
+        self.digest.update(data)
+        written = super().write(data)
+        self.size += written
+        return written
+
+    def sync_and_close(self) -> None:
+        self.flush()
+        os.fsync(self.fileno())
+        self.close()
+
+
+def _partial(path: Path) -> Path:
+    return path.with_name(f".{path.name}.partial")
