@@ -1,0 +1,126 @@
+"""The order of an epoch and every random number in it, from (seed, epoch) alone.
+
+All of it is indexed by global position: place p of an epoch holds sample `order[p]`, cut at `offsets[p]`, whatever
+the number of ranks. Ranks only divide positions among themselves, so the same global batch comes out of any number
+of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from pipeline.checks import check_count
+from preprocess.manifest import InputError
+
+WINDOW_SHARDS = 16
+"""Shards are permuted each epoch, then samples inside groups of this many: a full permutation for data sets up to
+this size, and beyond it reads stay within few files at a time."""
+
+_ORDER, _OFFSETS, _FLIPS, _NORMALS = range(4)
+
+
+@dataclass(frozen=True)
+class EpochPlan:
+    """One epoch by global position."""
+
+    order: np.ndarray
+    """int64 n: which sample."""
+    offsets: np.ndarray
+    """int32 n,2: the crop's top left corner (y, x) within the central square, in pixels."""
+    flips: np.ndarray
+    """int32 n: 1 for a mirrored image, else 0."""
+    normals: np.ndarray
+    """float32 n,3: standard normal numbers for the lighting noise."""
+
+
+def plan_training(shard_samples: Sequence[int], seed: int, epoch: int, slack: int) -> EpochPlan:
+    """Draw a training epoch.
+
+    Each kind of number has a counter-based stream of its own: what is switched off changes nothing else.
+
+    Args:
+        shard_samples: the number of samples in each shard.
+        seed: not negative.
+        epoch: from 0.
+        slack: the largest crop offset, inclusive: side of the central square minus side of the crop.
+    """
+    samples = sum(shard_samples)
+    return EpochPlan(
+        order=_shuffled(shard_samples, _stream(seed, epoch, _ORDER)),
+        offsets=_stream(seed, epoch, _OFFSETS).integers(0, slack, size=(samples, 2), dtype=np.int32, endpoint=True),
+        flips=_stream(seed, epoch, _FLIPS).integers(0, 2, size=samples, dtype=np.int32),
+        normals=_stream(seed, epoch, _NORMALS).standard_normal((samples, 3), dtype=np.float32),
+    )
+
+
+@dataclass(frozen=True)
+class Share:
+    """The positions of an epoch that one rank takes: batch b is [first + b * stride, + batch_size), cut at `end`."""
+
+    first: int
+    stride: int
+    end: int
+    batch_size: int
+
+    @classmethod
+    def of_training(cls, samples: int, batch_size: int, rank: int, world_size: int) -> Share:
+        """Divide each global batch of batch_size * world_size positions; a last, smaller one is left out.
+
+        Raises:
+            InputError: rank and world_size are not ones, or there is not even one global batch.
+        """
+        _check(batch_size, rank, world_size)
+        if samples < batch_size * world_size:
+            raise InputError(
+                f"{samples} training samples are too few for one batch of {batch_size} on each of {world_size} ranks "
+                f"({batch_size * world_size}): choose a smaller batch size"
+            )
+        whole = batch_size * world_size
+        return cls(rank * batch_size, whole, samples // whole * whole, batch_size)
+
+    @classmethod
+    def of_evaluation(cls, samples: int, batch_size: int, rank: int, world_size: int) -> Share:
+        """Give rank r the samples [floor(r n / w), floor((r + 1) n / w)), the last batch as small as it gets.
+
+        Raises:
+            InputError: rank and world_size are not ones.
+        """
+        _check(batch_size, rank, world_size)
+        first, end = (samples * r // world_size for r in (rank, rank + 1))
+        return cls(first, batch_size, end, batch_size)
+
+    def __len__(self) -> int:
+        """Count the batches."""
+        return max(0, -(-(self.end - self.first) // self.stride))
+
+    def positions(self, batch: int) -> slice:
+        """Return the positions of one batch."""
+        start = self.first + batch * self.stride
+        return slice(start, min(start + self.batch_size, self.end))
+
+
+def _check(batch_size: int, rank: int, world_size: int) -> None:
+    check_count("batch_size", batch_size, 1)
+    check_count("world_size", world_size, 1)
+    if not 0 <= rank < world_size:
+        raise InputError(f"rank is {rank!r}; valid: 0 to {world_size - 1}, below world_size")
+
+
+def _stream(seed: int, epoch: int, purpose: int) -> np.random.Generator:
+    return np.random.Generator(np.random.Philox(np.random.SeedSequence((seed, epoch, purpose))))
+
+
+def _shuffled(shard_samples: Sequence[int], rng: np.random.Generator) -> np.ndarray:
+    ends = np.cumsum(shard_samples)
+    starts = ends - shard_samples
+    shards = rng.permutation(len(shard_samples))
+    windows = []
+    for first in range(0, len(shards), WINDOW_SHARDS):
+        members = shards[first : first + WINDOW_SHARDS]
+        window = np.concatenate([np.arange(starts[shard], ends[shard]) for shard in members])
+        rng.shuffle(window)
+        windows.append(window)
+    return np.concatenate(windows)

@@ -1,0 +1,304 @@
+"""`make_loader`: a folder of shards -> batches on the device.
+
+The order and all random numbers are ours (`pipeline.epoch`), our threads read the files ahead of need
+(`pipeline.read_ahead`), DALI decodes and augments (`pipeline.graphs`).
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import numpy as np
+import torch
+
+from pipeline.augment import Augmentation, Units, divisor, graph_arguments
+from pipeline.checks import check_choice, check_count
+from pipeline.epoch import Share, plan_training
+from pipeline.graphs import eval_graph, train_graph
+from pipeline.read_ahead import EpochInputs, ReadAhead
+from pipeline.samples import Samples
+from pipeline.stream import Graph, Stream, to_torch
+from preprocess.manifest import InputError, Manifest, Rgb, manifest_digest, read_manifest
+
+Mode = Literal["train", "eval"]
+
+IMAGES_AT_A_TIME = 64
+"""How many images `load_images` decodes at once."""
+
+
+class Loader:
+    """Batches of one rank: `for images, labels in loader` is one epoch, and each `iter()` the next one.
+
+    images: float32 N,3,H,W (N,10,3,H,W with ten crops), labels: int64 N, both on the device. They belong to the
+    caller: later batches do not overwrite them. `iter()` in the middle of an epoch gives up the rest of it. The
+    first batches of the next training epoch are decoded while the last ones of this are used.
+
+    Raises while iterating:
+        SampleError: a sample cannot be read or decoded; the text names its shard and key.
+
+    Attributes:
+        samples: random access to the files, labels and keys of the split.
+    """
+
+    def __init__(self, samples: Samples, stream: Stream, batches: int, identity: dict[str, Any]) -> None:
+        self.samples = samples
+        self._stream = stream
+        self._batches = batches
+        self._identity = identity
+        self._epoch = 0
+        self._batch = 0
+        self._begun = False
+        self._iteration: object = None
+
+    def __len__(self) -> int:
+        """Count the batches that this rank gives per epoch."""
+        return self._batches
+
+    @property
+    def epoch(self) -> int:
+        """The epoch that is under way, and between epochs the one that the next `iter()` begins; from 0."""
+        return self._epoch
+
+    @epoch.setter
+    def epoch(self, epoch: int) -> None:
+        self._move(epoch, 0)
+
+    def __iter__(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        """Begin the next epoch, or go on in the one that a loaded state points into."""
+        if self._begun:
+            self._move(self._epoch + 1, 0)
+        self._begun = True
+        self._iteration = iteration = object()
+        if self._batch < self._batches:
+            self._stream.seek(self._epoch, self._batch)
+        return self._rest_of_epoch(iteration)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return where the loader is, as a small dict of JSON values: the same for every rank.
+
+        After the last batch of an epoch it points to the beginning of the next one.
+        """
+        epoch, batch = self._epoch, self._batch
+        if batch and batch == self._batches:
+            epoch, batch = epoch + 1, 0
+        return {**self._identity, "epoch": epoch, "batch": batch}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Make the next `iter()` go on with the batch after the one at which `state` was taken.
+
+        Raises:
+            InputError: the state comes from another data set, split, seed, batch size, number of ranks or mode.
+        """
+        missing = [name for name in (*self._identity, "epoch", "batch") if name not in state]
+        if missing:
+            raise InputError(f"loader state lacks {', '.join(missing)}")
+        differing = [
+            f"{name} {state[name]!r} where this loader has {own!r}"
+            for name, own in self._identity.items()
+            if state[name] != own
+        ]
+        if differing:
+            raise InputError(f"loader state does not fit: it was taken with {', '.join(differing)}")
+        self._move(state["epoch"], state["batch"])
+
+    def close(self) -> None:
+        """Let go of the threads, the files and the decoded batches; a closed loader gives no more batches."""
+        self._iteration = None
+        self._stream.close()
+        self.samples.close()
+
+    def __del__(self) -> None:
+        """Do the same when the loader is forgotten."""
+        if hasattr(self, "_stream"):
+            self.close()
+
+    def _move(self, epoch: int, batch: int) -> None:
+        check_count("epoch", epoch, 0)
+        if not 0 <= batch <= self._batches:
+            raise InputError(f"batch is {batch!r}; valid: 0 to {self._batches}")
+        self._epoch, self._batch, self._begun = epoch, batch, False
+
+    def _rest_of_epoch(self, iteration: object) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        while self._batch < self._batches:
+            if iteration is not self._iteration:
+                raise RuntimeError("this epoch was given up: the loader was closed or iterated anew")
+            images, labels = self._stream.next()
+            self._batch += 1
+            yield images, labels
+        if iteration is self._iteration:
+            self._move(self._epoch + 1, 0)
+
+
+def make_loader(
+    data: Path | str,
+    split: str,
+    batch_size: int,
+    *,
+    rank: int = 0,
+    world_size: int = 1,
+    device: str | torch.device = "cpu",
+    crop: int | None = None,
+    seed: int = 0,
+    mode: Mode | None = None,
+    augmentation: Augmentation | None = None,
+    crops: int = 1,
+    units: Units = "grey",
+    num_threads: int | None = None,
+) -> Loader:
+    """Open a split of a folder of shards as an iterable of batches.
+
+    In training, each epoch visits the samples in an order of its own; those beyond the last whole global batch
+    (fewer than batch_size * world_size) are left out of that epoch. Global batch b is the same whatever the number
+    of ranks, as long as batch_size * world_size is: rank r takes its r-th part. In evaluation, rank r takes samples
+    [floor(r n / world_size), floor((r + 1) n / world_size)) in the order of the shards, each once, the last batch as
+    small as it gets: a rank may have fewer batches than another, or none.
+
+    Args:
+        data: folder of shards with its manifest.
+        split: a split of the manifest, such as `train` or `val`.
+        batch_size: images per batch and rank.
+        rank: position on the data axis; peers on the model axis pass the same one and get the same batches.
+        world_size: size of the data axis.
+        device: `cpu`, `cuda` or `cuda:N`: where images are decoded and handed out.
+        crop: side of the images handed out, in pixels; None is 7/8 of the short side.
+        seed: of order, crops, flips and lighting; not negative.
+        mode: `train` or `eval`; None is `train` for the split of that name and `eval` elsewhere.
+        augmentation: what training does to an image, None for what the paper did; evaluation has none.
+        crops: 1 for the centre; 10, in evaluation, for the four corners and the centre, then the same mirrored.
+        units: `grey` gives 0-255 minus the channel mean of the manifest, `unit-std` that divided by the standard
+            deviation of each channel.
+        num_threads: threads that decode; None is one for each core that this process may use. The batches do not
+            depend on it.
+
+    Raises:
+        InputError: the folder is not a whole data set, or an argument has no valid value; the text says which.
+    """
+    manifest = read_manifest(data)
+    samples = Samples(data, manifest, split)
+    mode = mode or ("train" if split == "train" else "eval")
+    check_choice("mode", mode, get_args(Mode))
+    if mode == "train":
+        check_choice("crops", crops, [1])
+        share = Share.of_training(len(samples), batch_size, rank, world_size)
+        graph, epoch_inputs = _training(manifest, samples, seed, crop, augmentation or Augmentation(), units)
+    else:
+        check_choice("augmentation", augmentation, [None])
+        share = Share.of_evaluation(len(samples), batch_size, rank, world_size)
+        graph, epoch_inputs = _evaluation(manifest, len(samples), crop, crops, units)
+    target = _checked_device(device)
+    source = ReadAhead(samples, share, epoch_inputs, endless=mode == "train")
+    stream = Stream(source, samples, _placed(graph, target, num_threads), batch_size, target)
+    identity = {
+        "data": manifest_digest(data),
+        "split": split,
+        "mode": mode,
+        "seed": seed,
+        "batch_size": batch_size,
+        "world_size": world_size,
+    }
+    return Loader(samples, stream, len(share), identity)
+
+
+def load_images(
+    jpegs: Sequence[bytes],
+    *,
+    short_side: int,
+    rgb: Rgb,
+    crop: int | None = None,
+    crops: int = 1,
+    units: Units = "grey",
+    device: str | torch.device = "cpu",
+    num_threads: int | None = None,
+) -> torch.Tensor:
+    """Decode JPEG files as evaluation does, through the same graph: float32 N,3,H,W or N,10,3,H,W on the device.
+
+    Args:
+        jpegs: files as they lie in a shard: the shorter side is `short_side` pixels.
+        short_side: as in the manifest of the data that the network was trained on.
+        rgb: the colour statistics of that data.
+        crop, crops, units, device, num_threads: as in `make_loader`.
+
+    Raises:
+        InputError: no file, or an argument has no valid value.
+        RuntimeError: a file does not decode.
+    """
+    if not jpegs:
+        raise InputError("jpegs is empty; valid: at least one image")
+    target = _checked_device(device)
+    parts = iter(jpegs[i : i + IMAGES_AT_A_TIME] for i in range(0, len(jpegs), IMAGES_AT_A_TIME))
+    pipeline = _placed(_eval_graph(short_side, rgb, crop, crops, units), target, num_threads)(
+        source=lambda: [np.frombuffer(jpeg, np.uint8) for jpeg in next(parts)],
+        batch_size=min(len(jpegs), IMAGES_AT_A_TIME),
+        prefetch_queue_depth=1,
+    )
+    return torch.cat([to_torch(pipeline.run()[0]) for _ in range(0, len(jpegs), IMAGES_AT_A_TIME)])
+
+
+def _training(
+    manifest: Manifest, samples: Samples, seed: int, crop: int | None, augmentation: Augmentation, units: Units
+) -> tuple[Graph, Callable[[int], EpochInputs]]:
+    check_count("seed", seed, 0)
+    side = _checked_crop(crop, manifest.short_side)
+    slack = manifest.short_side - side
+
+    def epoch_inputs(epoch: int) -> EpochInputs:
+        plan = plan_training(samples.shard_samples, seed, epoch, slack)
+        return EpochInputs(plan.order, graph_arguments(plan, augmentation, manifest.rgb, slack))
+
+    scale = divisor(manifest.rgb, units, augmentation.lighting)
+    return partial(train_graph, short_side=manifest.short_side, crop=side, divisor=scale), epoch_inputs
+
+
+def _evaluation(
+    manifest: Manifest, samples: int, crop: int | None, crops: int, units: Units
+) -> tuple[Graph, Callable[[int], EpochInputs]]:
+    graph = _eval_graph(manifest.short_side, manifest.rgb, crop, crops, units)
+    return graph, lambda _epoch: EpochInputs(np.arange(samples), ())
+
+
+def _eval_graph(short_side: int, rgb: Rgb, crop: int | None, crops: int, units: Units) -> Graph:
+    check_choice("crops", crops, (1, 10))
+    return partial(
+        eval_graph,
+        short_side=short_side,
+        crop=_checked_crop(crop, short_side),
+        crops=crops,
+        mean=list(rgb.mean),
+        divisor=divisor(rgb, units),
+    )
+
+
+def _placed(graph: Graph, device: torch.device, num_threads: int | None) -> Graph:
+    if num_threads is not None:
+        check_count("num_threads", num_threads, 1)
+    return partial(
+        graph,
+        device="cpu" if device.type == "cpu" else "gpu",
+        device_id=device.index,
+        num_threads=num_threads or len(os.sched_getaffinity(0)),
+    )
+
+
+def _checked_crop(crop: int | None, short_side: int) -> int:
+    side = short_side * 7 // 8 if crop is None else crop
+    if not 1 <= side <= short_side:
+        raise InputError(f"crop is {crop}; valid: 1 to {short_side}, the short side of the images")
+    return side
+
+
+def _checked_device(name: str | torch.device) -> torch.device:
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise InputError(f"device is {name!r}; valid: cpu, cuda, cuda:N") from error
+    if device.type == "cpu":
+        return torch.device("cpu")
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if device.type != "cuda" or (device.index or 0) >= count:
+        there = ", ".join(["cpu", *(f"cuda:{index}" for index in range(count))])
+        raise InputError(f"device is {str(name)!r}; valid on this machine: {there}")
+    return torch.device("cuda", torch.cuda.current_device() if device.index is None else device.index)

@@ -1,0 +1,162 @@
+"""Random access to the samples of a split: where each lies in its tar, its JPEG bytes, label and key."""
+
+from __future__ import annotations
+
+import os
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+
+from preprocess.manifest import InputError, Manifest, Shard
+
+INDEX_VERSION = "v1.2"
+OPEN_TARS = 64
+"""File handles kept open; a shuffling window touches fewer shards than this."""
+
+
+class SampleError(InputError):
+    """A sample that cannot be read or decoded; the text names its shard and key."""
+
+
+class Samples:
+    """The samples of one split in the order of its shards, numbered from 0.
+
+    Indexes are read when a sample of their shard is first asked for. Safe to use from several threads.
+
+    Raises:
+        InputError: no such split, or an index that is not one or counts other samples than the manifest.
+    """
+
+    def __init__(self, folder: Path | str, manifest: Manifest, split: str) -> None:
+        self._folder = Path(folder)
+        self._shards = manifest.split(split).shards
+        self._classes = len(manifest.classes)
+        self.shard_samples = [shard.samples for shard in self._shards]
+        self._ends = np.cumsum(self.shard_samples, dtype=np.int64)
+        for shard in self._shards:
+            self._check_header(shard)
+        self._tables: list[np.ndarray | None] = [None] * len(self._shards)
+        paths = [self._folder / shard.tar for shard in self._shards]
+        self._open = lru_cache(maxsize=OPEN_TARS)(lambda number: _OpenTar(paths[number]))
+
+    def __len__(self) -> int:
+        """Count the samples of the split."""
+        return sum(self.shard_samples)
+
+    def read(self, indices: np.ndarray) -> tuple[list[np.ndarray], np.ndarray]:
+        """Read samples by number.
+
+        Returns:
+            The JPEG files (read-only uint8, one array each) and the labels (int64 n).
+
+        Raises:
+            SampleError: a tar is gone or too short, or a label is not one of the classes.
+        """
+        jpegs, labels = [], np.empty(len(indices), np.int64)
+        for place, index in enumerate(indices):
+            jpeg, labels[place] = self._read_one(int(index))
+            jpegs.append(jpeg)
+        return jpegs, labels
+
+    def jpeg(self, index: int) -> bytes:
+        """Return the JPEG file of one sample, as it lies in the tar."""
+        return self._read_one(index)[0].tobytes()
+
+    def label(self, index: int) -> int:
+        """Return the label of one sample."""
+        return self._read_one(index)[1]
+
+    def key(self, index: int) -> str:
+        """Return the key of one sample, which leads back to its source file."""
+        number, row = self._locate(index)
+        _, lines = self._index_lines(self._shards[number])
+        return _components(lines[row])["jpg"][2].split(".")[0]
+
+    def describe(self, index: int) -> str:
+        """Name the shard and the key of one sample, for messages."""
+        number, _ = self._locate(index)
+        return f"{self._folder / self._shards[number].tar}: sample {self.key(index)}"
+
+    def close(self) -> None:
+        """Close the tars; reading opens them again."""
+        self._open.cache_clear()
+
+    def _locate(self, index: int) -> tuple[int, int]:
+        if not 0 <= index < len(self):
+            raise IndexError(f"sample {index} of {len(self)}")
+        number = int(np.searchsorted(self._ends, index, side="right"))
+        return number, index - int(self._ends[number]) + self.shard_samples[number]
+
+    def _read_one(self, index: int) -> tuple[np.ndarray, int]:
+        number, row = self._locate(index)
+        jpeg_at, jpeg_bytes, label_at, label_bytes = self._table(number)[row].tolist()
+        start = min(jpeg_at, label_at)
+        length = max(jpeg_at + jpeg_bytes, label_at + label_bytes) - start
+        try:
+            content = os.pread(self._open(number).descriptor, length, start)
+        except OSError as error:
+            raise SampleError(f"{self.describe(index)} cannot be read: {error}") from error
+        if len(content) < length:
+            raise SampleError(f"{self.describe(index)} is cut off: the tar ends {length - len(content)} bytes early")
+        label = content[label_at - start : label_at - start + label_bytes]
+        if not label.isdigit() or int(label) >= self._classes:
+            raise SampleError(f"{self.describe(index)} has label {label!r}; valid: 0 to {self._classes - 1}")
+        return np.frombuffer(content, np.uint8, jpeg_bytes, jpeg_at - start), int(label)
+
+    def _table(self, number: int) -> np.ndarray:
+        """Offset and size of the JPEG, offset and size of the label, for each sample of a shard: int64 n,4."""
+        table = self._tables[number]
+        if table is None:
+            shard = self._shards[number]
+            count, lines = self._index_lines(shard)
+            if not count == len(lines) == shard.samples:
+                raise self._count_error(shard, len(lines))
+            try:
+                rows = [(*parts["jpg"][:2], *parts["cls"][:2]) for parts in map(_components, lines)]
+            except (KeyError, ValueError) as error:
+                raise InputError(f"{self._folder / shard.index} is not an index of jpg and cls: {error!r}") from error
+            table = self._tables[number] = np.array(rows, np.int64)
+        return table
+
+    def _check_header(self, shard: Shard) -> None:
+        with (self._folder / shard.index).open(encoding="utf-8") as file:
+            count = self._parse_header(shard, file.readline())
+        if count != shard.samples:
+            raise self._count_error(shard, count)
+
+    def _index_lines(self, shard: Shard) -> tuple[int, list[str]]:
+        header, *lines = (self._folder / shard.index).read_text(encoding="utf-8").splitlines() or [""]
+        return self._parse_header(shard, header), lines
+
+    def _parse_header(self, shard: Shard, header: str) -> int:
+        version, _, count = header.partition(" ")
+        if version != INDEX_VERSION or not count.strip().isdigit():
+            raise InputError(
+                f"{self._folder / shard.index} begins with {header.strip()!r}, not with {INDEX_VERSION} and a count: "
+                "build the shards again"
+            )
+        return int(count)
+
+    def _count_error(self, shard: Shard, count: int) -> InputError:
+        return InputError(
+            f"{self._folder / shard.index} lists {count} samples where the manifest says {shard.samples}: "
+            "build the shards again"
+        )
+
+
+class _OpenTar:
+    """A file handle that closes when the last thread that uses it lets go."""
+
+    def __init__(self, path: Path) -> None:
+        self.descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+
+    def __del__(self) -> None:
+        if hasattr(self, "descriptor"):
+            os.close(self.descriptor)
+
+
+def _components(line: str) -> dict[str, tuple[int, int, str]]:
+    """Split `ext offset size name ext offset size name ...` into ext -> (offset, size, name)."""
+    words = line.split(" ")
+    return {words[i]: (int(words[i + 1]), int(words[i + 2]), words[i + 3]) for i in range(0, len(words) - 3, 4)}

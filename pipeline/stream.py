@@ -1,0 +1,128 @@
+"""Runs a DALI graph ahead of its consumer and hands its batches over as torch tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from nvidia.dali.pipeline import Pipeline
+
+from pipeline.read_ahead import Batch, ReadAhead
+from pipeline.samples import SampleError, Samples
+
+BATCHES_DECODING = 2
+"""Batches that DALI has in hand while the consumer works on one."""
+
+Graph = Callable[..., Pipeline]
+"""Builds a pipeline from `source`, `batch_size` and `prefetch_queue_depth`."""
+
+
+class Stream:
+    """Decoded batches in the order of a `ReadAhead`, from any position.
+
+    Args:
+        source: what the graph is fed with.
+        samples: names the sample that does not decode.
+        graph: the graph, but for its source and its depth.
+        batch_size: the largest batch.
+        device: where the graph leaves its images, and the labels go.
+    """
+
+    def __init__(
+        self, source: ReadAhead, samples: Samples, graph: Graph, batch_size: int, device: torch.device
+    ) -> None:
+        self._source = source
+        self._samples = samples
+        self._graph = graph
+        self._batch_size = batch_size
+        self._device = device
+        self._pipeline: Pipeline | None = self._build()
+
+    def seek(self, epoch: int, number: int) -> None:
+        """Go on with this batch; costs nothing where it comes next anyway."""
+        under_way = self._source.taken
+        if under_way and (under_way[0].epoch, under_way[0].number) == (epoch, number):
+            return
+        pipeline = self._emptied()
+        self._source.seek(epoch, number)
+        pipeline.schedule_run()
+
+    def next(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the next images and labels.
+
+        Raises:
+            SampleError: a sample cannot be read or decoded.
+        """
+        assert self._pipeline is not None
+        try:
+            (images,) = self._pipeline.outputs()
+        except StopIteration:
+            raise self._source.error or RuntimeError("no batch was asked for") from None
+        except RuntimeError as error:
+            self._pipeline = None
+            raise self._culprit(self._source.taken[0]) or error from error
+        batch = self._source.taken.popleft()
+        self._pipeline.schedule_run()
+        return to_torch(images), self._on_device(batch)
+
+    def close(self) -> None:
+        """Let go of the threads and of what is decoded."""
+        self._pipeline = None
+        self._source.close()
+
+    def _build(self) -> Pipeline:
+        pipeline = self._graph(
+            source=self._source.take, batch_size=self._batch_size, prefetch_queue_depth=BATCHES_DECODING
+        )
+        pipeline.build()
+        return pipeline
+
+    def _emptied(self) -> Pipeline:
+        """Throw away what is under way and return a pipeline that can start anew."""
+        self._source.stop()
+        if self._pipeline is not None:
+            try:
+                self._pipeline.schedule_run()
+                while True:
+                    self._pipeline.outputs()
+            except StopIteration:
+                self._pipeline.reset()
+            except RuntimeError:
+                # A batch that nobody will see did not decode; DALI does not go on after that.
+                self._pipeline = None
+        self._source.taken.clear()
+        self._pipeline = self._pipeline or self._build()
+        return self._pipeline
+
+    def _on_device(self, batch: Batch) -> torch.Tensor:
+        labels = torch.from_numpy(batch.labels)
+        if self._device.type == "cpu":
+            return labels
+        # From pinned memory the copy does not wait for the work that is queued on the GPU.
+        return labels.pin_memory().to(self._device, non_blocking=True)
+
+    def _culprit(self, batch: Batch) -> SampleError | None:
+        """Decode a failed batch one by one, to name the sample that failed."""
+        alone = iter(range(len(batch.indices)))
+
+        def source() -> Any:
+            place = next(alone)
+            return batch.inputs(slice(place, place + 1))
+
+        pipeline = self._graph(source=source, batch_size=1, prefetch_queue_depth=1)
+        for index in batch.indices:
+            try:
+                pipeline.run()
+            except RuntimeError as error:
+                return SampleError(f"{self._samples.describe(int(index))} does not decode: {_reason(error)}")
+        return None
+
+
+def to_torch(images: Any) -> torch.Tensor:
+    """Hand a batch over without a copy: the tensor owns the memory, DALI writes the next batch elsewhere."""
+    return torch.from_dlpack(images.as_tensor())
+
+
+def _reason(error: RuntimeError) -> str:
+    return str(error)
