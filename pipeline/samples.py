@@ -94,7 +94,8 @@ class Samples:
         start = min(jpeg_at, label_at)
         length = max(jpeg_at + jpeg_bytes, label_at + label_bytes) - start
         try:
-            content = os.pread(self._open(number).descriptor, length, start)
+            tar = self._open(number)  # held until the read is done: letting go of it may close the file
+            content = os.pread(tar.descriptor, length, start)
         except OSError as error:
             raise SampleError(f"{self.describe(index)} cannot be read: {error}") from error
         if len(content) < length:
