@@ -167,8 +167,14 @@ def _parse(path: Path) -> Manifest:
         raise InputError(f"{path} is not a valid manifest: {error!r}") from error
 
 
+def rgb_from_json(page: dict[str, Any]) -> Rgb:
+    """Return the colour statistics that `dataclasses.asdict` and JSON turned into `page`."""
+    matrices = {name: tuple(map(tuple, page[name])) for name in ("covariance", "eigenvectors")}
+    vectors = {name: tuple(page[name]) for name in ("mean", "eigenvalues")}
+    return Rgb(**{**page, **matrices, **vectors})
+
+
 def _from_json(page: dict[str, Any]) -> Manifest:
-    rgb = page["rgb"]
     return Manifest(
         **{
             **page,
@@ -177,15 +183,7 @@ def _from_json(page: dict[str, Any]) -> Manifest:
                 name: Split(split["samples"], tuple(Shard(**shard) for shard in split["shards"]))
                 for name, split in page["splits"].items()
             },
-            "rgb": Rgb(
-                **{
-                    **rgb,
-                    "mean": tuple(rgb["mean"]),
-                    "covariance": tuple(map(tuple, rgb["covariance"])),
-                    "eigenvalues": tuple(rgb["eigenvalues"]),
-                    "eigenvectors": tuple(map(tuple, rgb["eigenvectors"])),
-                }
-            ),
+            "rgb": rgb_from_json(page["rgb"]),
             "rejected": tuple(Rejection(**entry) for entry in page["rejected"]),
         }
     )

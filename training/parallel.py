@@ -35,9 +35,14 @@ class Layout:
     model_group: dist.ProcessGroup | None = None
 
     @property
+    def global_rank(self) -> int:
+        """Rank among all processes: peers on the `model` axis are adjacent."""
+        return self.data_rank * self.model_size + self.model_rank
+
+    @property
     def is_first(self) -> bool:
         """Whether this is the one process that logs and writes."""
-        return self.data_rank == 0 and self.model_rank == 0
+        return self.global_rank == 0
 
     def links(self) -> Links:
         """Return what connects this device's part of the network with its peers'."""

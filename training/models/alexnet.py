@@ -66,9 +66,14 @@ def build(name: str, num_classes: int, *, links: Links | None = None, **switches
     Raises:
         InputError: an unknown name, or widths that cannot be split over the devices.
     """
+    return AlexNet(architecture(name, **switches), num_classes, links or Links())
+
+
+def architecture(name: str, **switches: object) -> Architecture:
+    """Return the numbers of the network `name` with some of them changed; `InputError` for an unknown name."""
     if name not in NETWORKS:
-        raise InputError(f"network {name!r} is unknown; there are {', '.join(NETWORKS)}")
-    return AlexNet(replace(NETWORKS[name], **switches), num_classes, links or Links())  # type: ignore[arg-type]
+        raise InputError(f"network.name {name!r} is unknown; there are {', '.join(NETWORKS)}")
+    return replace(NETWORKS[name], **switches)  # type: ignore[arg-type]
 
 
 class AlexNet(nn.Module):
@@ -144,6 +149,7 @@ class AlexNet(nn.Module):
         for name, layer in self.named_children():
             if not isinstance(layer, nn.Conv2d | nn.Linear):
                 continue
+            assert layer.bias is not None
             if self.architecture.init == "he":
                 nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
                 nn.init.zeros_(layer.bias)

@@ -1,0 +1,36 @@
+"""How the commands of `training` end: exit codes and the one line that a mistake gets."""
+
+from __future__ import annotations
+
+import signal
+import sys
+from collections.abc import Callable, Sequence
+from types import FrameType
+
+from preprocess.manifest import InputError
+
+INPUT_ERROR = 2
+INTERRUPTED = 130
+
+
+def run_command(main: Callable[[Sequence[str]], None]) -> int:
+    """Run `main` on the command line and return the exit code: 0, 2 for bad input, 130 or 143 when interrupted.
+
+    SIGTERM takes the way of Ctrl-C, so that a stopped job cleans up like an interrupted one.
+    """
+    received: list[int] = []
+
+    def on_sigterm(signum: int, _frame: FrameType | None) -> None:
+        received.append(signum)
+        signal.raise_signal(signal.SIGINT)
+
+    signal.signal(signal.SIGTERM, on_sigterm)
+    try:
+        main(sys.argv[1:])
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return INPUT_ERROR
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 128 + received[0] if received else INTERRUPTED
+    return 0

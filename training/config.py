@@ -1,0 +1,181 @@
+"""The typed configuration of a training. A recipe is a value of `Config`; every field can be set from the command line.
+
+What can be checked without data is checked at construction; errors name the field, its value and what would be valid.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import typing
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from pipeline.augment import Augmentation, Units
+from preprocess.manifest import InputError
+from training.precision import Precision
+
+
+@dataclass(frozen=True)
+class Parallel:
+    """How the workers share the training; together they are a `data` x `model` mesh."""
+
+    data: int | None = None
+    """Replicas of the network, each with its part of every batch. Default: all GPUs (or 2 CPU workers) / `model`."""
+    model: int = 1
+    """Devices that share one network by its output channels: 2 puts one tower on each."""
+    cpus_per_worker: int | None = None
+    """CPU cores of each worker, for decoding and on CPUs for training. Default: an equal share of the cluster's."""
+
+    def __post_init__(self) -> None:
+        _at_least("parallel.model", self.model, 1)
+        _at_least("parallel.data", self.data, 1)
+        _at_least("parallel.cpus_per_worker", self.cpus_per_worker, 1)
+
+
+@dataclass(frozen=True)
+class Network:
+    """Which network, and its switches."""
+
+    name: str = "alexnet"
+    """A key of `training.models.NETWORKS`."""
+    first_kernel: int = 11
+    """Side of conv1's kernels in pixels."""
+    first_stride: int = 4
+    """Stride of conv1 in pixels."""
+    lrn: Literal["off", "paper", "code-2012"] = "paper"
+    """Response normalisation after conv1 and conv2: none, the paper's alpha, or the released code's."""
+    dropout: float = 0.5
+    """Probability of zeroing a unit of fc6 and fc7 in training."""
+    init: Literal["paper", "he"] = "paper"
+    """Initial weights: N(0, 0.01) with some biases 1, or N(0, 2 / fan-in) with biases 0."""
+
+    def __post_init__(self) -> None:
+        _at_least("network.first_kernel", self.first_kernel, 1)
+        _at_least("network.first_stride", self.first_stride, 1)
+        if not 0 <= self.dropout < 1:
+            raise InputError(f"network.dropout is {self.dropout}; valid is 0 up to but not including 1")
+
+
+@dataclass(frozen=True)
+class Optimizer:
+    """SGD with momentum, and how its learning rate changes."""
+
+    learning_rate: float = 0.01
+    """Highest learning rate, for the mean gradient over the global batch."""
+    momentum: float = 0.9
+    weight_decay: float = 5e-4
+    """Coefficient of the weights in the gradient, for weights and biases alike."""
+    schedule: Literal["constant", "linear", "plateau"] = "plateau"
+    """`linear`: to 0 at the last step; `plateau`: divided by 10 when the validation error stops improving, 3 times."""
+    warmup_epochs: float = 0.0
+    """Epochs over which `constant` and `linear` rise from 0."""
+    patience: int = 3
+    """`plateau` alone: epochs without a better validation error before the next drop."""
+
+    def __post_init__(self) -> None:
+        if not self.learning_rate > 0:
+            raise InputError(f"optimizer.learning_rate is {self.learning_rate}; it must be above 0")
+        if not 0 <= self.momentum < 1:
+            raise InputError(f"optimizer.momentum is {self.momentum}; valid is 0 up to but not including 1")
+        if self.weight_decay < 0 or self.warmup_epochs < 0:
+            raise InputError("optimizer.weight_decay and optimizer.warmup_epochs must not be negative")
+        _at_least("optimizer.patience", self.patience, 0)
+
+
+@dataclass(frozen=True)
+class Config:
+    """A whole training, from a folder of shards to the last checkpoint."""
+
+    recipe: str
+    """Name of the recipe that this is or came from."""
+    short_side: int
+    """Short side in pixels of the shards that the recipe is for; others are refused."""
+    epochs: int
+    """Passes over the train split."""
+    data: str = "./shards"
+    """Folder of shards."""
+    crop: int | None = None
+    """Side of the square that the network sees, in pixels. Default: 7/8 of the short side."""
+    batch_size: int = 128
+    """Images per step, over all workers together."""
+    seed: int = 0
+    """Fixes the initial weights, the order of the samples, their augmentation and dropout."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """`auto`: GPUs if the cluster has any."""
+    precision: Precision = "auto"
+    """`auto`: bfloat16 autocast where the hardware multiplies it (GPUs, CPUs with AMX), float32 elsewhere."""
+    parallel: Parallel = field(default_factory=Parallel)
+    network: Network = field(default_factory=Network)
+    optimizer: Optimizer = field(default_factory=Optimizer)
+    augmentation: Augmentation = field(default_factory=Augmentation)
+    units: Units = "grey"
+    """What the network sees: `grey`, 0-255 minus the channel mean as in 2012; `unit-std`, that over the deviation."""
+    storage: str = "./runs"
+    """Where Ray Train keeps the checkpoints; on a cluster, a folder or bucket that all nodes reach."""
+    keep_checkpoints: int = 2
+    """Checkpoints kept there: the best ones, and the last one in any case."""
+    max_failures: int = 3
+    """How often a training starts again from its last checkpoint after a worker died."""
+    experiment: str = "twotower"
+    """MLflow experiment."""
+    log_every: int = 10
+    """Steps between two points of the training curves."""
+
+    def __post_init__(self) -> None:
+        for name in ("short_side", "crop", "epochs", "batch_size", "keep_checkpoints", "log_every"):
+            _at_least(name, getattr(self, name), 1)
+        _at_least("max_failures", self.max_failures, 0)
+        _at_least("seed", self.seed, 0)
+        if self.image_size > self.short_side:
+            raise InputError(f"crop is {self.crop}; with a short side of {self.short_side} it can be at most that")
+
+    @property
+    def image_size(self) -> int:
+        """Side of the network's square input in pixels."""
+        return self.crop or self.short_side * 7 // 8
+
+    def switches(self) -> dict[str, Any]:
+        """Return the keyword arguments of `training.models.build` that this configuration asks for."""
+        switches = dataclasses.asdict(self.network)
+        del switches["name"]
+        return {**switches, "image_size": self.image_size}
+
+
+def flatten(config: Config) -> dict[str, Any]:
+    """Return the configuration as one level of dotted names, as MLflow parameters are."""
+    flat: dict[str, Any] = {}
+    for name, value in dataclasses.asdict(config).items():
+        if isinstance(value, dict):
+            flat.update({f"{name}.{key}": inner for key, inner in value.items()})
+        else:
+            flat[name] = value
+    return flat
+
+
+def config_from_dict(values: dict[str, Any]) -> Config:
+    """Return the configuration that `dataclasses.asdict` turned into `values`.
+
+    Raises:
+        InputError: an unknown or missing field, or a value out of range.
+    """
+    return _build(Config, values)
+
+
+def _build(kind: type, values: dict[str, Any]) -> Any:
+    hints = typing.get_type_hints(kind)
+    unknown = sorted(set(values) - set(hints))
+    if unknown:
+        raise InputError(f"field {unknown[0]!r} of {kind.__name__} is unknown; valid are {', '.join(hints)}")
+    arguments = {
+        name: _build(hints[name], value) if dataclasses.is_dataclass(hints[name]) else value
+        for name, value in values.items()
+    }
+    try:
+        return kind(**arguments)
+    except TypeError as error:
+        raise InputError(f"{kind.__name__} cannot be made from {values}: {error}") from error
+
+
+def _at_least(name: str, value: int | None, least: int) -> None:
+    if value is not None and value < least:
+        raise InputError(f"{name} is {value}; it must be at least {least}")

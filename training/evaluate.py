@@ -1,0 +1,137 @@
+"""`python -m training.evaluate (--run ID | --checkpoint PATH | --weights FILE --recipe NAME) --data DIR`: the report.
+
+Writes report.json and report.html, and puts them into the MLflow run when it was asked for one.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from pipeline.loader import Loader, make_loader
+from preprocess.manifest import InputError, Manifest, manifest_digest, read_manifest
+from training.command import run_command
+from training.report import Predictions, Report, Subject, prepare_folder, report_files, summarise, write_report
+from training.step import TOP_K, log_probabilities
+from training.trained import Trained, add_choice, load_trained
+
+
+def parse(arguments: Sequence[str]) -> argparse.Namespace:
+    """Return the parsed command line; exits with code 2 where it makes no sense."""
+    parser = argparse.ArgumentParser(prog="python -m training.evaluate", description="Measure a network on a split.")
+    add_choice(parser)
+    parser.add_argument("--data", required=True, metavar="DIR", help="folder of shards")
+    parser.add_argument("--split", default="val", help="(default: val)")
+    parser.add_argument("--crops", type=int, choices=(1, 10), default=1, help="1: the centre; 10: as in 2012")
+    parser.add_argument("--output", type=Path, metavar="DIR", help="(default: reports/ and a name)")
+    parser.add_argument("--batch-size", type=int, default=128, metavar="N", help="images (default: 128)")
+    return parser.parse_args(arguments)
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Evaluate, write the report, log it into the run, and say where it is."""
+    options = parse(arguments)
+    trained = load_trained(options, Path.cwd(), options.data)
+    manifest = read_manifest(options.data)
+    check_data(trained, manifest, options.data)
+    label = f"{options.split}-{options.crops}{'crop' if options.crops == 1 else 'crops'}"
+    folder = prepare_folder(options.output or Path("reports", f"{_file_name(trained)}-{label}"))
+    loader = make_loader(
+        options.data,
+        options.split,
+        options.batch_size,
+        mode="eval",
+        device=str(trained.device),
+        crop=trained.config.image_size,
+        crops=options.crops,
+        units=trained.config.units,
+        rgb=trained.data.rgb,
+    )
+    started = time.perf_counter()
+    predictions = predict_all(trained, loader)
+    report = summarise(
+        predictions,
+        manifest.classes,
+        split=options.split,
+        crops=options.crops,
+        checkpoint=trained.name,
+        manifest_sha256=manifest_digest(options.data),
+        images_per_second=len(predictions.labels) / (time.perf_counter() - started),
+    )
+    write_report(folder, report, predictions, describe(trained, manifest), loader.example)
+    if trained.run_id is not None:
+        log_report(trained.run_id, report, folder, label)
+    top5 = "" if report["top5"] is None else f", top-5 {report['top5']:.4f}"
+    print(f"top-1 {report['top1']:.4f}{top5} on {report['samples']} samples of {options.split}")
+    print(f"report {folder / 'report.html'}")
+
+
+def check_data(trained: Trained, manifest: Manifest, folder: str) -> None:
+    """Raise `InputError` unless the data set has the classes and the short side that the network was trained on."""
+    if [entry.id for entry in manifest.classes] != [entry.id for entry in trained.data.classes]:
+        raise InputError(
+            f"{folder} has other classes ({len(manifest.classes)}) than {trained.name} ({len(trained.data.classes)})"
+        )
+    if manifest.short_side != trained.data.short_side:
+        raise InputError(
+            f"{folder} has a short side of {manifest.short_side} pixels, {trained.name} is for {trained.data.short_side}"
+        )
+
+
+def predict_all(trained: Trained, loader: Loader) -> Predictions:
+    """Return what the network says about every sample of the loader, in the order of the split."""
+    labels, losses, classes, probabilities = [], [], [], []
+    for images, truth in tqdm(loader, desc="evaluate", unit="batch", disable=None):
+        logs = log_probabilities(trained.network, images, trained.autocast)
+        best = logs.topk(min(TOP_K, logs.shape[1]), dim=1)
+        labels.append(truth)
+        losses.append(torch.nn.functional.nll_loss(logs, truth, reduction="none"))
+        classes.append(best.indices)
+        probabilities.append(best.values.exp())
+    return Predictions(
+        labels=torch.cat(labels).cpu().numpy(),
+        top_classes=torch.cat(classes).cpu().numpy(),
+        top_probabilities=torch.cat(probabilities).cpu().numpy(),
+        losses=torch.cat(losses).cpu().numpy().astype(np.float64),
+    )
+
+
+def describe(trained: Trained, manifest: Manifest) -> Subject:
+    """Return what the report says of the network and shows of its first layer."""
+    first = trained.network.get_parameter("conv1.weight").detach().cpu().float().numpy()
+    return Subject(
+        network=trained.config.network.name,
+        parameters=sum(parameter.numel() for parameter in trained.network.parameters()),
+        data=manifest.name,
+        conv1=first,
+        towers=trained.network.architecture.towers,
+    )
+
+
+def log_report(run_id: str, report: Report, folder: Path, label: str) -> None:
+    """Put the report's numbers (`eval/*`) and files into the MLflow run."""
+    from training import tracking
+
+    client = tracking.open_client(tracking.tracking_uri(Path.cwd()))
+    prefix = "eval" if report["crops"] == 1 else f"eval/{report['crops']}crops"
+    numbers = {"top1": report["top1"], "top5": report["top5"], "loss": report["loss"]}
+    for name, value in numbers.items():
+        if value is not None:
+            client.log_metric(run_id, f"{prefix}/{name}", value)
+    for path in report_files(folder):
+        client.log_artifact(run_id, str(folder / path), str(Path("evaluation", label, path).parent))
+
+
+def _file_name(trained: Trained) -> str:
+    return trained.run_id or Path(trained.name).stem
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(main))

@@ -1,0 +1,205 @@
+"""A training under Ray Train: resources, workers, checkpoints, restarts, and its one MLflow run."""
+
+from __future__ import annotations
+
+import logging
+import os
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import ray
+import ray.train
+import torch
+from ray.train import Checkpoint as StoredCheckpoint
+from ray.train import (
+    CheckpointConfig,
+    FailureConfig,
+    Result,
+    RunConfig,
+    ScalingConfig,
+    TrainingFailedError,
+)
+from ray.train.torch import TorchConfig, TorchTrainer, get_device
+
+from preprocess.manifest import InputError, manifest_digest, read_manifest
+from training import tracking
+from training.checkpoint import write_checkpoint
+from training.config import Config, Parallel, flatten
+from training.models import architecture, check_division
+from training.parallel import make_layout
+from training.progress import Progress
+from training.worker import DivergenceError, Session, open_session, snapshot, train
+
+COLLECTIVE_TIMEOUT_SECONDS = 300
+"""A worker that waits longer than this for its peers fails, and the training starts again from its checkpoint."""
+POLL_SECONDS = "0.5"
+"""How often Ray Train looks at its workers; every report of a checkpoint waits for one look."""
+
+
+class TrainingError(RuntimeError):
+    """The training ended without reaching its last epoch."""
+
+
+def launch(config: Config, project: Path) -> str:
+    """Train as configured on a Ray cluster and return the id of the MLflow run.
+
+    Args:
+        config: relative paths in it are taken from `project`.
+        project: folder of the default stores.
+
+    Raises:
+        InputError: data, network, batch, resources or stores do not fit; nothing has been started then.
+        TrainingError: the training broke off, or its metrics could not be logged.
+        KeyboardInterrupt: it was interrupted.
+    """
+    config = replace(config, data=_absolute(config.data, project), storage=_absolute(config.storage, project))
+    _check_data(config)
+    uri = tracking.tracking_uri(project)
+    client = tracking.open_client(uri)
+    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", POLL_SECONDS)
+    ray.init(ignore_reinit_error=True, logging_level=logging.WARNING)
+    config = _place(config, ray.cluster_resources())
+    params = {**flatten(config), "manifest_sha256": manifest_digest(config.data)}
+    run_id = tracking.create_run(client, config.experiment, project, config.recipe, params)
+    client.log_dict(run_id, params, "config.json")
+    print(f"MLflow run {run_id} in {uri}", flush=True)
+    status = "FAILED"
+    try:
+        problem = _fit(config, uri, run_id)
+        status = "FAILED" if problem else "FINISHED"
+    except KeyboardInterrupt:
+        status = "KILLED"
+        raise
+    finally:
+        _log_checkpoints(client, run_id, config)
+        client.set_terminated(run_id, status)
+    if problem:
+        raise TrainingError(problem)
+    return run_id
+
+
+def _absolute(path: str, project: Path) -> str:
+    return path if "://" in path else str((project / path).resolve())
+
+
+def _check_data(config: Config) -> None:
+    manifest = read_manifest(config.data)
+    if manifest.short_side != config.short_side:
+        raise InputError(
+            f"{config.data} has a short side of {manifest.short_side} pixels; "
+            f"recipe {config.recipe} is for {config.short_side}"
+        )
+    for split in ("train", "val"):
+        manifest.split(split)
+    network = architecture(config.network.name, **config.switches())
+    check_division(network, len(manifest.classes), config.parallel.model)
+
+
+def _place(config: Config, resources: dict[str, float]) -> Config:
+    """Fill in what depends on the cluster, and check that the cluster can run it."""
+    gpus, cpus = int(resources.get("GPU", 0)), int(resources.get("CPU", 0))
+    device = config.device if config.device != "auto" else ("cuda" if gpus else "cpu")
+    model, available = config.parallel.model, gpus if device == "cuda" else cpus
+    data = config.parallel.data or max(1, (gpus if device == "cuda" else 2) // model)
+    if data * model > available:
+        raise InputError(
+            f"parallel.data {data} x parallel.model {model} needs {data * model} {device} workers; "
+            f"the cluster has {cpus} CPU cores and {gpus} GPUs"
+        )
+    if config.batch_size % data:
+        raise InputError(f"batch_size {config.batch_size} cannot be shared by parallel.data {data} replicas")
+    share = cpus // (gpus if device == "cuda" else data * model)
+    threads = config.parallel.cpus_per_worker or max(1, share)
+    if threads * data * model > cpus:
+        raise InputError(f"parallel.cpus_per_worker {threads} for {data * model} workers; the cluster has {cpus} cores")
+    return replace(config, device=device, parallel=Parallel(data, model, threads))
+
+
+def _fit(config: Config, uri: str, run_id: str) -> str | None:
+    """Run the workers to the end; return what went wrong, None if nothing did."""
+    workers = (config.parallel.data or 1) * config.parallel.model
+    use_gpu = config.device == "cuda"
+    trainer = TorchTrainer(
+        train_worker,
+        train_loop_config={"config": config, "tracking_uri": uri, "run_id": run_id},
+        torch_config=TorchConfig(timeout_s=COLLECTIVE_TIMEOUT_SECONDS),
+        scaling_config=ScalingConfig(
+            num_workers=workers,
+            use_gpu=use_gpu,
+            resources_per_worker={"CPU": config.parallel.cpus_per_worker or 1, **({"GPU": 1} if use_gpu else {})},
+        ),
+        run_config=RunConfig(
+            name=run_id,
+            storage_path=config.storage,
+            failure_config=FailureConfig(max_failures=config.max_failures),
+            checkpoint_config=CheckpointConfig(
+                num_to_keep=config.keep_checkpoints, checkpoint_score_attribute="val/top1"
+            ),
+        ),
+    )
+    try:
+        result: Any = trainer.fit()
+        return result.return_value
+    except TrainingFailedError as error:
+        return f"training failed: {error}"
+    except SystemExit as error:  # how Ray Train answers Ctrl-C, with exit code 0
+        raise KeyboardInterrupt from error
+
+
+def train_worker(arguments: dict[str, Any]) -> Any:
+    """Be one worker of the mesh, from the latest checkpoint on; return what ended the training early, if anything."""
+    config: Config = arguments["config"]
+    assert config.parallel.data is not None
+    assert config.parallel.cpus_per_worker is not None
+    device = torch.device(get_device())
+    layout = make_layout(device, config.parallel.data, config.parallel.model)
+    metric_log = tracking.MetricLog(arguments["tracking_uri"], arguments["run_id"]) if layout.is_first else None
+    progress = Progress(config.epochs)
+
+    def log(metrics: dict[str, float], step: int) -> None:
+        if metric_log is not None:
+            metric_log.log(metrics, step)
+            progress.show(metrics, step)
+
+    def save(session: Session, metrics: dict[str, float]) -> None:
+        progress.epoch_done(session.epoch)
+        _report(session, arguments["run_id"], metrics)
+
+    stored = ray.train.get_checkpoint()
+    try:
+        if stored is None:
+            session = open_session(config, layout, config.parallel.cpus_per_worker)
+        else:
+            with stored.as_directory() as folder:
+                session = open_session(config, layout, config.parallel.cpus_per_worker, Path(folder))
+        train(session, log, save)
+    except DivergenceError as error:
+        return str(error)
+    if metric_log is not None:
+        metric_log.close()
+    return None
+
+
+def _report(session: Session, run_id: str, metrics: dict[str, float]) -> None:
+    parts = snapshot(session, run_id, metrics)
+    with tempfile.TemporaryDirectory() as folder:
+        stored = None
+        if session.layout.is_first:
+            write_checkpoint(Path(folder), *parts)
+            stored = StoredCheckpoint.from_directory(folder)
+        ray.train.report(metrics, checkpoint=stored, checkpoint_dir_name=f"epoch-{session.epoch:04d}")
+
+
+def _log_checkpoints(client: tracking.MlflowClient, run_id: str, config: Config) -> None:
+    """Copy the last and the best checkpoint into the run, as far as there are any."""
+    try:
+        result = Result.from_path(f"{config.storage}/{run_id}")
+    except (RuntimeError, OSError):
+        return  # it ended before the first checkpoint
+    best = result.get_best_checkpoint("val/top1", "max") if result.checkpoint else None
+    for name, stored in (("last", result.checkpoint), ("best", best)):
+        if stored is not None:
+            with stored.as_directory() as folder:
+                client.log_artifacts(run_id, folder, f"checkpoints/{name}")

@@ -1,0 +1,65 @@
+"""`python -m training.predict (--run ID | --checkpoint PATH | --weights FILE --recipe NAME) IMAGE...`: top-5 classes."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from pipeline.loader import load_images
+from preprocess.images import UnreadableImage, make_sample
+from preprocess.manifest import InputError
+from training.command import run_command
+from training.step import TOP_K, log_probabilities
+from training.trained import Trained, add_choice, load_trained
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Print the top-5 class names and probabilities of each image."""
+    parser = argparse.ArgumentParser(prog="python -m training.predict", description="Name what images show.")
+    add_choice(parser)
+    parser.add_argument("--data", metavar="DIR", help="with --weights: shards with the same classes")
+    parser.add_argument("images", nargs="+", type=Path, metavar="IMAGE", help="image files")
+    options = parser.parse_args(arguments)
+    trained = load_trained(options, Path.cwd(), options.data)
+    samples = [read_sample(path, trained) for path in options.images]
+    for path, guesses in zip(options.images, predict(trained, samples), strict=True):
+        print(path)
+        for name, probability in guesses:
+            print(f"  {probability:7.2%}  {name}")
+
+
+def read_sample(path: Path, trained: Trained) -> bytes:
+    """Return the JPEG that the build would have made of this file; `InputError` if it cannot."""
+    try:
+        data = path.read_bytes()
+        return make_sample(data, trained.data.short_side, trained.data.jpeg_quality)[1]
+    except OSError as error:
+        raise InputError(f"image {path} cannot be read: {error.strerror}") from error
+    except UnreadableImage as error:
+        raise InputError(f"image {path} cannot be used: {error}") from error
+
+
+def predict(trained: Trained, samples: Sequence[bytes]) -> list[list[tuple[str, float]]]:
+    """Return class names and probabilities of the best classes, best first, for each sample."""
+    images = load_images(
+        samples,
+        short_side=trained.data.short_side,
+        rgb=trained.data.rgb,
+        crop=trained.config.image_size,
+        units=trained.config.units,
+        device=trained.device,
+    )
+    best = (
+        log_probabilities(trained.network, images, trained.autocast).exp().topk(min(TOP_K, len(trained.data.classes)))
+    )
+    names = [entry.name for entry in trained.data.classes]
+    return [
+        [(names[label], probability) for label, probability in zip(labels, probabilities, strict=True)]
+        for labels, probabilities in zip(best.indices.tolist(), best.values.tolist(), strict=True)
+    ]
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(main))

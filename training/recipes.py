@@ -1,0 +1,74 @@
+"""The recipes: named values of the typed configuration. Each docstring has the command and what to expect of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from pipeline.augment import Augmentation
+from training.config import Config, Network, Optimizer
+
+
+def sample() -> Config:
+    """The embedded sample in minutes on two cores: a look at the whole way, not at ImageNet.
+
+    python -m preprocess.build_shards && python -m training.run
+    """
+    return Config(
+        recipe="sample",
+        short_side=256,
+        epochs=10,
+        batch_size=64,
+        units="unit-std",
+        network=Network(name="alexnet-small", first_kernel=11, first_stride=8, lrn="off", dropout=0.2, init="he"),
+        optimizer=Optimizer(learning_rate=0.02, schedule="linear", warmup_epochs=0.5),
+    )
+
+
+def cifar10() -> Config:
+    """CIFAR-10 as JPEGs of 32 pixels in class folders, crops of 28, on two cores.
+
+    python -m preprocess.build_shards --input CIFAR10 --output shards-cifar10 --short-side 32
+    python -m training.run cifar10 --data shards-cifar10
+    """
+    return Config(
+        recipe="cifar10",
+        short_side=32,
+        epochs=40,
+        units="unit-std",
+        network=Network(name="alexnet-small", first_kernel=5, first_stride=1, lrn="off", dropout=0.3, init="he"),
+        optimizer=Optimizer(learning_rate=0.02, schedule="linear", warmup_epochs=1.0),
+    )
+
+
+def tiny_imagenet() -> Config:
+    """Tiny-ImageNet (or some of its classes), 64 pixels in class folders, crops of 56, on two cores.
+
+    python -m preprocess.build_shards --input TINY --output shards-tiny --short-side 64
+    python -m training.run tiny-imagenet --data shards-tiny
+    """
+    return Config(
+        recipe="tiny-imagenet",
+        short_side=64,
+        epochs=40,
+        units="unit-std",
+        network=Network(name="alexnet-small", first_kernel=5, first_stride=2, lrn="off", dropout=0.3, init="he"),
+        optimizer=Optimizer(learning_rate=0.02, schedule="linear", warmup_epochs=1.0),
+    )
+
+
+def alexnet_paper() -> Config:
+    """The network and the training that the text of 2012 describes, two towers, 90 epochs of ImageNet.
+
+    python -m training.run alexnet-paper --data /data/imagenet-shards --parallel.data 1 --parallel.model 2
+
+    Expected of the paper, not measured by us: 40.7 % top-1 and 18.2 % top-5 error on ILSVRC-2012 val (ten crops).
+    """
+    return Config(recipe="alexnet-paper", short_side=256, epochs=90, augmentation=Augmentation())
+
+
+RECIPES: dict[str, Callable[[], Config]] = {
+    "sample": sample,
+    "cifar10": cifar10,
+    "tiny-imagenet": tiny_imagenet,
+    "alexnet-paper": alexnet_paper,
+}

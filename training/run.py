@@ -1,0 +1,46 @@
+"""`python -m training.run [RECIPE] [--data DIR] [--FIELD VALUE ...]`: train, on a local Ray or as a Ray job."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import tyro
+
+from preprocess.manifest import InputError
+from training.command import run_command
+from training.config import Config
+from training.recipes import RECIPES
+
+DEFAULT_RECIPE = "sample"
+
+
+def parse(arguments: Sequence[str]) -> Config:
+    """Return the recipe that the command line names, with its fields as the command line sets them.
+
+    Raises:
+        InputError: an unknown recipe, or a value out of range.
+        SystemExit: an unknown field or a value of another type (code 2), or --help (code 0).
+    """
+    arguments = list(arguments)
+    if not arguments or arguments[0].startswith("-"):
+        # The recipe may be left out, but the parser of the recipe's fields wants it named.
+        arguments = [*arguments] if set(arguments) & {"-h", "--help"} else [DEFAULT_RECIPE, *arguments]
+    elif arguments[0] not in RECIPES:
+        raise InputError(f"recipe {arguments[0]!r} is unknown; there are {', '.join(RECIPES)}")
+    recipes = {name: ((make.__doc__ or "").splitlines()[0], make()) for name, make in RECIPES.items()}
+    return tyro.extras.overridable_config_cli(recipes, args=arguments, prog="python -m training.run")
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Train, then say where the run is."""
+    config = parse(arguments)
+    from training.launch import launch  # Ray and MLflow take seconds to import: --help does without
+
+    run_id = launch(config, Path.cwd())
+    print(f"run {run_id}")
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(main))

@@ -1,0 +1,163 @@
+"""MLflow: one run per training, however often its workers start again."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import logging
+import os
+import queue
+import subprocess
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+from mlflow import MlflowClient
+from mlflow.artifacts import download_artifacts
+from mlflow.entities import Metric, Param
+from mlflow.exceptions import MlflowException
+
+from preprocess.manifest import InputError
+
+LIBRARIES = ("torch", "torchvision", "ray", "nvidia-dali-cuda120", "mlflow", "webdataset", "pillow-simd")
+RETRY_SECONDS = 5.0
+"""Pause before metrics that the server did not take are sent again."""
+BATCH_LIMIT = 1000
+"""Metrics that MLflow takes in one request."""
+CLOSE_SECONDS = 60.0
+"""How long the end of a training waits for metrics that are not sent yet."""
+
+logger = logging.getLogger(__name__)
+
+
+def tracking_uri(project: Path) -> str:
+    """Return where runs are kept: `MLFLOW_TRACKING_URI`, or `mlflow.db` in `project`; SQLite paths made absolute.
+
+    Workers run in folders of their own: a relative path would mean another file in each.
+    """
+    uri = os.environ.get("MLFLOW_TRACKING_URI") or "sqlite:///mlflow.db"
+    prefix = "sqlite:///"
+    if not uri.startswith(prefix):
+        return uri
+    return prefix + str((project / uri.removeprefix(prefix)).resolve())
+
+
+def open_client(uri: str) -> MlflowClient:
+    """Return a client of the store at `uri`, or raise `InputError` if it does not answer."""
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
+    try:
+        client = MlflowClient(uri)
+        client.search_experiments(max_results=1)
+    except Exception as error:  # each kind of store has exceptions of its own
+        reason = str(error).splitlines()[0]
+        raise InputError(f"MLflow store {uri} does not answer (MLFLOW_TRACKING_URI): {reason}") from error
+    return client
+
+
+def create_run(client: MlflowClient, experiment: str, project: Path, name: str, params: dict[str, Any]) -> str:
+    """Create a run with its parameters and return its id.
+
+    A bare SQLite store keeps artifacts in `mlartifacts/` in `project`; a server decides for itself.
+    """
+    found = client.get_experiment_by_name(experiment)
+    if found is None:
+        location = None if client.tracking_uri.startswith("http") else (project / "mlartifacts").as_uri()
+        experiment_id = client.create_experiment(experiment, artifact_location=location)
+    else:
+        experiment_id = found.experiment_id
+    run_id: str = client.create_run(experiment_id, run_name=name).info.run_id
+    entries = [Param(key, str(value)) for key, value in {**params, **environment(project)}.items()]
+    for start in range(0, len(entries), 100):
+        client.log_batch(run_id, params=entries[start : start + 100])
+    return run_id
+
+
+def find_run(client: MlflowClient, run_id: str) -> str:
+    """Return `run_id` if the store has such a run; raise `InputError` otherwise."""
+    try:
+        return str(client.get_run(run_id).info.run_id)
+    except MlflowException as error:
+        raise InputError(f"run {run_id!r} is not in the MLflow store {client.tracking_uri}") from error
+
+
+def fetch_artifact(client: MlflowClient, run_id: str, path: str, folder: Path) -> Path:
+    """Copy an artifact folder of a run into `folder` and return where it lies; `InputError` if it has none."""
+    try:
+        return Path(
+            download_artifacts(
+                run_id=run_id, artifact_path=path, dst_path=str(folder), tracking_uri=client.tracking_uri
+            )
+        )
+    except (MlflowException, OSError) as error:
+        raise InputError(f"run {run_id!r} has no artifact {path}") from error
+
+
+def environment(project: Path) -> dict[str, str]:
+    """Return the git commit of `project` and the versions of the libraries that a result depends on."""
+    answer = subprocess.run(
+        ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"],
+        cwd=project,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    versions = {f"version.{name}": importlib.metadata.version(name) for name in LIBRARIES}
+    return {"git_commit": answer.stdout.strip() or "unknown", **versions}
+
+
+class MetricLog:
+    """Sends metrics of one run from a thread of its own, so that no step waits for a server.
+
+    What the server does not take is kept and sent again. After a restart the steps up to the last point of each
+    metric come by a second time; they are left out, so that no curve has a point twice.
+    """
+
+    def __init__(self, uri: str, run_id: str) -> None:
+        self._client = MlflowClient(uri)
+        self._run_id = run_id
+        self._last_step: dict[str, int] = {}
+        self._queue: queue.SimpleQueue[list[Metric] | None] = queue.SimpleQueue()
+        self._pending: list[Metric] = []
+        self._thread = threading.Thread(target=self._send_all, name="mlflow", daemon=True)
+        self._thread.start()
+
+    def log(self, metrics: dict[str, float], step: int) -> None:
+        """Send these metrics soon."""
+        now = int(time.time() * 1000)
+        self._queue.put([Metric(key, value, now, step) for key, value in metrics.items()])
+
+    def close(self) -> None:
+        """Send the rest; raise `TimeoutError` if the server does not take it."""
+        self._queue.put(None)
+        self._thread.join(CLOSE_SECONDS)
+        if self._thread.is_alive():
+            raise TimeoutError(
+                f"MLflow took no metrics for {CLOSE_SECONDS:.0f} s: {len(self._pending)} points are lost"
+            )
+
+    def _send_all(self) -> None:
+        open_ended = True
+        while open_ended:
+            batch = self._queue.get()
+            open_ended = batch is not None
+            self._pending += batch or []
+            while self._pending and not self._send():
+                time.sleep(RETRY_SECONDS)
+
+    def _send(self) -> bool:
+        try:
+            batch = self._pending[:BATCH_LIMIT]
+            fresh = [metric for metric in batch if metric.step > self._last_step_of(metric.key)]
+            self._client.log_batch(self._run_id, metrics=fresh)
+        except Exception as error:  # whatever the store's way to fail: training goes on, the points wait
+            logger.warning("MLflow did not take %d points, will try again: %s", len(self._pending), error)
+            return False
+        self._last_step.update({metric.key: metric.step for metric in fresh})
+        self._pending = self._pending[len(batch) :]
+        return True
+
+    def _last_step_of(self, key: str) -> int:
+        if key not in self._last_step:
+            history = self._client.get_metric_history(self._run_id, key)
+            self._last_step[key] = max((point.step for point in history), default=-1)
+        return self._last_step[key]

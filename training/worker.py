@@ -1,0 +1,229 @@
+"""The training loop, as every worker runs it. It knows neither Ray nor MLflow: `training.launch` brings those.
+
+open_session   data, network, optimiser and schedule, from the seed or from a checkpoint
+train          epochs of steps; after each epoch a validation and a snapshot
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.optim import SGD
+
+from pipeline.loader import Loader, make_loader
+from preprocess.manifest import InputError, read_manifest
+from training.checkpoint import MODEL as MODEL_FILE
+from training.checkpoint import (
+    Checkpoint,
+    TrainedOn,
+    check_fits,
+    describe_data,
+    read_checkpoint,
+    read_model,
+    read_optimizer,
+)
+from training.config import Config
+from training.models import build
+from training.optimizer import Schedule, load_momentum, make_optimizer, momentum_by_name
+from training.parallel import Layout, gather_full, take_shard
+from training.precision import autocast, resolve_precision
+from training.step import TOP_K, log_probabilities, score, train_step
+
+Log = Callable[[dict[str, float], int], None]
+"""Takes metrics by name and the global step they belong to."""
+
+
+class DivergenceError(RuntimeError):
+    """The loss is no longer a number; trying again from the same state would end the same way."""
+
+
+@dataclass
+class Session:
+    """One worker's part of a training in progress."""
+
+    config: Config
+    layout: Layout
+    autocast: torch.autocast
+    network: nn.Module
+    """This device's channels of the network."""
+    replica: nn.Module
+    """`network`, wrapped so that gradients are averaged over the `data` axis."""
+    optimizer: SGD
+    schedule: Schedule
+    train_loader: Loader
+    val_loader: Loader
+    data: TrainedOn
+    val_samples: int
+    epoch: int = 0
+    """Epochs that are done."""
+    step: int = 0
+    """Optimiser steps that are done."""
+
+
+def open_session(config: Config, layout: Layout, num_threads: int, checkpoint: Path | None = None) -> Session:
+    """Build everything that a training needs on this worker; continue from `checkpoint` if there is one.
+
+    Raises:
+        InputError: data, batch or checkpoint do not fit the configuration.
+    """
+    data = describe_data(config.data)
+    share = {"rank": layout.data_rank, "world_size": layout.data_size, "device": str(layout.device)}
+    common: dict[str, Any] = {**share, "crop": config.image_size, "seed": config.seed, "num_threads": num_threads}
+    per_replica = config.batch_size // layout.data_size
+    classes = len(data.classes)
+    torch.manual_seed(config.seed)
+    # Drawn whole on every worker, then cut: the weights depend on the seed alone, not on the layout.
+    initial = build(config.network.name, classes, **config.switches()).state_dict()
+    network = build(config.network.name, classes, links=layout.links(), **config.switches())
+    network.load_state_dict(take_shard(initial, layout))
+    network.to(device=layout.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    optimizer = make_optimizer(network, config.optimizer)
+    train_loader = make_loader(
+        config.data, "train", per_replica, augmentation=config.augmentation, units=config.units, **common
+    )
+    session = Session(
+        config=config,
+        layout=layout,
+        autocast=autocast(resolve_precision(config.precision, layout.device), layout.device),
+        network=network,
+        replica=layout.replicate(network),
+        optimizer=optimizer,
+        schedule=Schedule(optimizer, config.optimizer, len(train_loader), config.epochs),
+        train_loader=train_loader,
+        val_loader=make_loader(config.data, "val", per_replica, units=config.units, **common),
+        data=data,
+        val_samples=read_manifest(config.data).split("val").samples,
+    )
+    if checkpoint is not None:
+        _restore(session, checkpoint, initial)
+    return session
+
+
+def _restore(session: Session, folder: Path, wanted: dict[str, Tensor]) -> None:
+    done = read_checkpoint(folder)
+    if done.data.manifest_sha256 != session.data.manifest_sha256:
+        raise InputError(f"{folder} was trained on another data set than {session.config.data}")
+    model, state = read_model(folder / MODEL_FILE), read_optimizer(folder)
+    check_fits(model, wanted, str(folder))
+    session.network.load_state_dict(take_shard(model, session.layout))
+    load_momentum(session.network, session.optimizer, take_shard(state["momentum"], session.layout))
+    session.optimizer.param_groups[0]["lr"] = state["learning_rate"]
+    session.schedule.load_state_dict(state["schedule"])
+    session.train_loader.set_epoch(done.epoch)
+    session.epoch, session.step = done.epoch, done.step
+
+
+def train(session: Session, log: Log, save: Callable[[Session, dict[str, float]], None]) -> None:
+    """Train to the configured number of epochs; after each, validate, log and save."""
+    while session.epoch < session.config.epochs:
+        # Own dropout masks on every device in every epoch, also after a restart at its beginning.
+        entropy = (session.config.seed, session.epoch, session.layout.global_rank)
+        torch.manual_seed(int(np.random.SeedSequence(entropy).generate_state(1)[0]))
+        train_epoch(session, log)
+        metrics = validate(session)
+        session.schedule.after_epoch(1 - metrics["val/top1"])
+        session.epoch += 1
+        log(metrics, session.step)
+        save(session, metrics)
+
+
+def train_epoch(session: Session, log: Log) -> None:
+    """Take one optimiser step on every batch of the next epoch."""
+    session.replica.train()
+    meter = Meter(session.layout)
+    for images, labels in meter.watch(session.train_loader):
+        learning_rate = session.optimizer.param_groups[0]["lr"]
+        meter.add(train_step(session.replica, session.optimizer, images, labels, session.autocast), len(labels))
+        session.schedule.after_step()
+        session.step += 1
+        if session.step % session.config.log_every == 0:
+            log({"train/lr": learning_rate, **meter.read()}, session.step)
+
+
+def validate(session: Session) -> dict[str, float]:
+    """Return loss, top-1 and top-5 accuracy (0 to 1) over the val split, each sample counted once."""
+    session.network.eval()
+    sums = torch.zeros(4, dtype=torch.float64, device=session.layout.device)
+    for images, labels in session.val_loader:
+        sums += score(log_probabilities(session.network, images, session.autocast), labels)
+    loss, top1, top5, samples = session.layout.sum_over_data(sums).tolist()
+    if samples != session.val_samples:
+        raise RuntimeError(f"validation saw {samples:.0f} samples where the manifest has {session.val_samples}")
+    metrics = {"val/loss": loss / samples, "val/top1": top1 / samples}
+    return {**metrics, "val/top5": top5 / samples} if len(session.data.classes) >= TOP_K else metrics
+
+
+def snapshot(
+    session: Session, run_id: str, metrics: dict[str, float]
+) -> tuple[Checkpoint, dict[str, Tensor], dict[str, Any]]:
+    """Return what `write_checkpoint` takes; all peers on the `model` axis must call it together."""
+    momentum = momentum_by_name(session.network, session.optimizer)
+    optimizer = {
+        "momentum": gather_full(momentum, session.layout),
+        "learning_rate": session.optimizer.param_groups[0]["lr"],
+        "schedule": session.schedule.state_dict(),
+    }
+    checkpoint = Checkpoint(
+        config=session.config,
+        data=session.data,
+        run_id=run_id,
+        epoch=session.epoch,
+        step=session.step,
+        metrics=metrics,
+    )
+    return checkpoint, gather_full(session.network.state_dict(), session.layout), optimizer
+
+
+class Meter:
+    """Loss, speed and waiting time since the last reading, over all workers."""
+
+    def __init__(self, layout: Layout) -> None:
+        self._layout = layout
+        self._reset()
+
+    def _reset(self) -> None:
+        # The loss is summed where it is made: reading it back each step would stall a GPU.
+        self._loss = torch.zeros((), dtype=torch.float64, device=self._layout.device)
+        self._images, self._waited, self._since = 0, 0.0, time.perf_counter()
+
+    def watch(self, batches: Iterable[tuple[Tensor, Tensor]]) -> Iterator[tuple[Tensor, Tensor]]:
+        """Give the same batches, counting the time spent waiting for them."""
+        iterator = iter(batches)
+        while True:
+            asked = time.perf_counter()
+            batch = next(iterator, None)
+            self._waited += time.perf_counter() - asked
+            if batch is None:
+                return
+            yield batch
+
+    def add(self, loss: Tensor, images: int) -> None:
+        """Count a batch of `images` with this mean loss."""
+        self._loss += loss.double() * images
+        self._images += images
+
+    def read(self) -> dict[str, float]:
+        """Return the metrics since the last reading; all workers must call it together.
+
+        Raises:
+            DivergenceError: the loss is infinite or not a number.
+        """
+        elapsed = time.perf_counter() - self._since
+        own = torch.stack([self._loss, self._loss.new_tensor(self._images), self._loss.new_tensor(self._waited)])
+        loss, images, waited = self._layout.sum_over_data(own).tolist()
+        self._reset()
+        if not math.isfinite(loss):
+            raise DivergenceError(f"the training loss is {loss}: try a lower optimizer.learning_rate")
+        return {
+            "train/loss": loss / images,
+            "train/images_per_second": images / elapsed,
+            "train/data_wait": waited / elapsed / self._layout.data_size,
+        }
