@@ -1,0 +1,34 @@
+# Every target makes the environment first: a fresh clone needs nothing but `make demo` or `make test`.
+# PYTHON=/path/to/python3.12 chooses the interpreter that .venv is made with.
+
+export PATH := $(CURDIR)/.venv/bin:$(PATH)
+
+.PHONY: demo test test-slow lint environment lock clean
+
+demo: environment
+	./demo.sh
+
+test: lint
+	python -m pytest -m "not slow and not gpu"
+
+test-slow: lint
+	python -m pytest -m "not gpu"
+
+lint: environment
+	ruff check .
+	ruff format --check .
+	mypy
+
+environment:
+	@./bootstrap.sh
+
+# Exact versions with hashes, without addresses: whoever installs chooses the mirror.
+lock:
+	@./bootstrap.sh uv
+	.uv/bin/uv pip compile pyproject.toml --quiet --upgrade --universal --python-version 3.11 \
+	    --generate-hashes --no-header --no-annotate --output-file requirements.lock
+
+# What the tools keep, and the environment. Shards, runs and reports are yours: they stay.
+clean:
+	rm -rf .venv .uv .mypy_cache .ruff_cache .pytest_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

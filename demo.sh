@@ -1,0 +1,19 @@
+#!/usr/bin/env bash
+# From nothing to a report: sample data, shards, a training run on two Ray Train workers, its evaluation.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")"
+
+step() { printf '\n== %s\n' "$*" >&2; "$@"; }
+
+step python -m preprocess.build_shards --output shards
+# The run's id is the last line of stdout; everything else that training says is on stderr.
+run="$(step python -m training.run sample --data shards | tail -n 1)"
+step python -m training.evaluate --run "${run#run }" --data shards --output reports/demo
+
+cat <<WHERE
+
+The shards       $PWD/shards
+The report       $PWD/reports/demo/report.html
+The run          .venv/bin/mlflow ui --backend-store-uri sqlite:///$PWD/mlflow.db
+                 then open http://127.0.0.1:5000
+WHERE
