@@ -116,7 +116,7 @@ install_packages() {
     [ "$1" = avx2 ] && flags=" -mavx2"
     say "installing what requirements.lock names"
     CC="${CC:-cc}$flags" .uv/bin/uv pip sync --python .venv/bin/python --require-hashes \
-        --build-constraints requirements.lock --require-build-hashes \
+        --build-constraints requirements.lock --require-build-hashes --preview-features build-dependency-hashes \
         --config-settings-package "pillow-simd:instruction-set=$1" requirements.lock
 }
 

@@ -7,7 +7,7 @@ step() { printf '\n== %s\n' "$*" >&2; "$@"; }
 
 step python -m preprocess.build_shards --output shards
 # The run's id is the last line of stdout; everything else that training says is on stderr.
-run="$(step python -m training.run sample --data shards | tail -n 1)"
+run="$(step python -m training.run sample --data shards | tee >(cat >&2) | tail -n 1)"
 step python -m training.evaluate --run "${run#run }" --data shards --output reports/demo
 
 cat <<WHERE
