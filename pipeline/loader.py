@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -20,7 +21,7 @@ from pipeline.checks import check_choice, check_count
 from pipeline.epoch import Share, plan_training
 from pipeline.graphs import eval_graph, train_graph
 from pipeline.read_ahead import EpochInputs, ReadAhead
-from pipeline.samples import Samples
+from pipeline.samples import Example, Samples
 from pipeline.stream import Graph, Stream, to_torch
 from preprocess.manifest import InputError, Manifest, Rgb, manifest_digest, read_manifest
 
@@ -39,13 +40,10 @@ class Loader:
 
     Raises while iterating:
         SampleError: a sample cannot be read or decoded; the text names its shard and key.
-
-    Attributes:
-        samples: random access to the files, labels and keys of the split.
     """
 
     def __init__(self, samples: Samples, stream: Stream, batches: int, identity: dict[str, Any]) -> None:
-        self.samples = samples
+        self._samples = samples
         self._stream = stream
         self._batches = batches
         self._identity = identity
@@ -66,6 +64,10 @@ class Loader:
     @epoch.setter
     def epoch(self, epoch: int) -> None:
         self._move(epoch, 0)
+
+    def example(self, index: int) -> Example:
+        """Return one sample of the split as it is stored; evaluation gives them in this order."""
+        return self._samples.example(index)
 
     def __iter__(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         """Begin the next epoch, or go on in the one that a loaded state points into."""
@@ -109,7 +111,7 @@ class Loader:
         """Let go of the threads, the files and the decoded batches; a closed loader gives no more batches."""
         self._iteration = None
         self._stream.close()
-        self.samples.close()
+        self._samples.close()
 
     def __del__(self) -> None:
         """Do the same when the loader is forgotten."""
@@ -147,6 +149,7 @@ def make_loader(
     augmentation: Augmentation | None = None,
     crops: int = 1,
     units: Units = "grey",
+    rgb: Rgb | None = None,
     num_threads: int | None = None,
 ) -> Loader:
     """Open a split of a folder of shards as an iterable of batches.
@@ -169,8 +172,10 @@ def make_loader(
         mode: `train` or `eval`; None is `train` for the split of that name and `eval` elsewhere.
         augmentation: what training does to an image, None for what the paper did; evaluation has none.
         crops: 1 for the centre; 10, in evaluation, for the four corners and the centre, then the same mirrored.
-        units: `grey` gives 0-255 minus the channel mean of the manifest, `unit-std` that divided by the standard
-            deviation of each channel.
+        units: `grey` gives 0-255 minus the channel mean, `unit-std` that divided by the standard deviation of each
+            channel.
+        rgb: colour statistics for the mean, the standard deviation and the lighting; None is the manifest's own. A
+            network is evaluated with those that it was trained with.
         num_threads: threads that decode; None is one for each core that this process may use. The batches do not
             depend on it.
 
@@ -178,6 +183,8 @@ def make_loader(
         InputError: the folder is not a whole data set, or an argument has no valid value; the text says which.
     """
     manifest = read_manifest(data)
+    if rgb is not None:
+        manifest = replace(manifest, rgb=rgb)
     samples = Samples(data, manifest, split)
     mode = mode or ("train" if split == "train" else "eval")
     check_choice("mode", mode, get_args(Mode))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from functools import lru_cache
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -17,6 +18,15 @@ OPEN_TARS = 64
 
 class SampleError(InputError):
     """A sample that cannot be read or decoded; the text names its shard and key."""
+
+
+class Example(NamedTuple):
+    """One stored sample."""
+
+    key: str
+    """Leads back to the source file."""
+    jpeg: bytes
+    label: int
 
 
 class Samples:
@@ -59,28 +69,28 @@ class Samples:
             jpegs.append(jpeg)
         return jpegs, labels
 
-    def jpeg(self, index: int) -> bytes:
-        """Return the JPEG file of one sample, as it lies in the tar."""
-        return self._read_one(index)[0].tobytes()
+    def example(self, index: int) -> Example:
+        """Return one sample as it lies in its tar.
 
-    def label(self, index: int) -> int:
-        """Return the label of one sample."""
-        return self._read_one(index)[1]
-
-    def key(self, index: int) -> str:
-        """Return the key of one sample, which leads back to its source file."""
-        number, row = self._locate(index)
-        _, lines = self._index_lines(self._shards[number])
-        return _components(lines[row])["jpg"][2].split(".")[0]
+        Raises:
+            SampleError: as `read` does.
+        """
+        jpeg, label = self._read_one(index)
+        return Example(self._key(index), jpeg.tobytes(), label)
 
     def describe(self, index: int) -> str:
         """Name the shard and the key of one sample, for messages."""
         number, _ = self._locate(index)
-        return f"{self._folder / self._shards[number].tar}: sample {self.key(index)}"
+        return f"{self._folder / self._shards[number].tar}: sample {self._key(index)}"
 
     def close(self) -> None:
         """Close the tars; reading opens them again."""
         self._open.cache_clear()
+
+    def _key(self, index: int) -> str:
+        number, row = self._locate(index)
+        _, lines = self._index_lines(self._shards[number])
+        return _components(lines[row])["jpg"][2].split(".")[0]
 
     def _locate(self, index: int) -> tuple[int, int]:
         if not 0 <= index < len(self):

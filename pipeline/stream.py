@@ -56,7 +56,7 @@ class Stream:
         """
         assert self._pipeline is not None
         try:
-            (images,) = self._pipeline.outputs()
+            (images,) = self._pipeline.outputs(self._consumer_stream())
         except StopIteration:
             raise self._source.error or RuntimeError("no batch was asked for") from None
         except RuntimeError as error:
@@ -95,6 +95,10 @@ class Stream:
         self._pipeline = self._pipeline or self._build()
         return self._pipeline
 
+    def _consumer_stream(self) -> torch.cuda.Stream | None:
+        """On a GPU the consumer's stream waits for the batch, not the host."""
+        return None if self._device.type == "cpu" else torch.cuda.current_stream(self._device)
+
     def _on_device(self, batch: Batch) -> torch.Tensor:
         labels = torch.from_numpy(batch.labels)
         if self._device.type == "cpu":
@@ -120,9 +124,15 @@ class Stream:
 
 
 def to_torch(images: Any) -> torch.Tensor:
-    """Hand a batch over without a copy: the tensor owns the memory, DALI writes the next batch elsewhere."""
+    """Hand a batch over without a copy: the tensor owns the memory, DALI writes the next batch elsewhere.
+
+    On a GPU, DALI takes memory back only after the work that was queued when the tensor was dropped.
+    """
     return torch.from_dlpack(images.as_tensor())
 
 
 def _reason(error: RuntimeError) -> str:
-    return str(error)
+    """Pick the one line that says it out of DALI's account of where in the graph it was."""
+    account = str(error)
+    lines = account.partition("encountered:")[2].split("\n") or account.split("\n")
+    return next((line.strip() for line in lines if line.strip()), account)
