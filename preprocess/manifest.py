@@ -134,8 +134,18 @@ def read_manifest(folder: Path | str) -> Manifest:
     """Read and check the description of a data set.
 
     Raises:
-        InputError: no such folder, no manifest, not JSON, another schema, a missing field, or a file that is
-            missing or of another size than the manifest says.
+        InputError: as `parse_manifest` says, or a file is missing or of another size than the manifest says.
+    """
+    manifest = parse_manifest(folder)
+    manifest.check_files(Path(folder))
+    return manifest
+
+
+def parse_manifest(folder: Path | str) -> Manifest:
+    """Read the description of a data set without a look at the files that it names.
+
+    Raises:
+        InputError: no such folder, no manifest, not JSON, another schema, or a missing field.
     """
     folder = Path(folder)
     if not folder.is_dir():
@@ -143,9 +153,7 @@ def read_manifest(folder: Path | str) -> Manifest:
     path = folder / MANIFEST_NAME
     if not path.is_file():
         raise InputError(f"{folder} has no {MANIFEST_NAME}, so it is not a complete folder of shards")
-    manifest = _parse(path)
-    manifest.check_files(folder)
-    return manifest
+    return _parse(path)
 
 
 def manifest_digest(folder: Path | str) -> str:

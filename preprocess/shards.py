@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import quote
 
 from preprocess.manifest import Shard
+from preprocess.output_folder import partial_path, write_whole
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer  # collections.abc has it from Python 3.12 on
@@ -69,6 +70,12 @@ def _key(text: str, source: str) -> str:
     return f"{re.sub(r'%[0-9A-F]?$', '', head)}~{digest}"
 
 
+def indexed_keys(index: Path) -> list[str]:
+    """Return the keys of the samples of a shard, in order, from the index that `ShardWriter` wrote."""
+    lines = index.read_text(encoding="ascii").splitlines()[1:]
+    return [line.split(" ")[3].partition(".")[0] for line in lines]
+
+
 class ShardWriter:
     """Writes one shard, `<stem>.tar` and `<stem>.idx`, aside; `commit` gives both their names.
 
@@ -79,7 +86,7 @@ class ShardWriter:
         """Open `.<stem>.tar.partial` in `folder`."""
         self._tar_path = folder / f"{stem}.tar"
         self._index_path = folder / f"{stem}.idx"
-        self._stream = _HashedFile(_partial(self._tar_path))
+        self._stream = _HashedFile(partial_path(self._tar_path))
         self._tar = tarfile.open(fileobj=self._stream, mode="w|", format=tarfile.USTAR_FORMAT)  # noqa: SIM115
         self._index: list[str] = []
 
@@ -94,14 +101,12 @@ class ShardWriter:
         self._index.append(" ".join(files))
 
     def commit(self) -> Shard:
-        """Finish the tar, write the index, flush both to disk, and only then rename them."""
+        """Finish the tar, write the index; each is flushed to disk before it gets its name."""
         self._tar.close()
         self._stream.sync_and_close()
-        index = _HashedFile(_partial(self._index_path))
-        index.write("\n".join([f"{INDEX_VERSION} {self.samples}", *self._index, ""]).encode("ascii"))
-        index.sync_and_close()
-        _partial(self._index_path).replace(self._index_path)
-        _partial(self._tar_path).replace(self._tar_path)
+        lines = [f"{INDEX_VERSION} {self.samples}", *self._index, ""]
+        write_whole(self._index_path, "\n".join(lines).encode("ascii"))
+        partial_path(self._tar_path).replace(self._tar_path)
         return Shard(
             tar=self._tar_path.name,
             index=self._index_path.name,
@@ -120,8 +125,7 @@ class ShardWriter:
         """Close and remove whatever was not committed."""
         with contextlib.suppress(OSError):  # closing flushes: on a full disk, what is thrown away here anyway
             self._stream.close()
-        for path in (self._tar_path, self._index_path):
-            _partial(path).unlink(missing_ok=True)
+        partial_path(self._tar_path).unlink(missing_ok=True)
 
     def _add_file(self, name: str, data: bytes) -> str:
         info = tarfile.TarInfo(name)  # mtime, uid and gid are 0, user and group unnamed
@@ -150,7 +154,3 @@ class _HashedFile(io.BufferedWriter):
         self.flush()
         os.fsync(self.fileno())
         self.close()
-
-
-def _partial(path: Path) -> Path:
-    return path.with_name(f".{path.name}.partial")

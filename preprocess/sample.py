@@ -1,0 +1,298 @@
+"""The embedded sample: raw images that are drawn from a seed, for demos and tests without any data at hand.
+
+Ten classes of figures in front of mottled grounds. Colours, their polarity, place, size, tilt, stroke and clutter
+are drawn at random for every image, so no pixel's mean says anything about the class and a linear model fails; a
+convolutional network learns the figures within minutes. All classes stay what they are when mirrored.
+
+The files are what a collection of photographs is: many sizes and shapes, JPEGs of several qualities, some grey,
+CMYK or with an EXIF orientation, PNGs with the ending .JPEG, and a few that are broken.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+import random
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageDraw
+
+from preprocess.sources import Listing, shuffle_key
+from preprocess.workers import Tally
+
+NAME = "sample"
+
+_PER_CLASS = {"train": 240, "val": 50}
+_BROKEN = ("truncated", "truncated", "empty", "empty", "text", "text")
+_FILES_PER_TASK = 50
+_OVERSAMPLING = 3  # of the figure's mask, for soft edges
+
+Point = tuple[float, float]
+
+
+def listing() -> Listing:
+    """Return the sample's files as they would be found in a folder; a seed changes what they show alone."""
+    return {
+        split: {name: [f"{split}/{name}/{name}_{number:04d}.JPEG" for number in range(count)] for name in FIGURES}
+        for split, count in _PER_CLASS.items()
+    }
+
+
+@dataclass(frozen=True)
+class DrawTask:
+    """Some files to be drawn into `folder`; `broken` maps a source to what is wrong with it."""
+
+    folder: Path
+    seed: int
+    sources: tuple[str, ...]
+    broken: dict[str, str]
+
+
+def draw_tasks(folder: Path, seed: int) -> list[DrawTask]:
+    """Make the folders and divide the work."""
+    sources: list[str] = []
+    for classes in listing().values():
+        for files in classes.values():
+            (folder / files[0]).parent.mkdir(parents=True)
+            sources.extend(files)
+    broken = dict(zip(sorted(sources, key=lambda source: shuffle_key("broken", seed, source)), _BROKEN, strict=False))
+    return [
+        DrawTask(folder, seed, part, {source: broken[source] for source in part if source in broken})
+        for part in (tuple(sources[at : at + _FILES_PER_TASK]) for at in range(0, len(sources), _FILES_PER_TASK))
+    ]
+
+
+def draw(task: DrawTask, tally: Tally) -> None:
+    """Draw the files of one task."""
+    for source in task.sources:
+        data = draw_file(task.seed, source, task.broken.get(source))
+        (task.folder / source).write_bytes(data)
+        tally.count()
+
+
+def draw_file(seed: int, source: str, broken: str | None = None) -> bytes:
+    """Return the bytes of one raw file; its class is the name of its folder.
+
+    Args:
+        seed: with the source, decides everything.
+        source: path in the sample, `<split>/<class>/<file>`.
+        broken: None, `truncated`, `empty` or `text`.
+    """
+    if broken == "empty":
+        return b""
+    if broken == "text":
+        return b"<html><body>404: this image has moved</body></html>\n"
+    key = shuffle_key("draw", seed, source)
+    rng = random.Random(key)
+    picture = _draw_picture(source.split("/")[1], rng, np.random.default_rng(int.from_bytes(key, "big")))
+    data = _encode(picture, rng)
+    return data[: len(data) // 2] if broken == "truncated" else data
+
+
+class _Canvas:
+    """A mask to draw on in the figure's own coordinates: the figure fills -1..1, wherever and however it lies."""
+
+    def __init__(self, size: tuple[int, int], rng: random.Random, tilt: float) -> None:
+        self.rng = rng
+        self._mask = Image.new("L", (size[0] * _OVERSAMPLING, size[1] * _OVERSAMPLING))
+        self._draw = ImageDraw.Draw(self._mask)
+        short = min(self._mask.size)
+        self._radius = short * rng.uniform(0.26, 0.46)
+        # The centre stays in the central square, which is what training and evaluation look at.
+        shift = max(0.5 * short - self._radius, 0.0)
+        self._x = self._mask.width / 2 + rng.uniform(-shift, shift)
+        self._y = self._mask.height / 2 + rng.uniform(-shift, shift)
+        angle = math.radians(rng.uniform(-tilt, tilt))
+        self._cos, self._sin = math.cos(angle), math.sin(angle)
+
+    def polygon(self, points: Iterable[Point], fill: int = 255) -> None:
+        self._draw.polygon([self._place(point) for point in points], fill=fill)
+
+    def line(self, points: Iterable[Point], width: float) -> None:
+        placed = [self._place(point) for point in points]
+        self._draw.line(placed, fill=255, width=max(round(width * self._radius), 1), joint="curve")
+
+    def disc(self, centre: Point, radius: float, fill: int = 255) -> None:
+        (x, y), r = self._place(centre), radius * self._radius
+        self._draw.ellipse((x - r, y - r, x + r, y + r), fill=fill)
+
+    def mask(self) -> Image.Image:
+        return self._mask.reduce(_OVERSAMPLING)
+
+    def _place(self, point: Point) -> Point:
+        x, y = point[0] * self._radius, point[1] * self._radius
+        return self._x + x * self._cos - y * self._sin, self._y + x * self._sin + y * self._cos
+
+
+def _horizontal_stripes(canvas: _Canvas) -> None:
+    count = canvas.rng.randint(3, 6)
+    for index in range(count):
+        top = -1 + 2 * index / count
+        bottom = top + canvas.rng.uniform(0.8, 1.2) / count
+        canvas.polygon([(-1, top), (1, top), (1, bottom), (-1, bottom)])
+
+
+def _vertical_stripes(canvas: _Canvas) -> None:
+    count = canvas.rng.randint(3, 6)
+    for index in range(count):
+        left = -1 + 2 * index / count
+        right = left + canvas.rng.uniform(0.8, 1.2) / count
+        canvas.polygon([(left, -1), (right, -1), (right, 1), (left, 1)])
+
+
+def _checkerboard(canvas: _Canvas) -> None:
+    count = canvas.rng.randint(4, 7)
+    step = 2 / count
+    for row in range(count):
+        for column in range(row % 2, count, 2):
+            x, y = -1 + column * step, -1 + row * step
+            canvas.polygon([(x, y), (x + step, y), (x + step, y + step), (x, y + step)])
+
+
+def _dots(canvas: _Canvas) -> None:
+    count = canvas.rng.randint(3, 5)
+    radius = canvas.rng.uniform(0.5, 0.75) / count
+    for row in range(count):
+        for column in range(count):
+            canvas.disc((-1 + (2 * column + 1) / count, -1 + (2 * row + 1) / count), radius)
+
+
+def _rings(canvas: _Canvas) -> None:
+    count = canvas.rng.randint(3, 5)
+    for index in range(2 * count - 1):
+        canvas.disc((0, 0), 1 - index / (2 * count - 1), fill=0 if index % 2 else 255)
+
+
+def _spiral(canvas: _Canvas) -> None:
+    turns = canvas.rng.uniform(2.2, 3.5)
+    start = canvas.rng.uniform(0, 2 * math.pi)
+    points = []
+    for index in range(97):
+        radius = index / 96
+        angle = start + 2 * math.pi * turns * radius
+        points.append((radius * math.cos(angle), radius * math.sin(angle)))
+    canvas.line(points, 0.45 / turns)
+
+
+def _star(canvas: _Canvas) -> None:
+    spikes = canvas.rng.randint(5, 7)
+    inner = canvas.rng.uniform(0.35, 0.5)
+    canvas.polygon(
+        (radius * math.sin(math.pi * index / spikes), -radius * math.cos(math.pi * index / spikes))
+        for index, radius in ((index, inner if index % 2 else 1.0) for index in range(2 * spikes))
+    )
+
+
+def _triangle(canvas: _Canvas) -> None:
+    _outlined(canvas, [(0, -1), (0.95, 0.8), (-0.95, 0.8)], (0, 0.2))
+
+
+def _cross(canvas: _Canvas) -> None:
+    arm = canvas.rng.uniform(0.2, 0.36)
+    canvas.polygon([(-1, -arm), (1, -arm), (1, arm), (-1, arm)])
+    canvas.polygon([(-arm, -1), (arm, -1), (arm, 1), (-arm, 1)])
+
+
+def _zigzag(canvas: _Canvas) -> None:
+    rows, teeth = canvas.rng.randint(2, 4), canvas.rng.randint(3, 5)
+    for row in range(rows):
+        middle = -1 + (2 * row + 1) / rows
+        height = canvas.rng.uniform(0.45, 0.6) / rows
+        points = [(-1 + index / teeth, middle + (height if index % 2 else -height)) for index in range(2 * teeth + 1)]
+        canvas.line(points, 0.5 / rows)
+
+
+def _outlined(canvas: _Canvas, points: list[Point], middle: Point) -> None:
+    """Draw a polygon, filled or as an outline."""
+    canvas.polygon(points)
+    if canvas.rng.random() < 0.5:
+        inside = canvas.rng.uniform(0.35, 0.6)
+        canvas.polygon(
+            [(middle[0] + inside * (x - middle[0]), middle[1] + inside * (y - middle[1])) for x, y in points],
+            fill=0,
+        )
+
+
+# Class -> how it is drawn, and by how many degrees it may lie tilted without becoming another class.
+FIGURES: dict[str, tuple[Callable[[_Canvas], None], float]] = {
+    "checkerboard": (_checkerboard, 45),
+    "cross": (_cross, 45),
+    "dots": (_dots, 45),
+    "horizontal-stripes": (_horizontal_stripes, 15),
+    "rings": (_rings, 0),
+    "spiral": (_spiral, 180),
+    "star": (_star, 180),
+    "triangle": (_triangle, 180),
+    "vertical-stripes": (_vertical_stripes, 15),
+    "zigzag": (_zigzag, 15),
+}
+
+
+def _draw_picture(name: str, rng: random.Random, noise: np.random.Generator) -> Image.Image:
+    figure, tilt = FIGURES[name]
+    size = _size(rng)
+    canvas = _Canvas(size, rng, tilt)
+    figure(canvas)
+    ground, colour = _colours(rng)
+    picture = _mottled(size, ground, 30, rng)
+    _scatter_clutter(picture, rng)
+    picture.paste(_mottled(size, colour, 20, rng), mask=canvas.mask())
+    grain = rng.randint(4, 24)
+    pixels = np.asarray(picture, np.int16)
+    pixels = pixels + noise.integers(-grain, grain + 1, pixels.shape, np.int16)
+    return Image.fromarray(pixels.clip(0, 255).astype(np.uint8))
+
+
+def _size(rng: random.Random) -> tuple[int, int]:
+    # Small ones are the most: median 162.
+    short = round(120 * (400 / 120) ** rng.random() ** 2)
+    long = round(short * rng.uniform(1.0, 1.8))
+    return (short, long) if rng.random() < 0.4 else (long, short)
+
+
+def _colours(rng: random.Random) -> tuple[list[int], list[int]]:
+    """Return two colours of which each may be the lighter one, far enough apart to be told apart."""
+    while True:
+        one, other = ([rng.randint(25, 230) for _ in range(3)] for _ in range(2))
+        if abs(sum(one) - sum(other)) > 120:
+            return one, other
+
+
+def _mottled(size: tuple[int, int], colour: list[int], spread: int, rng: random.Random) -> Image.Image:
+    """Return an image that varies smoothly around one colour."""
+    columns, rows = rng.randint(2, 5), rng.randint(2, 5)
+    patches = bytes(
+        min(max(channel + rng.randint(-spread, spread), 0), 255) for _ in range(columns * rows) for channel in colour
+    )
+    return Image.frombytes("RGB", (columns, rows), patches).resize(size, Image.Resampling.BICUBIC)
+
+
+def _scatter_clutter(picture: Image.Image, rng: random.Random) -> None:
+    """Draw a few thin strokes behind the figure, so that not every edge in the image belongs to it."""
+    draw = ImageDraw.Draw(picture)
+    for _ in range(rng.randint(0, 4)):
+        ends = [(rng.randint(0, picture.width), rng.randint(0, picture.height)) for _ in range(2)]
+        draw.line(ends, fill=tuple(rng.randint(0, 255) for _ in range(3)), width=rng.randint(1, 4))
+
+
+def _encode(picture: Image.Image, rng: random.Random) -> bytes:
+    """Return the file as one of many cameras, scanners and programs would have left it."""
+    buffer = io.BytesIO()
+    kind = rng.random()
+    quality = rng.choice((60, 75, 85, 92))
+    if kind < 0.02:
+        picture.save(buffer, "PNG", compress_level=1)
+    elif kind < 0.04:
+        picture.convert("CMYK").save(buffer, "JPEG", quality=quality)
+    elif kind < 0.08:
+        picture.convert("L").save(buffer, "JPEG", quality=quality)
+    elif kind < 0.11:
+        exif = Image.Exif()
+        exif[0x0112] = rng.choice((3, 6, 8))  # Orientation
+        picture.save(buffer, "JPEG", quality=quality, exif=exif)
+    else:
+        picture.save(buffer, "JPEG", quality=quality, progressive=kind > 0.9)
+    return buffer.getvalue()

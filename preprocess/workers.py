@@ -1,0 +1,133 @@
+"""A pool of processes that counts what it does, ends when it is told to, and leaves no process behind.
+
+`ProcessPoolExecutor` does the work: a worker that dies is an error there and not a hang. Added to it: workers that
+end with their parent even when that is killed, a flag that ends them between two images, and counters to show.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import multiprocessing
+import os
+import signal
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+from multiprocessing.connection import wait as wait_for_connection
+from typing import Any, TypeVar
+
+Task = TypeVar("Task")
+Result = TypeVar("Result")
+
+_REFRESH_SECONDS = 0.2
+_SIGNALS = {signal.SIGINT, signal.SIGTERM}
+
+
+class WorkerDiedError(RuntimeError):
+    """A worker process ended without a result: it was killed, or the machine ran out of memory."""
+
+
+class StoppedError(Exception):
+    """Raised in a worker when the parent wants no more of it."""
+
+
+@dataclass(frozen=True)
+class _Board:
+    """Memory that parent and workers share. Plain words without locks: who dies cannot hold one."""
+
+    stop: Any
+    done: Any
+    rejected: Any
+
+
+class Tally:
+    """What a task calls once for each image: it counts, and raises `StoppedError` when the work shall end."""
+
+    def __init__(self, board: _Board, task: int) -> None:
+        """Count for task number `task`; no two tasks share a counter, so none needs a lock."""
+        self._board = board
+        self._task = task
+
+    def count(self, rejected: bool = False) -> None:
+        """Count one more image, done or rejected."""
+        if self._board.stop.value:
+            raise StoppedError
+        self._board.done[self._task] += 1
+        self._board.rejected[self._task] += rejected
+
+
+def run_tasks(
+    function: Callable[[Task, Tally], Result],
+    tasks: Sequence[Task],
+    workers: int,
+    show: Callable[[int, int], None],
+) -> list[Result]:
+    """Return `function(task, tally)` for each task, in the tasks' order, computed by `workers` processes.
+
+    Args:
+        function: a module's function; it calls `tally.count()` after each image.
+        tasks: anything that can be pickled.
+        workers: how many processes, at most one for each task.
+        show: is called a few times a second with the numbers of images done and rejected so far.
+
+    Raises:
+        WorkerDiedError: a worker ended unasked.
+        Exception: whatever `function` raised first; nothing runs any more when it arrives here.
+    """
+    context = multiprocessing.get_context("spawn")  # threads of the parent (BLAS, progress) make forks unsafe
+    board = _Board(
+        stop=context.RawValue(ctypes.c_bool, False),
+        done=context.RawArray(ctypes.c_int64, len(tasks)),
+        rejected=context.RawArray(ctypes.c_int64, len(tasks)),
+    )
+    executor = ProcessPoolExecutor(min(workers, len(tasks)) or 1, context, initializer=_start_worker, initargs=(board,))
+    try:
+        futures = _submit(executor, function, tasks)
+        pending = set(futures)
+        while pending:
+            finished, pending = wait(pending, _REFRESH_SECONDS, FIRST_COMPLETED)
+            show(sum(board.done), sum(board.rejected))
+            for future in finished:
+                future.result()
+        return [future.result() for future in futures]
+    except BrokenProcessPool:
+        raise WorkerDiedError("a worker process died: it was killed, or memory ran out") from None
+    finally:
+        board.stop.value = True
+        executor.shutdown(wait=True, cancel_futures=True)
+
+
+def _submit(
+    executor: ProcessPoolExecutor, function: Callable[[Task, Tally], Result], tasks: Sequence[Task]
+) -> list[Future[Result]]:
+    # Submitting starts the workers. They inherit the blocked signals: Ctrl-C, which reaches every process of the
+    # terminal's group, is the parent's to handle. For the parent, a signal is late by the time of a few spawns.
+    signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
+    try:
+        return [executor.submit(_run_task, function, number, task) for number, task in enumerate(tasks)]
+    finally:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
+
+
+_board: _Board | None = None  # of this worker process
+
+
+def _start_worker(board: _Board) -> None:
+    global _board
+    _board = board
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    wait_for_connection([parent.sentinel])
+    os._exit(1)
+
+
+def _run_task(function: Callable[[Task, Tally], Result], number: int, task: Task) -> Result:
+    assert _board is not None
+    return function(task, Tally(_board, number))
