@@ -1,0 +1,22 @@
+"""How tests run the project's commands: as a user does, in the project folder."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+PROJECT = Path(__file__).resolve().parent.parent
+
+
+def run_command(*arguments: object, **options: object) -> subprocess.CompletedProcess[str]:
+    """Run `python -m ...` in the project folder, with stdout and stderr as text."""
+    return subprocess.run(
+        [sys.executable, "-m", *map(str, arguments)],
+        cwd=PROJECT,
+        capture_output=True,
+        text=True,
+        timeout=600,
+        check=False,
+        **options,
+    )

@@ -1,0 +1,44 @@
+"""Data that tests of every part share: a folder of raw images, and shards made from it by the real command.
+
+Nothing here imports torch, Ray or DALI: a test of one part does not pay for the others.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from commands import run_command
+from raw_data import write_raw_folder
+
+TINY_SHORT_SIDE = 64
+TINY_SHARD_SAMPLES = 16
+
+
+@pytest.fixture(scope="session")
+def raw_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Class folders of drawn images: 106 train (3 classes, 4 of them odd formats), 42 val, and 3 broken files."""
+    folder = tmp_path_factory.mktemp("raw") / "tiny"
+    write_raw_folder(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_shards(raw_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A data set by the real command: `tiny`, short side 64, 106 train and 42 val samples in shards of at most 16."""
+    folder = tmp_path_factory.mktemp("shards") / "tiny"
+    build = run_command(
+        *("preprocess.build_shards", "--input", raw_folder, "--output", folder),
+        *("--short-side", TINY_SHORT_SIDE, "--shard-samples", TINY_SHARD_SAMPLES, "--workers", 2),
+    )
+    assert build.returncode == 0, build.stderr
+    return folder
+
+
+@pytest.fixture(scope="session")
+def sample_shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The embedded sample as the demo builds it, by the real command without `--input`."""
+    folder = tmp_path_factory.mktemp("shards") / "sample"
+    build = run_command("preprocess.build_shards", "--output", folder)
+    assert build.returncode == 0, build.stderr
+    return folder
