@@ -1,0 +1,127 @@
+"""Which samples a report shows, and what it says about each: the image, the true class, the five guesses."""
+
+from __future__ import annotations
+
+import functools
+import io
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+from PIL import Image
+
+from preprocess.manifest import ClassEntry
+from training.report.metrics import ConfusedPair, Predictions, confused_pairs
+
+THUMBNAIL = 192
+CARDS = 12
+PAIRS = 12
+CARDS_PER_PAIR = 4
+
+
+class Example(NamedTuple):
+    """One stored sample: the key that leads back to its source file, and its JPEG bytes."""
+
+    key: str
+    jpeg: bytes
+
+
+# Gives the sample at a position of the split, in the order of `Predictions`.
+ReadExample = Callable[[int], Example]
+
+
+@dataclass(frozen=True)
+class Guess:
+    """One of the network's best guesses; `probability` in 0-1."""
+
+    name: str
+    probability: float
+    is_true: bool
+
+
+@dataclass(frozen=True)
+class Card:
+    """One sample with its guesses, best first; `rank` counts from 1, None where no guess is the true class."""
+
+    key: str
+    true_name: str
+    thumbnail: Image.Image
+    guesses: tuple[Guess, ...]
+    rank: int | None
+
+
+def random_samples(predictions: Predictions, count: int, seed: int) -> list[int]:
+    """Return `count` positions drawn without replacement, or all where there are fewer."""
+    samples = len(predictions.labels)
+    return np.random.default_rng(seed).choice(samples, min(count, samples), replace=False).tolist()
+
+
+def surest_errors(predictions: Predictions, count: int) -> list[int]:
+    """Return up to `count` positions of errors, the one with the most probable wrong guess first."""
+    return _surest(predictions, ~predictions.correct, count)
+
+
+def errors_of_pair(predictions: Predictions, pair: ConfusedPair, count: int) -> list[int]:
+    """Return up to `count` positions where `pair.true` was taken for `pair.predicted`, the surest first."""
+    chosen = (predictions.labels == pair.true) & (predictions.top_classes[:, 0] == pair.predicted)
+    return _surest(predictions, chosen, count)
+
+
+def _surest(predictions: Predictions, chosen: np.ndarray, count: int) -> list[int]:
+    positions = np.flatnonzero(chosen)
+    order = np.argsort(-predictions.top_probabilities[positions, 0], kind="stable")
+    return positions[order[:count]].tolist()
+
+
+def make_card(predictions: Predictions, classes: Sequence[ClassEntry], position: int, example: Example) -> Card:
+    """Return what the report says about the sample at `position`."""
+    label = int(predictions.labels[position])
+    guesses = tuple(
+        Guess(classes[guess].name, float(probability), guess == label)
+        for guess, probability in zip(
+            predictions.top_classes[position].tolist(), predictions.top_probabilities[position], strict=True
+        )
+    )
+    rank = next((place for place, guess in enumerate(guesses, start=1) if guess.is_true), None)
+    return Card(example.key, classes[label].name, make_thumbnail(example.jpeg), guesses, rank)
+
+
+def make_thumbnail(jpeg: bytes) -> Image.Image:
+    """Return the central square of an image, RGB, at most `THUMBNAIL` pixels wide and never enlarged."""
+    with Image.open(io.BytesIO(jpeg)) as opened:
+        image = opened.convert("RGB")
+    side = min(image.size)
+    left, top = (image.width - side) // 2, (image.height - side) // 2
+    square = image.crop((left, top, left + side, top + side))
+    if side > THUMBNAIL:
+        square = square.resize((THUMBNAIL, THUMBNAIL), Image.Resampling.LANCZOS)
+    return square
+
+
+@dataclass(frozen=True)
+class Exhibits:
+    """The samples that a report shows: some at random, the surest errors, and each confused pair's surest errors."""
+
+    random: list[Card]
+    errors: list[Card]
+    pairs: list[tuple[ConfusedPair, list[Card]]]
+
+
+def choose_exhibits(
+    predictions: Predictions, classes: Sequence[ClassEntry], read_example: ReadExample, seed: int
+) -> Exhibits:
+    """Choose what to show and read it, each sample once; the random samples depend on `seed` alone."""
+
+    @functools.cache
+    def card(position: int) -> Card:
+        return make_card(predictions, classes, position, read_example(position))
+
+    return Exhibits(
+        random=[card(i) for i in random_samples(predictions, CARDS, seed)],
+        errors=[card(i) for i in surest_errors(predictions, CARDS)],
+        pairs=[
+            (pair, [card(i) for i in errors_of_pair(predictions, pair, CARDS_PER_PAIR)])
+            for pair in confused_pairs(predictions, PAIRS)
+        ],
+    )

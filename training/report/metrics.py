@@ -1,0 +1,249 @@
+"""The numbers of an evaluation: integer counts over all samples, each divided once."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, TypedDict
+
+import numpy as np
+
+from preprocess.manifest import ClassEntry, InputError
+
+TOP = 5
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """What a network said about every sample of a split; row i is sample i in the order of the split.
+
+    `labels` (N,) int64; `top_classes` (N, k) int64 and `top_probabilities` (N, k) float32, best first, with
+    k = min(5, classes), softmax (its mean over the crops where there are several); `losses` (N,) float64, the
+    cross-entropy of each sample in nats.
+
+    Raises:
+        ValueError: the shapes do not belong together, or a row is not ordered best first.
+    """
+
+    labels: np.ndarray
+    top_classes: np.ndarray
+    top_probabilities: np.ndarray
+    losses: np.ndarray
+
+    def __post_init__(self) -> None:
+        """Check that the four arrays describe the same samples."""
+        shapes = {name: getattr(self, name).shape for name in self.__dataclass_fields__}
+        if self.labels.ndim != 1 or self.losses.shape != self.labels.shape:
+            raise ValueError(f"labels and losses must both be of shape (N,): {shapes}")
+        if self.top_classes.ndim != 2 or self.top_classes.shape[0] != len(self.labels):
+            raise ValueError(f"top_classes must be of shape (N, k): {shapes}")
+        if self.top_probabilities.shape != self.top_classes.shape:
+            raise ValueError(f"top_probabilities must be of the shape of top_classes: {shapes}")
+        if (np.diff(self.top_probabilities, axis=1) > 0).any():
+            raise ValueError("top_probabilities must be ordered best first in every row")
+
+    @property
+    def hits(self) -> np.ndarray:
+        """Return (N, k) bool: whether the j-th guess is the true class; at most one per row."""
+        return self.top_classes == self.labels[:, None]
+
+    @property
+    def correct(self) -> np.ndarray:
+        """Return (N,) bool: whether the first guess is the true class."""
+        return self.top_classes[:, 0] == self.labels
+
+
+class ClassResult(TypedDict):
+    """One row of `per_class`; the accuracies are null for a class without samples."""
+
+    id: str
+    name: str
+    samples: int
+    top1: float | None
+    top5: float | None
+
+
+class Report(TypedDict):
+    """The content of `report.json`; accuracies and errors are fractions of 1, `loss` is a mean in nats.
+
+    `per_class` is in the order of the labels. With fewer than five classes every top-5 figure is null.
+    """
+
+    split: str
+    samples: int
+    crops: int
+    top1: float
+    top5: float | None
+    top1_error: float
+    top5_error: float | None
+    loss: float
+    per_class: list[ClassResult]
+    checkpoint: str
+    manifest_sha256: str
+    images_per_second: float
+
+
+def summarise(
+    predictions: Predictions,
+    classes: Sequence[ClassEntry],
+    *,
+    split: str,
+    crops: int,
+    checkpoint: str,
+    manifest_sha256: str,
+    images_per_second: float,
+) -> Report:
+    """Return the content of `report.json`.
+
+    Raises:
+        InputError: the split is empty, or a loss or probability is not finite: there is no accuracy to report
+            for a network whose outputs cannot be ranked.
+        ValueError: a label or a guess is not one of `classes`, or k is not min(5, classes).
+    """
+    _check_finite(predictions, split, checkpoint)
+    _check_classes(predictions, len(classes))
+    samples = len(predictions.labels)
+    top1 = int(predictions.correct.sum())
+    top5 = int(predictions.hits.sum()) if len(classes) >= TOP else None
+    return Report(
+        split=split,
+        samples=samples,
+        crops=crops,
+        top1=top1 / samples,
+        top5=None if top5 is None else top5 / samples,
+        top1_error=(samples - top1) / samples,
+        top5_error=None if top5 is None else (samples - top5) / samples,
+        # fsum rounds once, so the order of the samples does not matter.
+        loss=math.fsum(predictions.losses) / samples,
+        per_class=_per_class(predictions, classes),
+        checkpoint=checkpoint,
+        manifest_sha256=manifest_sha256,
+        images_per_second=images_per_second,
+    )
+
+
+def _check_finite(predictions: Predictions, split: str, checkpoint: str) -> None:
+    if not len(predictions.labels):
+        raise InputError(f"split {split!r} has no samples: there is nothing to evaluate")
+    finite = np.isfinite(predictions.losses) & np.isfinite(predictions.top_probabilities).all(axis=1)
+    if not finite.all():
+        raise InputError(
+            f"checkpoint {checkpoint} gives a loss or probability that is not finite for "
+            f"{np.count_nonzero(~finite)} of {len(finite)} samples of split {split!r} (first: sample "
+            f"{int(np.argmin(finite))}): its training has diverged or the file is damaged"
+        )
+
+
+def _check_classes(predictions: Predictions, classes: int) -> None:
+    guesses = predictions.top_classes
+    if guesses.shape[1] != min(TOP, classes):
+        raise ValueError(f"{guesses.shape[1]} guesses a sample for {classes} classes; {min(TOP, classes)} needed")
+    for name, values in (("labels", predictions.labels), ("top_classes", guesses)):
+        if values.min() < 0 or values.max() >= classes:
+            raise ValueError(f"{name} span {values.min()}..{values.max()}; there are {classes} classes")
+
+
+def _per_class(predictions: Predictions, classes: Sequence[ClassEntry]) -> list[ClassResult]:
+    labels, count = predictions.labels, len(classes)
+    samples = np.bincount(labels, minlength=count).tolist()
+    top1 = np.bincount(labels[predictions.correct], minlength=count).tolist()
+    top5 = np.bincount(labels[predictions.hits.any(axis=1)], minlength=count).tolist()
+    return [
+        ClassResult(
+            id=entry.id,
+            name=entry.name,
+            samples=n,
+            top1=first / n if n else None,
+            top5=five / n if n and count >= TOP else None,
+        )
+        for entry, n, first, five in zip(classes, samples, top1, top5, strict=True)
+    ]
+
+
+@dataclass(frozen=True)
+class ConfusedPair:
+    """`count` samples of class `true` (a label) were taken for class `predicted`: `share` of that class."""
+
+    true: int
+    predicted: int
+    count: int
+    share: float
+
+
+def confused_pairs(predictions: Predictions, worst: int) -> list[ConfusedPair]:
+    """Return up to `worst` ordered pairs of classes, the most frequent mistake first.
+
+    Equal counts are ordered by the share of the true class, then by label.
+    """
+    wrong = ~predictions.correct
+    mistakes = np.stack([predictions.labels[wrong], predictions.top_classes[wrong, 0]], axis=1)
+    pairs, counts = np.unique(mistakes, axis=0, return_counts=True)
+    samples = np.bincount(predictions.labels)[pairs[:, 0]]
+    order = np.lexsort((pairs[:, 1], pairs[:, 0], samples, -counts))[:worst]
+    return [
+        ConfusedPair(int(pairs[i, 0]), int(pairs[i, 1]), int(counts[i]), int(counts[i]) / int(samples[i]))
+        for i in order
+    ]
+
+
+def confusion_matrix(predictions: Predictions, classes: int) -> np.ndarray:
+    """Return (classes, classes) int64 counts; row: the true class, column: the first guess."""
+    cells = predictions.labels * classes + predictions.top_classes[:, 0]
+    return np.bincount(cells, minlength=classes * classes).reshape(classes, classes)
+
+
+@dataclass(frozen=True)
+class ConfidenceBin:
+    """The samples whose first guess had a probability in [low, high), the last bin closed; 0-1 units.
+
+    `confidence` and `accuracy` are means over the bin, None where it is empty.
+    """
+
+    low: float
+    high: float
+    samples: int
+    correct: int
+    confidence: float | None
+    accuracy: float | None
+
+
+def confidence_bins(predictions: Predictions, bins: int = 10) -> list[ConfidenceBin]:
+    """Return `bins` bins of equal width over the probability of the first guess."""
+    confidence = predictions.top_probabilities[:, 0].astype(np.float64)
+    index = np.minimum((confidence * bins).astype(np.int64), bins - 1)
+    samples = np.bincount(index, minlength=bins).tolist()
+    correct = np.bincount(index[predictions.correct], minlength=bins).tolist()
+    sums = np.bincount(index, weights=confidence, minlength=bins).tolist()
+    return [
+        ConfidenceBin(
+            low=i / bins,
+            high=(i + 1) / bins,
+            samples=n,
+            correct=right,
+            confidence=total / n if n else None,
+            accuracy=right / n if n else None,
+        )
+        for i, (n, right, total) in enumerate(zip(samples, correct, sums, strict=True))
+    ]
+
+
+def calibration_error(bins: Sequence[ConfidenceBin]) -> float:
+    """Return the expected calibration error: |accuracy - confidence|, weighted by the samples of each bin."""
+    total = sum(b.samples for b in bins)
+    return sum(abs(b.correct - b.samples * b.confidence) for b in bins if b.confidence is not None) / total
+
+
+def wilson_interval(fraction: float, samples: int, z: float = 1.96) -> tuple[float, float]:
+    """Return the interval that holds a proportion with 95 % confidence (Wilson 1927), given one of a sample."""
+    centre = fraction + z * z / (2 * samples)
+    margin = z * math.sqrt(fraction * (1 - fraction) / samples + z * z / (4 * samples * samples))
+    scale = 1 + z * z / samples
+    return max(0.0, (centre - margin) / scale), min(1.0, (centre + margin) / scale)
+
+
+def accuracy_histogram(per_class: Sequence[ClassResult], bins: int = 20) -> list[int]:
+    """Return how many classes have their top-1 accuracy in each of `bins` equal steps from 0 to 1."""
+    values = [row["top1"] for row in per_class if row["top1"] is not None]
+    counts: Any = np.bincount([min(int(value * bins + 1e-9), bins - 1) for value in values], minlength=bins)
+    return counts.tolist()
