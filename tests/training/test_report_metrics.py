@@ -153,7 +153,7 @@ def test_calibration_of_hand_made_bins(six):
     # |2 - 3 * 0.3| + |1 - 4 * 0.6|, over 7 samples.
     assert calibration_error(bins) == pytest.approx((1.1 + 1.4) / 7, abs=1e-6)
     certain = confidence_bins(make([(0, (0, 1), (1.0, 0.0))]))
-    assert (certain[-1].samples, calibration_error(certain)) == (1, 0.0)
+    assert (len(certain), certain[9].samples, calibration_error(certain)) == (10, 1, 0.0)
 
 
 def test_wilson_interval_of_known_cases():

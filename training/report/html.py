@@ -126,7 +126,8 @@ def _spread(rows: Sequence[ClassResult]) -> list[dict[str, Any]]:
 def _axis_top(largest: int) -> int:
     """Return the round even number at which an axis ends that has to hold `largest`."""
     unit = 10 ** (len(str(largest)) - 1)
-    return max(2, next(factor * unit for factor in (1, 2, 4, 6, 8, 10) if factor * unit >= largest))
+    steps = (unit * tenths // 10 for tenths in (10, 12, 16, 20, 30, 40, 50, 60, 80, 100))
+    return next(step for step in steps if step >= largest and step % 2 == 0)
 
 
 def _kernels(subject: Subject) -> dict[str, Any]:
