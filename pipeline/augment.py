@@ -85,7 +85,7 @@ def graph_arguments(
         The crop's corner within the central square (int32 n,2), whether to mirror (int32 n), and what to subtract
         from each channel (float32 n,3).
     """
-    offsets = plan.offsets if augmentation.crop_position == "random" else np.full_like(plan.offsets, slack // 2)
+    offsets = plan.offsets if augmentation.crop_position == "random" else np.full_like(plan.offsets, round(slack / 2))
     flips = plan.flips if augmentation.flip else np.zeros_like(plan.flips)
     means = np.asarray(rgb.mean, np.float32) - lighting_shift(plan.normals, rgb, augmentation.lighting)
     return offsets, flips, means

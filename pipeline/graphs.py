@@ -1,5 +1,9 @@
 """The two DALI graphs, from JPEG files to a batch that a network takes: training, and evaluation beside it.
 
+All crops lie in the central square of an image, whose side is the short side of the data set. Where a margin is odd,
+centres are rounded as torchvision's CenterCrop does, halves to even: the centre crop is CenterCrop(short_side), then
+CenterCrop(crop), and the ten crops are CenterCrop(short_side), then TenCrop(crop).
+
 Nothing in them is random: what varies between images comes in with the files. The same lines run on a CPU
 (`device="cpu"`) and on a GPU, where the JPEGs are decoded in part by the GPU ("mixed").
 """
@@ -7,6 +11,7 @@ Nothing in them is random: what varies between images comes in with the files. T
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Literal
 
 from nvidia.dali import fn, pipeline_def
@@ -46,42 +51,32 @@ def eval_graph(
     divisor: list[float],
     device: Device,
 ) -> Any:
-    """Cut out the centre: float32 N,3,crop,crop; or for `crops=10` the four corners and the centre of the central
-    square, then the same five mirrored: N,10,3,crop,crop.
+    """Cut out the centre: float32 N,3,crop,crop; or for `crops=10` the four corners (upper left, upper right, lower
+    left, lower right) and the centre of the central square, then those of the mirrored square: N,10,3,crop,crop.
 
     `source` gives the JPEG files of each batch.
     """
     jpegs = fn.external_source(source, dtype=DALIDataType.UINT8, ndim=1, no_copy=True)
-    side = crop if crops == 1 else short_side
-    square = _decode(jpegs, _central_square(jpegs, short_side) + (short_side - side) // 2, side, device)
+    normalise = partial(fn.crop_mirror_normalize, mean=mean, std=divisor, dtype=DALIDataType.FLOAT, output_layout="CHW")
+    slack = short_side - crop
+    if crops == 1:
+        return normalise(_decode(jpegs, _central_square(jpegs, short_side) + round(slack / 2), crop, device))
+    square = _decode(jpegs, _central_square(jpegs, short_side), short_side, device)
+    centre = round(slack / 2) / max(slack, 1)
+    corners = [(0.0, 0.0), (0.0, 1.0), (1.0, 0.0), (1.0, 1.0)]
     views = [
-        fn.crop_mirror_normalize(
-            square,
-            crop=(crop, crop),
-            crop_pos_y=y,
-            crop_pos_x=x,
-            rounding="truncate",
-            mirror=mirror,
-            mean=mean,
-            std=divisor,
-            dtype=DALIDataType.FLOAT,
-            output_layout="CHW",
-        )
-        for mirror, y, x in (_TEN_VIEWS if crops == 10 else [_CENTRE])
+        normalise(square, crop=(crop, crop), crop_pos_y=y, crop_pos_x=1 - x if mirror else x, mirror=mirror)
+        for mirror in (0, 1)
+        for y, x in [*corners, (centre, centre)]
     ]
-    return views[0] if crops == 1 else fn.stack(*views)
-
-
-_CENTRE = (0, 0.5, 0.5)
-_TEN_VIEWS = [
-    (mirror, y, x) for mirror in (0, 1) for y, x in ((0.0, 0.0), (0.0, 1.0), (1.0, 0.0), (1.0, 1.0), (0.5, 0.5))
-]
+    return fn.stack(*views)
 
 
 def _central_square(jpegs: Any, short_side: int) -> Any:
-    """Return the corner (y, x) of the central square, rounded down where the margin is odd."""
+    """Return the corner (y, x) of the central square: half of the margin, rounded to even as Python's round does."""
     height_width = fn.slice(fn.peek_image_shape(jpegs, dtype=DALIDataType.INT32), start=[0], shape=[2], axes=[0])
-    return (height_width - short_side) // 2
+    margin = height_width - short_side
+    return (margin + (margin // 2 & 1)) // 2
 
 
 def _decode(jpegs: Any, corner: Any, side: int, device: Device) -> Any:

@@ -50,6 +50,7 @@ class Loader:
         self._epoch = 0
         self._batch = 0
         self._begun = False
+        self._closed = False
         self._iteration: object = None
 
     def __len__(self) -> int:
@@ -71,6 +72,8 @@ class Loader:
 
     def __iter__(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         """Begin the next epoch, or go on in the one that a loaded state points into."""
+        if self._closed:
+            raise RuntimeError("the loader is closed")
         if self._begun:
             self._move(self._epoch + 1, 0)
         self._begun = True
@@ -109,6 +112,7 @@ class Loader:
 
     def close(self) -> None:
         """Let go of the threads, the files and the decoded batches; a closed loader gives no more batches."""
+        self._closed = True
         self._iteration = None
         self._stream.close()
         self._samples.close()
@@ -120,7 +124,7 @@ class Loader:
 
     def _move(self, epoch: int, batch: int) -> None:
         check_count("epoch", epoch, 0)
-        if not 0 <= batch <= self._batches:
+        if not isinstance(batch, int) or not 0 <= batch <= self._batches:
             raise InputError(f"batch is {batch!r}; valid: 0 to {self._batches}")
         self._epoch, self._batch, self._begun = epoch, batch, False
 
@@ -171,7 +175,8 @@ def make_loader(
         seed: of order, crops, flips and lighting; not negative.
         mode: `train` or `eval`; None is `train` for the split of that name and `eval` elsewhere.
         augmentation: what training does to an image, None for what the paper did; evaluation has none.
-        crops: 1 for the centre; 10, in evaluation, for the four corners and the centre, then the same mirrored.
+        crops: 1 for the centre; 10, in evaluation, for the four corners and the centre of the central square, then
+            those of its mirror image, in the order of torchvision's TenCrop.
         units: `grey` gives 0-255 minus the channel mean, `unit-std` that divided by the standard deviation of each
             channel.
         rgb: colour statistics for the mean, the standard deviation and the lighting; None is the manifest's own. A

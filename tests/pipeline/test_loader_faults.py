@@ -1,0 +1,201 @@
+"""What the user gave wrong, and what happens to files afterwards: one clear error, and never a hang."""
+
+import os
+import re
+import threading
+
+import numpy as np
+import pytest
+import torch
+from shard_folders import cut, texture_jpegs
+
+from pipeline.augment import Augmentation
+from pipeline.loader import load_images, make_loader
+from pipeline.samples import SampleError
+from preprocess.manifest import InputError, read_manifest
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"data": "nowhere"}, "nowhere does not exist"),
+        ({"split": "test"}, "split 'test' is not in data set 'textures'; it has train, val"),
+        ({"batch_size": 0}, "batch_size is 0; valid: a whole number from 1"),
+        ({"batch_size": 104}, r"103 training samples are too few for one batch of 104 on each of 1 ranks \(104\)"),
+        ({"batch_size": 40, "world_size": 3}, r"103 training .* batch of 40 on each of 3 ranks \(120\)"),
+        ({"world_size": 0}, "world_size is 0"),
+        ({"rank": 2, "world_size": 2}, "rank is 2; valid: 0 to 1"),
+        ({"rank": -1}, "rank is -1"),
+        ({"crop": 33}, "crop is 33; valid: 1 to 32"),
+        ({"crop": 0}, "crop is 0"),
+        ({"crops": 10}, "crops is 10; valid: 1"),
+        ({"mode": "eval", "crops": 5}, "crops is 5; valid: 1, 10"),
+        ({"mode": "test"}, "mode is 'test'; valid: train, eval"),
+        ({"mode": "eval", "augmentation": Augmentation()}, "augmentation is .*; valid: None"),
+        ({"seed": -1}, "seed is -1"),
+        ({"units": "byte"}, "units is 'byte'; valid: grey, unit-std"),
+        ({"num_threads": 0}, "num_threads is 0"),
+        ({"device": "tpu9"}, "device is 'tpu9'"),
+        ({"device": "meta"}, "device is 'meta'; valid on this machine: cpu"),
+        ({"device": f"cuda:{torch.cuda.device_count()}"}, "device is 'cuda:.*; valid on this machine: cpu"),
+    ],
+)
+def test_wrong_arguments_are_named_with_what_would_be_valid(numbered, change, message):
+    arguments = {"data": numbered, "split": "train", "batch_size": 10, **change}
+    with pytest.raises(InputError, match=message):
+        make_loader(**arguments)
+
+
+@pytest.mark.parametrize("change", [{"crop_position": "left"}, {"flip": "no"}, {"lighting": "paper2"}])
+def test_wrong_augmentations_are_refused_when_they_are_made(change):
+    (name,) = change
+    with pytest.raises(InputError, match=f"{name} is .*; valid: "):
+        Augmentation(**change)
+
+
+def test_prediction_refuses_no_image_and_a_wrong_crop(numbered):
+    rgb = read_manifest(numbered).rgb
+    with pytest.raises(InputError, match="jpegs is empty"):
+        load_images([], short_side=32, rgb=rgb)
+    with pytest.raises(InputError, match="crop is 40; valid: 1 to 32"):
+        load_images(texture_jpegs(0, 1), short_side=32, rgb=rgb, crop=40)
+
+
+@pytest.fixture
+def four(make_shards):
+    """Two shards of two val samples each."""
+    return make_shards({"train": [texture_jpegs(1, 1)], "val": cut(texture_jpegs(2, 4), [2, 2])}, classes=4)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("v1.2 1\n", "val-000001.idx lists 1 samples where the manifest says 2"),
+        ("", "val-000001.idx begins with ''"),
+        ("v0.9 2\n", "val-000001.idx begins with 'v0.9 2'"),
+    ],
+)
+def test_an_index_that_does_not_fit_is_refused_at_once(four, text, message):
+    (four / "val-000001.idx").write_text(text)
+    with pytest.raises(InputError, match=message):
+        make_loader(four, "val", 2)
+
+
+@pytest.mark.parametrize(
+    ("lines", "message"),
+    [
+        (["jpg 512 9 a.jpg cls 2048 3 a.cls"], "val-000001.idx lists 1 samples where the manifest says 2"),
+        (["jpg 512 9 a.jpg", "jpg 512 9 b.jpg"], "val-000001.idx is not an index of jpg and cls"),
+        (["jpg 512 many a.jpg", "jpg 512 9 b.jpg"], "val-000001.idx is not an index of jpg and cls"),
+    ],
+)
+def test_an_index_whose_lines_are_wrong_is_refused_where_they_are_needed(four, lines, message):
+    (four / "val-000001.idx").write_text("\n".join(["v1.2 2", *lines, ""]))
+    batches = iter(make_loader(four, "val", 1))
+    assert len([next(batches), next(batches)]) == 2
+    with pytest.raises(InputError, match=message):
+        next(batches)
+
+
+def outcome(loader):
+    """The batches that came before the error, and the error."""
+    labels = []
+    try:
+        for _, batch in loader:
+            labels += batch.tolist()
+    except SampleError as error:
+        return labels, str(error)
+    pytest.fail(f"no error, but {labels}")
+
+
+def test_a_tar_that_was_cut_names_shard_and_key(four):
+    loader = make_loader(four, "val", 1)
+    os.truncate(four / "val-000001.tar", 1000)
+    labels, message = outcome(loader)
+    assert labels == [0, 1]
+    assert re.search(r"val-000001.tar: sample val/sample-2 is cut off: the tar ends \d+ bytes early", message)
+
+
+def test_a_tar_that_vanished_names_shard_and_key(four):
+    loader = make_loader(four, "val", 3)
+    (four / "val-000001.tar").unlink()
+    labels, message = outcome(loader)
+    assert labels == []
+    assert re.search(r"val-000001.tar: sample val/sample-2 cannot be read: .*No such file", message)
+
+
+def test_a_label_outside_the_classes_names_shard_and_key(make_shards):
+    data = make_shards({"train": [texture_jpegs(1, 1)], "val": [texture_jpegs(2, 4)]}, classes=4)
+    manifest = data / "manifest.json"
+    manifest.write_text(re.sub(r",\s*{\s*\"id\": \"c003\"[^}]*}", "", manifest.read_text()))
+    labels, message = outcome(make_loader(data, "val", 1))
+    assert labels == [0, 1, 2]
+    assert "val-000000.tar: sample val/sample-3 has label b'003'; valid: 0 to 2" in message
+
+
+@pytest.mark.parametrize("split", ["train", "val"])
+@pytest.mark.parametrize("damage", ["truncated", "text", "too small"])
+def test_a_sample_that_does_not_decode_names_shard_and_key(make_shards, device, split, damage):
+    good = texture_jpegs(2, 12)
+    bad = {"truncated": good[7][: len(good[7]) // 3], "text": b"no image", "too small": texture_jpegs(3, 1, 24)[0]}
+    files = cut([*good[:7], bad[damage], *good[8:]], [5, 7])
+    data = make_shards({"train": files, "val": files}, classes=12)
+    loader = make_loader(data, split, 4, device=device)
+    labels, message = outcome(loader)
+    assert len(labels) % 4 == 0
+    assert 7 not in labels
+    assert re.search(rf"{split}-000001.tar: sample {split}/sample-7 does not decode: \S", message)
+    assert "\n" not in message
+    # The loader is not stuck: another epoch runs into the same sample.
+    assert f"sample {split}/sample-7 does not decode" in outcome(loader)[1]
+
+
+def test_a_bad_sample_in_a_batch_that_nobody_asked_for_is_no_error(make_shards):
+    files = texture_jpegs(2, 12)
+    files[2] = files[2][:300]
+    data = make_shards({"train": [files], "val": [files]}, classes=12)
+    loader = make_loader(data, "val", 1)
+    for _ in range(3):
+        batches = iter(loader)
+        assert [int(next(batches)[1]) for _ in range(2)] == [0, 1]
+
+
+def test_closing_and_forgetting_a_loader_ends_its_threads(numbered):
+    others = set(threading.enumerate())
+
+    def own_threads():
+        return set(threading.enumerate()) - others
+
+    loader = make_loader(numbered, "train", 10)
+    batches = iter(loader)
+    next(batches)
+    running = own_threads()
+    assert running
+    loader.close()
+    for thread in running:
+        thread.join(timeout=60)
+    assert not own_threads()
+    with pytest.raises(RuntimeError, match="given up"):
+        next(batches)
+    with pytest.raises(RuntimeError, match="closed"):
+        iter(loader)
+    del batches
+
+    forgotten = make_loader(numbered, "train", 10)
+    next(iter(forgotten))
+    running = own_threads()
+    assert running
+    del forgotten
+    for thread in running:
+        thread.join(timeout=60)
+    assert not own_threads()
+
+
+def test_stored_samples_are_found_by_number(numbered):
+    loader = make_loader(numbered, "val", 10)
+    example = loader.example(25)
+    assert (example.key, example.label, example.jpeg) == ("val/sample-25", 25, texture_jpegs(2, 53)[25])
+    for index in (-1, 53):
+        with pytest.raises(IndexError):
+            loader.example(index)
+    assert np.all([loader.example(index).label == index for index in range(53)])

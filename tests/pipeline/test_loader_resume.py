@@ -1,0 +1,151 @@
+"""Where the loader is can be kept, and taken up by another process."""
+
+import hashlib
+import itertools
+import json
+import subprocess
+import sys
+
+import pytest
+from shard_folders import texture_jpegs
+
+from pipeline.loader import make_loader
+from preprocess.manifest import InputError
+
+BATCH = 20
+BATCHES = 5  # of 103 samples
+
+# Takes up a loader at each of the states on stdin, prints what the next batches hold, and leaves with all of them in
+# the middle of an epoch.
+RESUME = """
+import itertools, json, sys
+sys.path[:0] = {path!r}
+from test_loader_resume import fingerprint, stream
+from pipeline.loader import make_loader
+found, left = [], []
+for state, count in json.load(sys.stdin):
+    loader = make_loader({data!r}, "train", {batch}, rank=1, world_size=2, seed=9)
+    loader.load_state_dict(state)
+    batches = stream(loader)
+    found.append([fingerprint(batch) for batch in itertools.islice(batches, count)])
+    left.append(batches)
+json.dump(found, sys.stdout)
+"""
+
+
+def fingerprint(batch):
+    images, labels = batch
+    return hashlib.sha256(images.numpy().tobytes() + labels.numpy().tobytes()).hexdigest()
+
+
+def stream(loader):
+    """Batches of epoch after epoch."""
+    while True:
+        yield from loader
+
+
+def test_a_fresh_process_goes_on_with_the_same_pixels_and_ends(numbered):
+    options = {"rank": 1, "world_size": 2, "seed": 9}
+    loader = make_loader(numbered, "train", BATCH // 2, **options)
+    states, prints = [loader.state_dict()], []
+    for batch in itertools.islice(stream(loader), 2 * BATCHES + 3):
+        prints.append(fingerprint(batch))
+        states.append(loader.state_dict())
+    assert len(set(prints)) == len(prints)
+    places = [0, 1, 3, BATCHES - 1, BATCHES, BATCHES + 1, 2 * BATCHES]
+    script = RESUME.format(path=sys.path, data=str(numbered), batch=BATCH // 2)
+    ask = json.dumps([(states[place], 3) for place in places])
+    command = [sys.executable, "-c", script]
+    answer = subprocess.run(command, input=ask, capture_output=True, text=True, timeout=300)
+    assert (answer.returncode, answer.stderr) == (0, "")
+    assert json.loads(answer.stdout) == [prints[place : place + 3] for place in places]
+
+
+def test_state_is_small_and_the_same_for_every_rank(numbered):
+    ranks = [make_loader(numbered, "train", 10, rank=rank, world_size=2) for rank in range(2)]
+    for loader in ranks:
+        next(iter(loader))
+    states = [loader.state_dict() for loader in ranks]
+    assert states[0] == states[1]
+    assert len(json.dumps(states[0])) < 500
+
+
+def test_a_state_taken_before_iter_or_after_an_epoch_begins_an_epoch(numbered):
+    loader = make_loader(numbered, "train", BATCH)
+    assert (loader.state_dict()["epoch"], loader.state_dict()["batch"]) == (0, 0)
+    first = [fingerprint(batch) for batch in loader]
+    assert (loader.epoch, loader.state_dict()["epoch"], loader.state_dict()["batch"]) == (1, 1, 0)
+    second = [fingerprint(batch) for batch in loader]
+    loader.epoch = 0
+    assert [fingerprint(batch) for batch in loader] == first
+    assert [fingerprint(batch) for batch in loader] == second
+    loader.epoch = 1
+    assert [fingerprint(batch) for batch in loader] == second
+
+
+def test_a_resumed_epoch_gives_its_rest_and_then_whole_epochs(numbered):
+    loader = make_loader(numbered, "train", BATCH)
+    assert len(loader) == BATCHES
+    loader.load_state_dict({**loader.state_dict(), "epoch": 4, "batch": 3})
+    assert loader.epoch == 4
+    assert len(list(loader)) == BATCHES - 3
+    assert loader.epoch == 5
+    assert len(list(loader)) == BATCHES
+
+
+@pytest.mark.parametrize("taken", [0, 1, 3, BATCHES])
+def test_iter_in_the_middle_of_an_epoch_begins_the_next(numbered, taken):
+    reference = make_loader(numbered, "train", BATCH)
+    second = [[fingerprint(batch) for batch in reference] for _ in range(2)][1]
+    loader = make_loader(numbered, "train", BATCH)
+    abandoned = iter(loader)
+    for _ in range(taken):
+        next(abandoned)
+    assert [fingerprint(batch) for batch in loader] == second
+    if taken < BATCHES:
+        with pytest.raises(RuntimeError, match="given up"):
+            next(abandoned)
+
+
+def test_val_begins_anew_every_time(numbered):
+    loader = make_loader(numbered, "val", BATCH)
+    first = [fingerprint(batch) for batch in loader]
+    next(iter(loader))
+    assert [fingerprint(batch) for batch in loader] == first
+    loader.load_state_dict({**loader.state_dict(), "epoch": 7, "batch": 1})
+    assert [fingerprint(batch) for batch in loader] == first[1:]
+
+
+@pytest.mark.parametrize(
+    ("change", "names"),
+    [
+        ({"seed": 1}, "seed 1 where this loader has 0"),
+        ({"batch_size": 10}, "batch_size 10 where this loader has 20"),
+        ({"world_size": 2}, "world_size 2 where this loader has 1"),
+        ({"mode": "eval"}, "mode 'eval' where this loader has 'train'"),
+    ],
+)
+def test_a_state_of_another_loader_is_refused(numbered, change, names):
+    arguments = {"batch_size": BATCH, "seed": 0, **change}
+    state = make_loader(numbered, "train", **arguments).state_dict()
+    with pytest.raises(InputError, match=names):
+        make_loader(numbered, "train", BATCH).load_state_dict(state)
+
+
+def test_a_state_of_another_data_set_or_split_is_refused(numbered, make_shards):
+    other = make_shards({"train": [texture_jpegs(3, 103)], "val": []}, classes=103)
+    loader = make_loader(numbered, "train", BATCH)
+    with pytest.raises(InputError, match="data "):
+        loader.load_state_dict(make_loader(other, "train", BATCH).state_dict())
+    with pytest.raises(InputError, match="split 'val' where this loader has 'train'"):
+        loader.load_state_dict(make_loader(numbered, "val", BATCH).state_dict())
+
+
+@pytest.mark.parametrize("change", [{"epoch": -1}, {"batch": 6}, {"batch": -1}, {"batch": "1"}, {"epoch": None}])
+def test_a_state_that_points_nowhere_is_refused(numbered, change):
+    loader = make_loader(numbered, "train", BATCH)
+    (name,) = change
+    with pytest.raises(InputError, match=name):
+        loader.load_state_dict({**loader.state_dict(), **change})
+    with pytest.raises(InputError, match="lacks batch"):
+        loader.load_state_dict({k: v for k, v in loader.state_dict().items() if k != "batch"})
