@@ -18,7 +18,10 @@ from tqdm import tqdm
 from pipeline.loader import Loader, make_loader
 from preprocess.manifest import InputError, Manifest, manifest_digest, read_manifest
 from training.command import run_command
-from training.report import Predictions, Report, Subject, prepare_folder, report_files, summarise, write_report
+from training.report.examples import Example
+from training.report.folder import prepare_folder, report_files, write_report
+from training.report.html import Subject
+from training.report.metrics import Predictions, Report, summarise
 from training.step import TOP_K, log_probabilities
 from training.trained import Trained, add_choice, load_trained
 
@@ -65,7 +68,13 @@ def main(arguments: Sequence[str]) -> None:
         manifest_sha256=manifest_digest(options.data),
         images_per_second=len(predictions.labels) / (time.perf_counter() - started),
     )
-    write_report(folder, report, predictions, describe(trained, manifest), loader.example)
+    write_report(
+        folder,
+        report,
+        predictions,
+        describe(trained, manifest),
+        lambda index: Example(*loader.example(index)[:2]),
+    )
     if trained.run_id is not None:
         log_report(trained.run_id, report, folder, label)
     top5 = "" if report["top5"] is None else f", top-5 {report['top5']:.4f}"
@@ -81,7 +90,8 @@ def check_data(trained: Trained, manifest: Manifest, folder: str) -> None:
         )
     if manifest.short_side != trained.data.short_side:
         raise InputError(
-            f"{folder} has a short side of {manifest.short_side} pixels, {trained.name} is for {trained.data.short_side}"
+            f"{folder} has a short side of {manifest.short_side} pixels, "
+            f"{trained.name} is for {trained.data.short_side}"
         )
 
 

@@ -16,6 +16,7 @@ from ray.train import Checkpoint as StoredCheckpoint
 from ray.train import (
     CheckpointConfig,
     FailureConfig,
+    LoggingConfig,
     Result,
     RunConfig,
     ScalingConfig,
@@ -34,8 +35,12 @@ from training.worker import DivergenceError, Session, open_session, snapshot, tr
 
 COLLECTIVE_TIMEOUT_SECONDS = 300
 """A worker that waits longer than this for its peers fails, and the training starts again from its checkpoint."""
-POLL_SECONDS = "0.5"
-"""How often Ray Train looks at its workers; every report of a checkpoint waits for one look."""
+RAY_TRAIN_SETTINGS = {
+    # How often Ray Train looks at its workers, in seconds: every report of a checkpoint waits for one look.
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
+    # Workers' lines reach the terminal through Ray's log monitor; Ray Train would log them a second time.
+    "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
+}
 
 
 class TrainingError(RuntimeError):
@@ -58,7 +63,8 @@ def launch(config: Config, project: Path) -> str:
     _check_data(config)
     uri = tracking.tracking_uri(project)
     client = tracking.open_client(uri)
-    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", POLL_SECONDS)
+    for name, value in RAY_TRAIN_SETTINGS.items():
+        os.environ.setdefault(name, value)
     ray.init(ignore_reinit_error=True, logging_level=logging.WARNING)
     config = _place(config, ray.cluster_resources())
     params = {**flatten(config), "manifest_sha256": manifest_digest(config.data)}
@@ -130,9 +136,11 @@ def _fit(config: Config, uri: str, run_id: str) -> str | None:
             use_gpu=use_gpu,
             resources_per_worker={"CPU": config.parallel.cpus_per_worker or 1, **({"GPU": 1} if use_gpu else {})},
         ),
-        run_config=RunConfig(
+        run_config=RunConfig(  # type: ignore[call-arg]  # mypy sees the one of before Ray Train V2
             name=run_id,
             storage_path=config.storage,
+            # Below ERROR it narrates every report, and calls a slow start of Ray's own actors a failure.
+            logging_config=LoggingConfig(log_level="ERROR"),
             failure_config=FailureConfig(max_failures=config.max_failures),
             checkpoint_config=CheckpointConfig(
                 num_to_keep=config.keep_checkpoints, checkpoint_score_attribute="val/top1"

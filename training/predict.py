@@ -1,4 +1,4 @@
-"""`python -m training.predict (--run ID | --checkpoint PATH | --weights FILE --recipe NAME) IMAGE...`: top-5 classes."""
+"""`python -m training.predict (--run ID | --checkpoint PATH | --weights FILE --recipe NAME) IMAGE...`."""
 
 from __future__ import annotations
 
@@ -51,9 +51,8 @@ def predict(trained: Trained, samples: Sequence[bytes]) -> list[list[tuple[str, 
         units=trained.config.units,
         device=trained.device,
     )
-    best = (
-        log_probabilities(trained.network, images, trained.autocast).exp().topk(min(TOP_K, len(trained.data.classes)))
-    )
+    logs = log_probabilities(trained.network, images, trained.autocast)
+    best = logs.exp().topk(min(TOP_K, logs.shape[1]))
     names = [entry.name for entry in trained.data.classes]
     return [
         [(names[label], probability) for label, probability in zip(labels, probabilities, strict=True)]

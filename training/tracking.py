@@ -20,6 +20,7 @@ from mlflow.exceptions import MlflowException
 from preprocess.manifest import InputError
 
 LIBRARIES = ("torch", "torchvision", "ray", "nvidia-dali-cuda120", "mlflow", "webdataset", "pillow-simd")
+SQLITE = "sqlite:///"
 RETRY_SECONDS = 5.0
 """Pause before metrics that the server did not take are sent again."""
 BATCH_LIMIT = 1000
@@ -35,16 +36,16 @@ def tracking_uri(project: Path) -> str:
 
     Workers run in folders of their own: a relative path would mean another file in each.
     """
-    uri = os.environ.get("MLFLOW_TRACKING_URI") or "sqlite:///mlflow.db"
-    prefix = "sqlite:///"
-    if not uri.startswith(prefix):
+    uri = os.environ.get("MLFLOW_TRACKING_URI") or f"{SQLITE}mlflow.db"
+    if not uri.startswith(SQLITE):
         return uri
-    return prefix + str((project / uri.removeprefix(prefix)).resolve())
+    return SQLITE + str((project / uri.removeprefix(SQLITE)).resolve())
 
 
 def open_client(uri: str) -> MlflowClient:
     """Return a client of the store at `uri`, or raise `InputError` if it does not answer."""
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     try:
         client = MlflowClient(uri)
         client.search_experiments(max_results=1)
@@ -57,11 +58,13 @@ def open_client(uri: str) -> MlflowClient:
 def create_run(client: MlflowClient, experiment: str, project: Path, name: str, params: dict[str, Any]) -> str:
     """Create a run with its parameters and return its id.
 
-    A bare SQLite store keeps artifacts in `mlartifacts/` in `project`; a server decides for itself.
+    A SQLite store keeps artifacts in `mlartifacts/` beside its file; a server decides for itself.
     """
     found = client.get_experiment_by_name(experiment)
     if found is None:
-        location = None if client.tracking_uri.startswith("http") else (project / "mlartifacts").as_uri()
+        uri, location = client.tracking_uri, None
+        if uri.startswith(SQLITE):
+            location = (Path(uri.removeprefix(SQLITE)).parent / "mlartifacts").as_uri()
         experiment_id = client.create_experiment(experiment, artifact_location=location)
     else:
         experiment_id = found.experiment_id

@@ -117,7 +117,7 @@ def _restore(session: Session, folder: Path, wanted: dict[str, Tensor]) -> None:
     load_momentum(session.network, session.optimizer, take_shard(state["momentum"], session.layout))
     session.optimizer.param_groups[0]["lr"] = state["learning_rate"]
     session.schedule.load_state_dict(state["schedule"])
-    session.train_loader.set_epoch(done.epoch)
+    session.train_loader.epoch = done.epoch
     session.epoch, session.step = done.epoch, done.step
 
 

@@ -1,0 +1,114 @@
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from preprocess.manifest import InputError
+from training.models import build, check_division
+from training.models.alexnet import NETWORKS
+from training.models.lrn import LocalResponseNorm
+
+PUBLISHED_SHAPES = {
+    "conv1.weight": (96, 3, 11, 11),
+    "conv2.weight": (256, 48, 5, 5),
+    "conv3.weight": (384, 256, 3, 3),
+    "conv4.weight": (384, 192, 3, 3),
+    "conv5.weight": (256, 192, 3, 3),
+    "fc6.weight": (4096, 9216),
+    "fc7.weight": (4096, 4096),
+    "fc8.weight": (1000, 4096),
+}
+
+
+@pytest.mark.parametrize(("name", "published"), [("alexnet", 60_965_224), ("alexnet-single", 62_378_344)])
+def test_parameter_count_is_the_published_one(name: str, published: int) -> None:
+    assert sum(parameter.numel() for parameter in build(name, 1000).parameters()) == published
+
+
+def test_the_state_dict_has_the_contract_s_names_and_merged_shapes() -> None:
+    state = build("alexnet", 1000).state_dict()
+    weights = {name: tuple(tensor.shape) for name, tensor in state.items() if name.endswith("weight")}
+    assert weights == PUBLISHED_SHAPES
+    assert set(state) == {name.replace("weight", kind) for name in PUBLISHED_SHAPES for kind in ("weight", "bias")}
+
+
+def formula_lrn(x: Tensor) -> Tensor:
+    """Section 3.3, spelled out over channels: k = 2, n = 5, alpha = 1e-4, beta = 0.75."""
+    out = torch.empty_like(x)
+    for i in range(x.shape[1]):
+        window = x[:, max(0, i - 2) : i + 3]
+        out[:, i] = x[:, i] / (2 + 1e-4 * window.pow(2).sum(1)).pow(0.75)
+    return out
+
+
+def towers_forward(state: dict[str, Tensor], images: Tensor) -> Tensor:
+    """Run section 3.5 with the two towers as separate networks, linked into conv3, fc6, fc7 and fc8."""
+
+    def conv(name: str, x: Tensor, tower: int, **geometry: int) -> Tensor:
+        return F.conv2d(x, state[f"{name}.weight"].chunk(2)[tower], state[f"{name}.bias"].chunk(2)[tower], **geometry)
+
+    pooled = []
+    for tower in (0, 1):
+        x = formula_lrn(F.relu(conv("conv1", F.pad(images, (0, 3, 0, 3)), tower, stride=4)))
+        x = formula_lrn(F.relu(conv("conv2", F.max_pool2d(x, 3, 2), tower, padding=2)))
+        pooled.append(F.max_pool2d(x, 3, 2))
+    both = torch.cat(pooled, 1)
+    outputs = []
+    for tower in (0, 1):
+        x = F.relu(conv("conv3", both, tower, padding=1))
+        x = F.relu(conv("conv4", x, tower, padding=1))
+        outputs.append(F.max_pool2d(F.relu(conv("conv5", x, tower, padding=1)), 3, 2))
+    x = torch.cat(outputs, 1).flatten(1)
+    for name in ("fc6", "fc7"):
+        x = F.relu(F.linear(x, state[f"{name}.weight"], state[f"{name}.bias"]))
+    return F.linear(x, state["fc8.weight"], state["fc8.bias"])
+
+
+def test_the_network_is_the_two_towers_of_section_3_5() -> None:
+    torch.manual_seed(0)
+    network = build("alexnet", 10, dropout=0.0, init="he")
+    # 0-255 centred pixels, as in 2012: only there does the response normalisation do anything.
+    images = torch.randn(2, 3, 224, 224) * 60
+    torch.testing.assert_close(network(images), towers_forward(network.state_dict(), images), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("towers", [1, 2])
+def test_lrn_is_torch_s_within_each_tower(towers: int) -> None:
+    x = torch.randn(2, 96, 5, 5) * 50
+    reference = torch.nn.LocalResponseNorm(5, alpha=5e-4, beta=0.75, k=2.0)
+    expected = torch.cat([reference(part) for part in x.chunk(towers, 1)], 1)
+    torch.testing.assert_close(LocalResponseNorm(96, towers, alpha=1e-4)(x), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_paper_initialisation() -> None:
+    torch.manual_seed(0)
+    state = build("alexnet", 1000).state_dict()
+    ones = {name for name, tensor in state.items() if name.endswith("bias") and (tensor == 1).all()}
+    assert ones == {f"{layer}.bias" for layer in ("conv2", "conv4", "conv5", "fc6", "fc7")}
+    for name in PUBLISHED_SHAPES:
+        assert state[name].std().item() == pytest.approx(0.01, rel=0.03)
+
+
+@pytest.mark.parametrize(
+    ("size", "kernel", "stride"), [(28, 5, 1), (56, 5, 2), (224, 11, 8), (224, 11, 4), (227, 11, 4), (33, 7, 3)]
+)
+def test_the_small_network_takes_the_image_size_it_was_built_for(size: int, kernel: int, stride: int) -> None:
+    network = build("alexnet-small", 7, image_size=size, first_kernel=kernel, first_stride=stride)
+    assert network(torch.zeros(2, 3, size, size)).shape == (2, 7)
+
+
+def test_dropout_acts_in_training_alone() -> None:
+    torch.manual_seed(0)
+    network, images = build("alexnet-small", 7, init="he"), torch.randn(2, 3, 28, 28)
+    assert not torch.equal(network(images), network(images))
+    network.eval()
+    assert torch.equal(network(images), network(images))
+
+
+def test_what_cannot_be_built_is_refused_with_its_reason() -> None:
+    with pytest.raises(InputError, match=r"'resnet' is unknown; there are alexnet, "):
+        build("resnet", 10)
+    with pytest.raises(InputError, match="classes 7 does not divide by 2"):
+        check_division(NETWORKS["alexnet"], 7, width=2)
+    with pytest.raises(InputError, match=r"parallel.model 2 is more than the 1 tower"):
+        check_division(NETWORKS["alexnet-single"], 10, width=2)
