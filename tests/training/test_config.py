@@ -1,0 +1,87 @@
+import dataclasses
+import json
+
+import pytest
+
+from preprocess.manifest import InputError
+from training.config import Config, Network, Optimizer, Parallel, config_from_dict, flatten
+from training.recipes import RECIPES
+from training.run import parse
+
+
+def test_without_arguments_it_is_the_sample_recipe() -> None:
+    assert parse([]) == RECIPES["sample"]()
+
+
+def test_any_field_can_be_set_with_or_without_a_named_recipe() -> None:
+    assert parse(["--epochs", "3"]).epochs == 3
+    config = parse(["cifar10", "--data", "/d", "--parallel.model", "2", "--optimizer.schedule", "plateau"])
+    assert (config.recipe, config.data, config.parallel.model) == ("cifar10", "/d", 2)
+    assert config.optimizer == dataclasses.replace(RECIPES["cifar10"]().optimizer, schedule="plateau")
+    assert parse(["--augmentation.lighting", "off"]).augmentation.lighting == "off"
+
+
+@pytest.mark.parametrize("name", list(RECIPES))
+def test_a_recipe_survives_the_checkpoint_s_json(name: str) -> None:
+    recipe = RECIPES[name]()
+    assert recipe.recipe == name
+    assert config_from_dict(json.loads(json.dumps(dataclasses.asdict(recipe)))) == recipe
+
+
+def test_alexnet_paper_is_the_text_of_2012() -> None:
+    config = RECIPES["alexnet-paper"]()
+    assert (config.image_size, config.batch_size, config.epochs) == (224, 128, 90)
+    assert config.network == Network("alexnet", 11, 4, "paper", 0.5, "paper")
+    assert config.optimizer == Optimizer(0.01, 0.9, 5e-4, "plateau")
+    assert (config.augmentation.lighting, config.augmentation.flip, config.units) == ("paper", True, "grey")
+
+
+@pytest.mark.parametrize("arguments", [["--epoch", "3"], ["sample", "--nope", "1"], ["--epochs", "many"]])
+def test_the_parser_refuses_unknown_fields_and_types_with_code_2(
+    arguments: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as exit_info:
+        parse(arguments)
+    assert exit_info.value.code == 2
+    assert arguments[-2].lstrip("-") in capsys.readouterr().err
+
+
+def test_an_unknown_recipe_is_named_with_the_known_ones() -> None:
+    with pytest.raises(InputError, match="recipe 'alexnet' is unknown; there are sample, cifar10, "):
+        parse(["alexnet"])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--epochs", "0"], "epochs is 0; it must be at least 1"),
+        (["--crop", "300"], "crop is 300; with a short side of 256 it can be at most that"),
+        (["--parallel.model", "0"], "parallel.model is 0; it must be at least 1"),
+        (["--network.dropout", "1.0"], "network.dropout is 1.0; valid is 0 up to"),
+        (["--optimizer.learning-rate", "-1"], "optimizer.learning_rate is -1.0; it must be above 0"),
+        (["--augmentation.lighting", "dim"], "lighting"),
+    ],
+)
+def test_values_out_of_range_are_named_with_code_2(
+    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as exit_info:
+        parse(arguments)
+    assert exit_info.value.code == 2
+    # The parser draws a box around the message and may wrap it.
+    assert message in " ".join(capsys.readouterr().err.replace("│", " ").split())
+
+
+def test_json_with_an_unknown_or_missing_field_is_refused() -> None:
+    values = dataclasses.asdict(RECIPES["sample"]())
+    with pytest.raises(InputError, match="field 'bach_size' of Config is unknown"):
+        config_from_dict({**values, "bach_size": 1})
+    with pytest.raises(InputError, match="short_side"):
+        config_from_dict({name: value for name, value in values.items() if name != "short_side"})
+
+
+def test_flatten_names_every_field_once() -> None:
+    flat = flatten(Config(recipe="r", short_side=64, epochs=1, parallel=Parallel(data=2)))
+    assert flat["parallel.data"] == 2
+    assert flat["optimizer.momentum"] == 0.9
+    assert not any(isinstance(value, dict) for value in flat.values())

@@ -1,0 +1,140 @@
+"""The loop in one process: exact, repeatable, and continued from a checkpoint as if nothing had happened."""
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from preprocess.manifest import InputError
+from training.checkpoint import MODEL, OPTIMIZER, PAGE, read_checkpoint, read_model, write_checkpoint
+from training.config import Config
+from training.parallel import Layout
+from training.recipes import RECIPES
+from training.worker import DivergenceError, Session, open_session, snapshot, train, validate
+
+CPU = Layout(torch.device("cpu"))
+
+
+@pytest.fixture
+def config(tiny_shards: Path) -> Config:
+    base = RECIPES["tiny-imagenet"]()
+    optimizer = dataclasses.replace(base.optimizer, learning_rate=0.005)
+    return dataclasses.replace(
+        base, data=str(tiny_shards), epochs=2, batch_size=16, log_every=2, optimizer=optimizer, precision="float32"
+    )
+
+
+class Run:
+    """Trains and keeps what a training gives away."""
+
+    def __init__(self, config: Config, folder: Path, checkpoint: Path | None = None, threads: int = 1) -> None:
+        self.metrics: list[tuple[int, dict[str, float]]] = []
+        self.folder = folder
+        torch.set_num_threads(1)
+        self.session = open_session(config, CPU, threads, checkpoint)
+        train(self.session, lambda metrics, step: self.metrics.append((step, metrics)), self.save)
+
+    def save(self, session: Session, metrics: dict[str, float]) -> None:
+        folder = self.folder / str(session.epoch)
+        folder.mkdir(parents=True)
+        write_checkpoint(folder, *snapshot(session, "run", metrics))
+
+    @property
+    def weights(self) -> dict[str, Tensor]:
+        return self.session.network.state_dict()
+
+
+def assert_equal(one: dict[str, Tensor], other: dict[str, Tensor]) -> None:
+    assert one.keys() == other.keys()
+    assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+@pytest.fixture
+def run(config: Config, tmp_path: Path) -> Run:
+    return Run(config, tmp_path / "run")
+
+
+def test_same_seed_same_weights_bit_for_bit(config: Config, run: Run, tmp_path: Path) -> None:
+    assert_equal(Run(config, tmp_path / "again", threads=2).weights, run.weights)
+    other = Run(dataclasses.replace(config, seed=1), tmp_path / "other")
+    assert not torch.equal(other.weights["conv1.weight"], run.weights["conv1.weight"])
+
+
+def test_a_checkpoint_continues_as_if_nothing_had_happened(config: Config, run: Run, tmp_path: Path) -> None:
+    resumed = Run(config, tmp_path / "resumed", checkpoint=run.folder / "1")
+    assert resumed.session.step == run.session.step
+    assert_equal(resumed.weights, run.weights)
+
+
+def test_the_curves_have_the_contract_s_names(run: Run) -> None:
+    train_names = {"train/loss", "train/lr", "train/images_per_second", "train/data_wait"}
+    steps = {step for step, metrics in run.metrics if set(metrics) == train_names}
+    assert steps == {2, 4, 6, 8, 10, 12}, "6 steps an epoch, a point every 2"
+    # Three classes: top-5 means nothing.
+    assert [step for step, metrics in run.metrics if set(metrics) == {"val/loss", "val/top1"}] == [6, 12]
+    assert all(0 <= metrics.get("train/data_wait", 0) <= 1 for _, metrics in run.metrics)
+
+
+def test_validation_counts_every_sample_once(config: Config, run: Run) -> None:
+    for batch_size in (5, 42, 64):
+        session = open_session(dataclasses.replace(config, batch_size=batch_size), CPU, 1, None)
+        session.network.load_state_dict(run.weights)
+        assert validate(session)["val/loss"] == pytest.approx(run.metrics[-1][1]["val/loss"], rel=1e-5)
+
+
+def test_a_loss_that_is_no_number_ends_the_training(config: Config, tmp_path: Path) -> None:
+    absurd = dataclasses.replace(config.optimizer, learning_rate=1e10, warmup_epochs=0.0)
+    with pytest.raises(DivergenceError, match=r"the training loss is (nan|inf)"):
+        Run(dataclasses.replace(config, optimizer=absurd), tmp_path / "run")
+
+
+def test_a_damaged_or_incomplete_checkpoint_is_refused(run: Run) -> None:
+    folder = run.folder / "2"
+    whole = (folder / MODEL).read_bytes()
+    (folder / MODEL).write_bytes(whole[:-1])
+    with pytest.raises(InputError, match=r"model\.pt is missing or damaged"):
+        read_checkpoint(folder)
+    (folder / MODEL).write_bytes(whole)
+    assert read_checkpoint(folder).epoch == 2
+    (folder / OPTIMIZER).unlink()
+    with pytest.raises(InputError, match=r"optimizer\.pt is missing or damaged"):
+        read_checkpoint(folder)
+    (folder / PAGE).unlink()
+    with pytest.raises(InputError, match=r"is not a checkpoint: it has no checkpoint\.json"):
+        read_checkpoint(folder)
+
+
+def test_a_checkpoint_of_another_network_or_data_set_is_refused(
+    config: Config, run: Run, sample_of_other_data: Path
+) -> None:
+    other = dataclasses.replace(config, network=dataclasses.replace(config.network, first_kernel=7))
+    with pytest.raises(InputError, match=r"is of another network: it has \(48, 3, 5, 5\) as conv1.weight"):
+        open_session(other, CPU, 1, run.folder / "1")
+    with pytest.raises(InputError, match="was trained on another data set"):
+        open_session(dataclasses.replace(config, data=str(sample_of_other_data)), CPU, 1, run.folder / "1")
+
+
+@pytest.fixture
+def sample_of_other_data(tiny_shards: Path, tmp_path: Path) -> Path:
+    """The same shards under another name: another manifest."""
+    folder = tmp_path / "other-data"
+    folder.mkdir()
+    for path in tiny_shards.iterdir():
+        (folder / path.name).write_bytes(path.read_bytes())
+    manifest = folder / "manifest.json"
+    manifest.write_text(manifest.read_text().replace('"name": "tiny"', '"name": "other"', 1))
+    return folder
+
+
+def test_weights_that_are_no_state_dict_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "weights.pt"
+    with pytest.raises(InputError, match="cannot be read as weights: FileNotFoundError"):
+        read_model(path)
+    path.write_bytes(b"not weights")
+    with pytest.raises(InputError, match="cannot be read as weights"):
+        read_model(path)
+    torch.save({"epoch": 3}, path)
+    with pytest.raises(InputError, match="is not a state dict"):
+        read_model(path)
