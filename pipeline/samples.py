@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+from bisect import bisect_right
 from functools import lru_cache
+from itertools import accumulate
 from pathlib import Path
 from typing import NamedTuple
 
@@ -43,7 +45,7 @@ class Samples:
         self._shards = manifest.split(split).shards
         self._classes = len(manifest.classes)
         self.shard_samples = [shard.samples for shard in self._shards]
-        self._ends = np.cumsum(self.shard_samples, dtype=np.int64)
+        self._ends = list(accumulate(self.shard_samples))
         for shard in self._shards:
             self._check_header(shard)
         self._tables: list[np.ndarray | None] = [None] * len(self._shards)
@@ -52,7 +54,7 @@ class Samples:
 
     def __len__(self) -> int:
         """Count the samples of the split."""
-        return sum(self.shard_samples)
+        return self._ends[-1] if self._ends else 0
 
     def read(self, indices: np.ndarray) -> tuple[list[np.ndarray], np.ndarray]:
         """Read samples by number.
@@ -64,8 +66,8 @@ class Samples:
             SampleError: a tar is gone or too short, or a label is not one of the classes.
         """
         jpegs, labels = [], np.empty(len(indices), np.int64)
-        for place, index in enumerate(indices):
-            jpeg, labels[place] = self._read_one(int(index))
+        for place, index in enumerate(indices.tolist()):
+            jpeg, labels[place] = self._read_one(index)
             jpegs.append(jpeg)
         return jpegs, labels
 
@@ -95,8 +97,8 @@ class Samples:
     def _locate(self, index: int) -> tuple[int, int]:
         if not 0 <= index < len(self):
             raise IndexError(f"sample {index} of {len(self)}")
-        number = int(np.searchsorted(self._ends, index, side="right"))
-        return number, index - int(self._ends[number]) + self.shard_samples[number]
+        number = bisect_right(self._ends, index)
+        return number, index - self._ends[number] + self.shard_samples[number]
 
     def _read_one(self, index: int) -> tuple[np.ndarray, int]:
         number, row = self._locate(index)
