@@ -68,6 +68,7 @@ class Report(TypedDict):
     """The content of `report.json`; accuracies and errors are fractions of 1, `loss` is a mean in nats.
 
     `per_class` is in the order of the labels. With fewer than five classes every top-5 figure is null.
+    `images_per_second` is over the wall time of the evaluation, loading included.
     """
 
     split: str
