@@ -1,0 +1,315 @@
+"""`python -m cluster.local up|down|status`: a cluster of one, a Ray head and an MLflow server on 127.0.0.1.
+
+It belongs to the folder that it is started in, the project: jobs run there, `mlflow.db` and `mlartifacts/` lie there,
+and `.cluster/` holds what `down` and `status` have to know. What is printed on stdout is for a shell:
+`eval "$(python -m cluster.local up)"`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import fcntl
+import json
+import os
+import secrets
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from types import FrameType
+
+from cluster.processes import MARK_VARIABLE, find_family, stop_family
+from cluster.services import (
+    STATE_FOLDER,
+    Cluster,
+    Service,
+    client_environment,
+    free_ports,
+    make_token,
+    port_is_free,
+    service_environment,
+    services,
+    token_path,
+)
+
+START_SECONDS = 300.0
+"""After this a service that does not answer is taken for broken; on a busy machine a minute is not enough."""
+SOCKET_FOLDER = "/tmp"
+"""The path of a Unix socket holds 107 bytes: what TMPDIR names may be too long for Ray's."""
+LOG_LINES = 15
+"""Of a service that failed, shown."""
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+"""What asks this command to end."""
+_POLL_SECONDS = 0.2
+
+
+class UsageError(ValueError):
+    """What the user can put right; the message is one line that says how."""
+
+
+class StartError(RuntimeError):
+    """A service did not come up, or cannot be ended; the message holds what is known."""
+
+
+class Interrupted(BaseException):
+    """A signal asked to end; raised wherever the command is, so that it stops what it started."""
+
+    def __init__(self, signum: int) -> None:
+        """Keep the signal's number."""
+        self.signum = signum
+
+
+def up(project: Path, dashboard_port: int, ray_port: int, mlflow_port: int) -> int:
+    """Start both services in `project`, wait until they answer, print what to export; return 0.
+
+    Raises:
+        UsageError: a port is in use.
+        StartError: a service did not come up; nothing of it runs any more.
+    """
+    with _only_one(project):
+        cluster = _read_state(project)
+        if cluster is not None and cluster.ready and all(_answering(cluster).values()):
+            _say("already up")
+        else:
+            if cluster is not None:
+                _say("ending what an earlier start left behind")
+                _stop(cluster)
+            cluster = _plan(project, dashboard_port, ray_port, mlflow_port)
+            _start(cluster)
+    _print_exports(cluster)
+    return 0
+
+
+def down(project: Path) -> int:
+    """End every process that `up`, and the jobs since, brought to life, and none other; return 0."""
+    with _only_one(project):
+        cluster = _read_state(project)
+        if cluster is None:
+            _say("nothing is up")
+            return 0
+        _stop(cluster)
+    _say("down")
+    return 0
+
+
+def status(project: Path) -> int:
+    """Say what runs and answers; return 0 if both services do, 1 otherwise."""
+    cluster = _read_state(project)
+    if cluster is None:
+        _say("down; start it with: python -m cluster.local up")
+        return 1
+    answering = _answering(cluster)
+    if cluster.ready and all(answering.values()):
+        _print_exports(cluster)
+        return 0
+    for service, answers in answering.items():
+        _say(f"{service.name} {'answers' if answers else 'does not answer'} at {service.url}")
+    _say("not all is up; end what is left with: python -m cluster.local down")
+    return 1
+
+
+def _answering(cluster: Cluster) -> dict[Service, bool]:
+    """Tell which service answers, and not somebody else in its place."""
+    return {service: bool(find_family(service.mark)) and service.answers() for service in services(cluster)}
+
+
+def _plan(project: Path, dashboard_port: int, ray_port: int, mlflow_port: int) -> Cluster:
+    chosen = {"--dashboard-port": dashboard_port, "--ray-port": ray_port, "--mlflow-port": mlflow_port}
+    if len(set(chosen.values())) < len(chosen):
+        raise UsageError(f"{', '.join(f'{option} {port}' for option, port in chosen.items())}: all must differ")
+    for option, port in chosen.items():
+        if not port_is_free(port):
+            raise UsageError(f"port {port} of 127.0.0.1 is in use; choose another with {option}")
+    agent_port, client_port = free_ports(2)
+    return Cluster(
+        project=str(project),
+        mark=secrets.token_hex(16),
+        dashboard_port=dashboard_port,
+        ray_port=ray_port,
+        mlflow_port=mlflow_port,
+        agent_port=agent_port,
+        client_port=client_port,
+        temp_folder=tempfile.mkdtemp(prefix="twotower-", dir=SOCKET_FOLDER),
+    )
+
+
+def _start(cluster: Cluster) -> None:
+    # The state comes first: whatever happens to this process, `down` finds the others by it.
+    _write_state(cluster)
+    try:
+        make_token(cluster.project)
+        _start_all(cluster, services(cluster))
+        _write_state(replace(cluster, ready=True))
+    except BaseException:
+        _stop(cluster)
+        raise
+
+
+def _start_all(cluster: Cluster, starting: Sequence[Service]) -> None:
+    """Start these services and return when all of them answer."""
+    _say("starting Ray and MLflow, which takes about a minute")
+    start = time.monotonic()
+    attempts = dict.fromkeys(starting, 1)
+    commands = {service: _spawn(cluster, service) for service in starting}
+    while commands:
+        if time.monotonic() - start > START_SECONDS:
+            late = next(iter(commands))
+            raise StartError(f"{late.name} does not answer after {START_SECONDS:.0f} s:\n{_log_end(cluster, late)}")
+        for service, command in list(commands.items()):
+            code = command.poll()
+            if code is not None and not (service.leaves_daemons and code == 0):
+                if attempts[service] == service.attempts:
+                    raise StartError(f"{service.name} did not start:\n{_log_end(cluster, service)}")
+                _say(f"{service.name} did not start, trying once more")
+                stop_family(service.mark)
+                attempts[service] += 1
+                commands[service] = _spawn(cluster, service)
+            elif service.answers():
+                _say(f"{service.name} answers at {service.url} ({time.monotonic() - start:.0f} s)")
+                del commands[service]
+        time.sleep(_POLL_SECONDS)
+
+
+def _spawn(cluster: Cluster, service: Service) -> subprocess.Popen[bytes]:
+    with _log(cluster, service).open("wb") as log:
+        return subprocess.Popen(
+            service.command,
+            cwd=cluster.project,
+            env=service_environment(cluster) | {MARK_VARIABLE: service.mark},
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            start_new_session=True,  # Ctrl-C is for us: we end the service in order
+        )
+
+
+def _stop(cluster: Cluster) -> None:
+    """End all processes of the cluster and forget it; a signal has to wait until that is done, at most a minute."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+    try:
+        for service in services(cluster):
+            left = stop_family(service.mark)
+            if left:
+                raise StartError(f"{service.name} cannot be ended: {sorted(process.pid for process in left)} remain")
+        shutil.rmtree(cluster.temp_folder, ignore_errors=True)
+        _state_path(cluster.project).unlink(missing_ok=True)
+    finally:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
+
+
+def _print_exports(cluster: Cluster) -> None:
+    lines = [f"# {service.name:7} {service.url}" for service in services(cluster)]
+    lines.append(f"# The token that Ray's dashboard asks for is in {token_path(cluster.project)}")
+    if "RAY_AUTH_TOKEN" in os.environ:
+        lines.append("unset RAY_AUTH_TOKEN")  # it would go before the token's path
+    lines += [f"export {name}={shlex.quote(value)}" for name, value in client_environment(cluster).items()]
+    print("\n".join(lines))
+    if sys.stdout.isatty():
+        _say('type these lines, or: eval "$(python -m cluster.local status)"')
+
+
+@contextlib.contextmanager
+def _only_one(project: Path) -> Iterator[None]:
+    """Hold the project's lock; `UsageError` if another command does."""
+    folder = project / STATE_FOLDER
+    folder.mkdir(exist_ok=True)
+    with (folder / "lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise UsageError(f"another `cluster.local` is at work in {project}; wait for it or interrupt it") from error
+        yield
+
+
+def _state_path(project: str | Path) -> Path:
+    return Path(project) / STATE_FOLDER / "local.json"
+
+
+def _read_state(project: Path) -> Cluster | None:
+    path = _state_path(project)
+    try:
+        cluster = Cluster(**json.loads(path.read_text()))
+    except FileNotFoundError:
+        return None
+    except (TypeError, ValueError) as error:
+        raise UsageError(f"{path} is not a cluster's state; remove it") from error
+    if cluster.project != str(project):
+        raise UsageError(f"{path} is about a cluster of {cluster.project}: work on it there, or remove the file")
+    return cluster
+
+
+def _write_state(cluster: Cluster) -> None:
+    path = _state_path(cluster.project)
+    new = path.with_suffix(".new")
+    new.write_text(json.dumps(asdict(cluster), indent=2) + "\n")
+    new.replace(path)
+
+
+def _log(cluster: Cluster, service: Service) -> Path:
+    return Path(cluster.project) / STATE_FOLDER / f"{service.name.lower()}.log"
+
+
+def _log_end(cluster: Cluster, service: Service) -> str:
+    path = _log(cluster, service)
+    lines = path.read_text(errors="replace").splitlines()[-LOG_LINES:]
+    return "\n".join([*lines, f"({path})"])
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+def _on_signal(signum: int, _frame: FrameType | None) -> None:
+    raise Interrupted(signum)
+
+
+def _port(text: str) -> int:
+    if not (text.isdecimal() and 1024 <= int(text) < 65536):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a port between 1024 and 65535")
+    return int(text)
+
+
+def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m cluster.local", description=__doc__)
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    actions = parser.add_subparsers(dest="action", required=True)
+    starting = actions.add_parser("up", help="start a Ray head and an MLflow server in this folder")
+    starting.formatter_class = argparse.ArgumentDefaultsHelpFormatter
+    starting.add_argument("--dashboard-port", type=_port, default=8265, help="Ray's dashboard and job server")
+    starting.add_argument("--ray-port", type=_port, default=6379, help="Ray's control store")
+    starting.add_argument("--mlflow-port", type=_port, default=5000, help="MLflow's server")
+    actions.add_parser("down", help="end what up started, and the jobs on it")
+    actions.add_parser("status", help="say what is up: exit 0 when all is, 1 when not")
+    return parser.parse_args(arguments)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one action in the working directory; return 0, 1 (failed, or not up), 2 (usage) or 128 + signal."""
+    options = _parse(arguments)
+    for signum in SIGNALS:
+        signal.signal(signum, _on_signal)
+    project = Path.cwd()
+    try:
+        if options.action == "up":
+            return up(project, options.dashboard_port, options.ray_port, options.mlflow_port)
+        return down(project) if options.action == "down" else status(project)
+    except UsageError as error:
+        _say(f"error: {error}")
+        return 2
+    except StartError as error:
+        _say(f"error: {error}")
+        return 1
+    except Interrupted as error:
+        _say("interrupted")
+        return 128 + error.signum
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,57 @@
+"""Families of processes: all that one start brought to life, wherever it went since.
+
+Ray's daemons leave their parent and their session, and jobs start what they like, so neither process ids noted at the
+start nor process groups name everything. The environment does: it is inherited, and /proc shows each process's own
+until it ends. A family is every process that carries the same mark there; whoever was given a process id anew in the
+meantime carries none.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import time
+
+import psutil
+
+MARK_VARIABLE = "TWOTOWER_CLUSTER"
+"""Environment variable that holds the mark of the family."""
+GRACE_SECONDS = 10.0
+"""What a family gets to end by itself, and again to vanish once it has been killed."""
+_POLL_SECONDS = 0.1
+
+
+def find_family(mark: str) -> dict[psutil.Process, str]:
+    """Return the living processes (zombies left out) whose environment carries `mark`, with their names."""
+    family = {}
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):  # ended just now, or another user's: not ours
+            if process.environ().get(MARK_VARIABLE) == mark:
+                family[process] = process.name()
+    return family
+
+
+def stop_family(mark: str) -> dict[psutil.Process, str]:
+    """End all processes that carry `mark`, by SIGTERM, then by SIGKILL; return those that would not go."""
+    asked: set[psutil.Process] = set()
+    deadline = time.monotonic() + GRACE_SECONDS
+    while (asking := _ends_when_asked(find_family(mark))) and time.monotonic() < deadline:
+        _send(signal.SIGTERM, asking - asked)
+        asked |= asking
+        time.sleep(_POLL_SECONDS)
+    deadline = time.monotonic() + GRACE_SECONDS
+    while (family := find_family(mark)) and time.monotonic() < deadline:
+        _send(signal.SIGKILL, set(family))
+        time.sleep(_POLL_SECONDS)
+    return family
+
+
+def _ends_when_asked(family: dict[psutil.Process, str]) -> set[psutil.Process]:
+    # Ray's other processes end cleanly only while its control store answers, and it keeps nothing on disk to lose.
+    return {process for process, name in family.items() if name != "gcs_server"}
+
+
+def _send(signum: int, processes: set[psutil.Process]) -> None:
+    for process in processes:
+        with contextlib.suppress(psutil.Error):  # psutil refuses a process id that changed hands
+            process.send_signal(signum)

@@ -1,0 +1,207 @@
+"""The two services of a cluster of one: how each is started, and how to tell that it answers.
+
+Everything listens on 127.0.0.1: Ray's dashboard and job server, MLflow, and also Ray's inner ports, which would
+otherwise be open to the network. Ray asks for a token besides, since other users of the machine reach 127.0.0.1 too.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import os
+import secrets
+import socket
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+HOST = "127.0.0.1"
+STATE_FOLDER = ".cluster"
+"""Folder in the project for the state, the token and the logs."""
+PROBE_SECONDS = 5.0
+JOB_STOP_SECONDS = 60
+"""How long `ray job stop` waits for a job to end by itself before it kills it."""
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """What one start is about; it is what the state file holds."""
+
+    project: str
+    """Absolute path of the folder that it was started in."""
+    mark: str
+    dashboard_port: int
+    """Ray's dashboard and job server."""
+    ray_port: int
+    """Ray's control store."""
+    mlflow_port: int
+    agent_port: int
+    """Ray's agent on the node, which starts the jobs."""
+    client_port: int
+    """Ray's client server: nothing here uses it, but Ray starts one and has to be given a free port."""
+    temp_folder: str
+    """Ray's sockets, logs and spilled objects: outside the project, where the path of a socket is short enough."""
+    ready: bool = False
+    """Both services answered."""
+
+
+@dataclass(frozen=True)
+class Service:
+    """One of the two: how to start it, and how to tell that it runs."""
+
+    name: str
+    url: str
+    mark: str
+    """Mark of its processes, see `cluster.processes`."""
+    command: tuple[str, ...]
+    leaves_daemons: bool
+    """The command ends, with 0, once its daemons run; otherwise it is the server itself."""
+    attempts: int
+    """How often to start it before giving up."""
+    answers: Callable[[], bool]
+    """True when it does what clients need of it."""
+
+
+def services(cluster: Cluster) -> tuple[Service, Service]:
+    """Return Ray and MLflow."""
+    ray = Service(
+        name="Ray",
+        url=f"http://{HOST}:{cluster.dashboard_port}",
+        mark=f"{cluster.mark}.ray",
+        command=_ray_command(cluster),
+        leaves_daemons=True,
+        # Ray gives its daemons 30 s to come up, which cannot be changed and is too short on a busy machine.
+        attempts=3,
+        answers=lambda: _ray_answers(cluster),
+    )
+    mlflow = Service(
+        name="MLflow",
+        url=f"http://{HOST}:{cluster.mlflow_port}",
+        mark=f"{cluster.mark}.mlflow",
+        command=_mlflow_command(cluster),
+        leaves_daemons=False,
+        attempts=1,
+        answers=lambda: _get(cluster.mlflow_port, "/health"),
+    )
+    return ray, mlflow
+
+
+def token_path(project: str | Path) -> Path:
+    """Return where the token lies that Ray asks for."""
+    return Path(project) / STATE_FOLDER / "auth_token"
+
+
+def make_token(project: str | Path) -> None:
+    """Make the project's token unless there is one: what a shell exported stays valid from one start to the next."""
+    path = token_path(project)
+    if not path.exists():
+        new = path.with_suffix(".new")
+        new.touch(mode=0o600)
+        new.write_text(secrets.token_hex(32))
+        new.replace(path)
+
+
+def client_environment(cluster: Cluster) -> dict[str, str]:
+    """Return what a shell must export to use the cluster.
+
+    Not RAY_ADDRESS: with it, a training typed without `ray job submit` would no longer start a Ray of its own.
+    """
+    return {
+        "RAY_API_SERVER_ADDRESS": f"http://{HOST}:{cluster.dashboard_port}",
+        "RAY_AUTH_MODE": "token",
+        "RAY_AUTH_TOKEN_PATH": str(token_path(cluster.project)),
+        "MLFLOW_TRACKING_URI": f"http://{HOST}:{cluster.mlflow_port}",
+    }
+
+
+def service_environment(cluster: Cluster) -> dict[str, str]:
+    """Return the environment of both services, and with it of all jobs."""
+    foreign = {"RAY_ADDRESS", "RAY_API_SERVER_ADDRESS", "RAY_AUTH_TOKEN"}  # of another cluster
+    variables = {name: value for name, value in os.environ.items() if name not in foreign}
+    client = client_environment(cluster)
+    del client["RAY_API_SERVER_ADDRESS"]  # a job is told by Ray
+    return (
+        variables
+        | client
+        | {
+            # `python` in a job is the one that runs this.
+            "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', os.defpath)}",
+            # Ray's way to say "this machine alone": its inner ports are bound to 127.0.0.1 as well.
+            "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
+            # Ray Train ends a run in order on SIGINT only, and Ray would kill the job after three seconds.
+            "RAY_JOB_STOP_SIGNAL": "SIGINT",
+            "RAY_JOB_STOP_WAIT_TIME_S": str(JOB_STOP_SECONDS),
+            "RAY_USAGE_STATS_ENABLED": "0",
+            "MLFLOW_DISABLE_TELEMETRY": "true",
+            # Seven more processes, for features of MLflow that nothing here uses.
+            "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
+        }
+    )
+
+
+def _ray_command(cluster: Cluster) -> tuple[str, ...]:
+    return (
+        *(sys.executable, "-m", "ray.scripts.scripts", "start", "--head"),
+        *("--port", str(cluster.ray_port)),
+        *("--dashboard-host", HOST, "--dashboard-port", str(cluster.dashboard_port)),
+        *("--dashboard-agent-listen-port", str(cluster.agent_port)),
+        *("--ray-client-server-port", str(cluster.client_port)),
+        # Any free port for workers: Ray's fixed range would collide with a second cluster's.
+        *("--min-worker-port", "0", "--max-worker-port", "0"),
+        *("--temp-dir", cluster.temp_folder),
+    )
+
+
+def _mlflow_command(cluster: Cluster) -> tuple[str, ...]:
+    # Experiments name their artifacts by file path, so that a run is as well read without the server, from the same
+    # SQLite file.
+    artifacts = (Path(cluster.project) / "mlartifacts").as_uri()
+    return (
+        *(sys.executable, "-m", "mlflow", "server", "--workers", "1"),
+        *("--host", HOST, "--port", str(cluster.mlflow_port)),
+        *("--backend-store-uri", f"sqlite:///{cluster.project}/mlflow.db"),
+        *("--default-artifact-root", artifacts, "--artifacts-destination", artifacts),
+    )
+
+
+def _ray_answers(cluster: Cluster) -> bool:
+    # The job server, the control store, and the agent that starts jobs; each only to our token.
+    token = token_path(cluster.project).read_text()
+    return (
+        _get(cluster.dashboard_port, "/api/version", token)
+        and _get(cluster.dashboard_port, "/api/gcs_healthz", token)
+        and _get(cluster.agent_port, "/api/local_raylet_healthz", token)
+    )
+
+
+def _get(port: int, path: str, token: str | None = None) -> bool:
+    # Not urllib: proxies of the environment must not come between us and 127.0.0.1.
+    connection = http.client.HTTPConnection(HOST, port, timeout=PROBE_SECONDS)
+    try:
+        connection.request("GET", path, headers={"Authorization": f"Bearer {token}"} if token else {})
+        return connection.getresponse().status == 200
+    except (OSError, http.client.HTTPException):
+        return False
+    finally:
+        connection.close()
+
+
+def port_is_free(port: int) -> bool:
+    """True when a server could listen on `port` of 127.0.0.1."""
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((HOST, port))
+        except OSError:
+            return False
+        return True
+
+
+def free_ports(count: int) -> list[int]:
+    """Return `count` different ports of 127.0.0.1 on which nobody listens."""
+    with contextlib.ExitStack() as stack:
+        probes = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for probe in probes:
+            probe.bind((HOST, 0))
+        return [probe.getsockname()[1] for probe in probes]
