@@ -303,7 +303,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except UsageError as error:
         _say(f"error: {error}")
         return 2
-    except StartError as error:
+    except (StartError, OSError) as error:
         _say(f"error: {error}")
         return 1
     except Interrupted as error:

@@ -118,26 +118,23 @@ def client_environment(cluster: Cluster) -> dict[str, str]:
 def service_environment(cluster: Cluster) -> dict[str, str]:
     """Return the environment of both services, and with it of all jobs."""
     foreign = {"RAY_ADDRESS", "RAY_API_SERVER_ADDRESS", "RAY_AUTH_TOKEN"}  # of another cluster
-    variables = {name: value for name, value in os.environ.items() if name not in foreign}
+    inherited = {name: value for name, value in os.environ.items() if name not in foreign}
     client = client_environment(cluster)
-    del client["RAY_API_SERVER_ADDRESS"]  # a job is told by Ray
-    return (
-        variables
-        | client
-        | {
-            # `python` in a job is the one that runs this.
-            "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', os.defpath)}",
-            # Ray's way to say "this machine alone": its inner ports are bound to 127.0.0.1 as well.
-            "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
-            # Ray Train ends a run in order on SIGINT only, and Ray would kill the job after three seconds.
-            "RAY_JOB_STOP_SIGNAL": "SIGINT",
-            "RAY_JOB_STOP_WAIT_TIME_S": str(JOB_STOP_SECONDS),
-            "RAY_USAGE_STATS_ENABLED": "0",
-            "MLFLOW_DISABLE_TELEMETRY": "true",
-            # Seven more processes, for features of MLflow that nothing here uses.
-            "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
-        }
-    )
+    del client["RAY_API_SERVER_ADDRESS"]  # a job learns from Ray where it is
+    own = {
+        # `python` in a job is the one that runs this.
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', os.defpath)}",
+        # Ray's way to say "this machine alone": its inner ports are bound to 127.0.0.1 as well.
+        "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
+        # Ray Train ends a run in order on SIGINT only, and Ray would kill the job after three seconds.
+        "RAY_JOB_STOP_SIGNAL": "SIGINT",
+        "RAY_JOB_STOP_WAIT_TIME_S": str(JOB_STOP_SECONDS),
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "MLFLOW_DISABLE_TELEMETRY": "true",
+        # Seven more processes, for features of MLflow that nothing here uses.
+        "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
+    }
+    return inherited | client | own
 
 
 def _ray_command(cluster: Cluster) -> tuple[str, ...]:
