@@ -26,11 +26,12 @@ from ray.train.torch import TorchConfig, TorchTrainer, get_device
 
 from preprocess.manifest import InputError, manifest_digest, read_manifest
 from training import tracking
-from training.checkpoint import write_checkpoint
+from training.checkpoint import MODEL, read_model, write_checkpoint
 from training.config import Config, Parallel, flatten
 from training.models import architecture, check_division
 from training.parallel import make_layout
 from training.progress import Progress
+from training.report.pictures import kernels_png
 from training.worker import DivergenceError, Session, open_session, snapshot, train
 
 COLLECTIVE_TIMEOUT_SECONDS = 300
@@ -62,13 +63,14 @@ def launch(config: Config, project: Path) -> str:
     config = replace(config, data=_absolute(config.data, project), storage=_absolute(config.storage, project))
     _check_data(config)
     uri = tracking.tracking_uri(project)
-    client = tracking.open_client(uri)
+    client = tracking.open_client(uri, create=True)
     for name, value in RAY_TRAIN_SETTINGS.items():
         os.environ.setdefault(name, value)
     ray.init(ignore_reinit_error=True, logging_level=logging.WARNING)
     config = _place(config, ray.cluster_resources())
-    params = {**flatten(config), "manifest_sha256": manifest_digest(config.data)}
-    run_id = tracking.create_run(client, config.experiment, project, config.recipe, params)
+    facts = {"manifest_sha256": manifest_digest(config.data), **tracking.environment(project)}
+    params = {**flatten(config), **facts}
+    run_id = tracking.create_run(client, config.experiment, config.recipe, params)
     client.log_dict(run_id, params, "config.json")
     print(f"MLflow run {run_id} in {uri}", flush=True)
     status = "FAILED"
@@ -97,8 +99,10 @@ def _check_data(config: Config) -> None:
             f"{config.data} has a short side of {manifest.short_side} pixels; "
             f"recipe {config.recipe} is for {config.short_side}"
         )
-    for split in ("train", "val"):
-        manifest.split(split)
+    manifest.split("val")
+    samples = manifest.split("train").samples
+    if samples < config.batch_size:
+        raise InputError(f"batch_size {config.batch_size} is more than the {samples} train samples of {config.data}")
     network = architecture(config.network.name, **config.switches())
     check_division(network, len(manifest.classes), config.parallel.model)
 
@@ -158,6 +162,7 @@ def _fit(config: Config, uri: str, run_id: str) -> str | None:
 
 def train_worker(arguments: dict[str, Any]) -> Any:
     """Be one worker of the mesh, from the latest checkpoint on; return what ended the training early, if anything."""
+    logging.getLogger("ray.train").setLevel(logging.ERROR)  # see the run's logging_config
     config: Config = arguments["config"]
     assert config.parallel.data is not None
     assert config.parallel.cpus_per_worker is not None
@@ -201,7 +206,7 @@ def _report(session: Session, run_id: str, metrics: dict[str, float]) -> None:
 
 
 def _log_checkpoints(client: tracking.MlflowClient, run_id: str, config: Config) -> None:
-    """Copy the last and the best checkpoint into the run, as far as there are any."""
+    """Copy the last and the best checkpoint into the run, and a picture of conv1, as far as there are any."""
     try:
         result = Result.from_path(f"{config.storage}/{run_id}")
     except (RuntimeError, OSError):
@@ -211,3 +216,14 @@ def _log_checkpoints(client: tracking.MlflowClient, run_id: str, config: Config)
         if stored is not None:
             with stored.as_directory() as folder:
                 client.log_artifacts(run_id, folder, f"checkpoints/{name}")
+                if name == "last":
+                    _log_kernels(client, run_id, Path(folder), config)
+
+
+def _log_kernels(client: tracking.MlflowClient, run_id: str, checkpoint: Path, config: Config) -> None:
+    kernels = read_model(checkpoint / MODEL)["conv1.weight"].numpy()
+    towers = architecture(config.network.name).towers
+    with tempfile.TemporaryDirectory() as folder:
+        picture = Path(folder, "conv1-kernels.png")
+        picture.write_bytes(kernels_png(kernels, towers))
+        client.log_artifact(run_id, str(picture), "pictures")

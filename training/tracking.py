@@ -42,8 +42,15 @@ def tracking_uri(project: Path) -> str:
     return SQLITE + str((project / uri.removeprefix(SQLITE)).resolve())
 
 
-def open_client(uri: str) -> MlflowClient:
-    """Return a client of the store at `uri`, or raise `InputError` if it does not answer."""
+def open_client(uri: str, *, create: bool = False) -> MlflowClient:
+    """Return a client of the store at `uri`.
+
+    Raises:
+        InputError: it does not answer, or it is a SQLite file that does not exist and `create` is off.
+    """
+    if uri.startswith(SQLITE) and not create and not Path(uri.removeprefix(SQLITE)).is_file():
+        raise InputError(f"MLflow store {uri} does not exist (MLFLOW_TRACKING_URI)")
+    logging.getLogger("mlflow.store.db").setLevel(logging.WARNING)  # it narrates the making of its tables
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     try:
@@ -55,7 +62,7 @@ def open_client(uri: str) -> MlflowClient:
     return client
 
 
-def create_run(client: MlflowClient, experiment: str, project: Path, name: str, params: dict[str, Any]) -> str:
+def create_run(client: MlflowClient, experiment: str, name: str, params: dict[str, Any]) -> str:
     """Create a run with its parameters and return its id.
 
     A SQLite store keeps artifacts in `mlartifacts/` beside its file; a server decides for itself.
@@ -69,7 +76,7 @@ def create_run(client: MlflowClient, experiment: str, project: Path, name: str, 
     else:
         experiment_id = found.experiment_id
     run_id: str = client.create_run(experiment_id, run_name=name).info.run_id
-    entries = [Param(key, str(value)) for key, value in {**params, **environment(project)}.items()]
+    entries = [Param(key, str(value)) for key, value in params.items()]
     for start in range(0, len(entries), 100):
         client.log_batch(run_id, params=entries[start : start + 100])
     return run_id

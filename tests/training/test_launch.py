@@ -1,0 +1,184 @@
+"""Real Ray Train runs, few and shared: a minute each on two cores."""
+
+import dataclasses
+import os
+import shutil
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+import ray
+import torch
+from commands import run_command
+from mlflow import MlflowClient
+from mlflow.entities import Run
+
+from preprocess.manifest import InputError
+from training.checkpoint import MODEL, read_checkpoint, read_model
+from training.config import Config, Parallel
+from training.launch import TrainingError, launch
+from training.recipes import RECIPES
+from training.tracking import open_client, tracking_uri
+
+EPOCHS = 4
+STEPS_PER_EPOCH = 26
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A folder for stores, and one Ray for all runs; it counts more cores than there are, for meshes of four."""
+    folder = tmp_path_factory.mktemp("project")
+    ray.init(num_cpus=4, logging_level="ERROR")
+    yield folder
+    ray.shutdown()
+
+
+@pytest.fixture(scope="module")
+def config(four_classes: Path) -> Config:
+    base = RECIPES["tiny-imagenet"]()
+    return dataclasses.replace(
+        base,
+        data=str(four_classes),
+        epochs=EPOCHS,
+        batch_size=4,
+        log_every=2,
+        device="cpu",
+        precision="float32",
+        parallel=Parallel(data=2, cpus_per_worker=1),
+        optimizer=dataclasses.replace(base.optimizer, learning_rate=0.002),
+        network=dataclasses.replace(base.network, dropout=0.2),
+    )
+
+
+@pytest.fixture(scope="module")
+def four_classes(raw_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Shards of a class count that two towers can share."""
+    raw = tmp_path_factory.mktemp("raw") / "four"
+    for split in ("train", "val"):
+        for name in ("blue-disc", "green-bars", "red-square"):
+            shutil.copytree(raw_folder / split / name, raw / split / name)
+        shutil.copytree(raw_folder / split / "blue-disc", raw / split / "more-discs")
+    shards = tmp_path_factory.mktemp("shards") / "four"
+    build = run_command("preprocess.build_shards", "--input", raw, "--output", shards, "--short-side", 64)
+    assert build.returncode == 0, build.stderr
+    return shards
+
+
+def client_of(project: Path) -> MlflowClient:
+    return open_client(tracking_uri(project))
+
+
+def only_run_since(project: Path, known: set[str]) -> Run:
+    client = client_of(project)
+    experiment = client.get_experiment_by_name("twotower")
+    runs = [run for run in client.search_runs([experiment.experiment_id]) if run.info.run_id not in known]
+    assert len(runs) == 1, "one MLflow run per training"
+    return runs[0]
+
+
+def artifact(project: Path, run_id: str, path: str) -> Path:
+    return Path(client_of(project).download_artifacts(run_id, path))
+
+
+@pytest.fixture(scope="module")
+def undisturbed(config: Config, project: Path) -> str:
+    return launch(config, project)
+
+
+def test_metrics_and_artifacts_are_the_contract_s(config: Config, project: Path, undisturbed: str) -> None:
+    client = client_of(project)
+    run = client.get_run(undisturbed)
+    assert run.info.status == "FINISHED"
+    contract = {f"train/{name}" for name in ("loss", "lr", "images_per_second", "data_wait")}
+    assert set(run.data.metrics) == contract | {"val/loss", "val/top1"}
+    params = run.data.params
+    assert (params["recipe"], params["parallel.data"], params["optimizer.momentum"]) == ("tiny-imagenet", "2", "0.9")
+    assert {"git_commit", "manifest_sha256", "version.torch", "version.ray"} <= set(params)
+    steps = [point.step for point in client.get_metric_history(undisturbed, "val/top1")]
+    assert steps == [STEPS_PER_EPOCH * epoch for epoch in range(1, EPOCHS + 1)]
+    assert {a.path for a in client.list_artifacts(undisturbed)} == {"checkpoints", "config.json", "pictures"}
+    last = read_checkpoint(artifact(project, undisturbed, "checkpoints/last"))
+    best = read_checkpoint(artifact(project, undisturbed, "checkpoints/best"))
+    assert (last.epoch, last.step, last.run_id) == (EPOCHS, EPOCHS * STEPS_PER_EPOCH, undisturbed)
+    top1 = [point.value for point in client.get_metric_history(undisturbed, "val/top1")]
+    assert best.metrics["val/top1"] == max(top1)
+    assert last.metrics["val/top1"] == top1[-1]
+
+
+def kill_a_worker_in_the_second_epoch(project: Path, known: set[str], killed: list[int]) -> None:
+    """Wait until a point of the second epoch is logged, then kill one of the workers as the kernel would."""
+    deadline = time.monotonic() + 300
+    while time.monotonic() < deadline and not killed:
+        for folder in (project / "runs").glob("*"):
+            if folder.name in known:
+                continue
+            points = client_of(project).get_metric_history(folder.name, "train/loss")
+            if any(point.step > STEPS_PER_EPOCH for point in points):
+                workers = [p for p in psutil.process_iter(["cmdline"]) if "RayTrainWorker" in str(p.info["cmdline"])]
+                os.kill(workers[0].pid, signal.SIGKILL)
+                killed.append(max(point.step for point in points))
+        time.sleep(0.05)
+
+
+def test_a_killed_worker_changes_nothing(config: Config, project: Path, undisturbed: str) -> None:
+    known, killed = {path.name for path in (project / "runs").glob("*")}, list[int]()
+    killer = threading.Thread(target=kill_a_worker_in_the_second_epoch, args=(project, known, killed))
+    killer.start()
+    run_id = launch(dataclasses.replace(config, epochs=EPOCHS), project)
+    killer.join()
+    assert killed
+    assert killed[0] <= EPOCHS * STEPS_PER_EPOCH - STEPS_PER_EPOCH, "killed well before the end"
+    assert only_run_since(project, known).info.run_id == run_id
+    client = client_of(project)
+    assert client.get_run(run_id).info.status == "FINISHED"
+    for key in ("train/loss", "val/loss"):
+        one, other = (client.get_metric_history(run, key) for run in (undisturbed, run_id))
+        assert [p.step for p in one] == [p.step for p in other], "no point twice, none missing"
+    states = [read_model(artifact(project, run, "checkpoints/last") / MODEL) for run in (undisturbed, run_id)]
+    assert all(torch.equal(states[0][name], states[1][name]) for name in states[0]), "same seed, same weights"
+    assert read_checkpoint(artifact(project, run_id, "checkpoints/last")).epoch == EPOCHS
+
+
+def test_a_tower_on_each_worker(config: Config, project: Path, undisturbed: str) -> None:
+    quiet = dataclasses.replace(
+        config, epochs=1, network=dataclasses.replace(config.network, dropout=0.0), parallel=Parallel(1, 2, 1)
+    )
+    towers = launch(quiet, project)
+    replicas = launch(dataclasses.replace(quiet, parallel=Parallel(2, 1, 1)), project)
+    one, other = (read_model(artifact(project, run, "checkpoints/last") / MODEL) for run in (towers, replicas))
+    for name in one:
+        torch.testing.assert_close(one[name], other[name], rtol=0, atol=1e-4, msg=name)
+
+
+def test_a_diverging_training_fails_and_says_why(config: Config, project: Path, undisturbed: str) -> None:
+    absurd = dataclasses.replace(config.optimizer, learning_rate=1e10, warmup_epochs=0.0)
+    with pytest.raises(TrainingError, match=r"the training loss is (nan|inf)"):
+        launch(dataclasses.replace(config, optimizer=absurd), project)
+    experiment = client_of(project).get_experiment_by_name("twotower")
+    assert len(client_of(project).search_runs([experiment.experiment_id], "attributes.status = 'FAILED'")) == 1
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"data": "/nowhere"}, "data folder /nowhere does not exist"),
+        ({"short_side": 32, "crop": 28}, "has a short side of 64 pixels; recipe tiny-imagenet is for 32"),
+        ({"batch_size": 5}, "batch_size 5 cannot be shared by parallel.data 2"),
+        ({"batch_size": 4096}, "batch_size 4096 is more than the 106 train samples"),
+        ({"parallel": Parallel(data=3, model=2)}, "needs 6 cpu workers; the cluster has 4 CPU cores"),
+        ({"parallel": Parallel(data=2, cpus_per_worker=3)}, "parallel.cpus_per_worker 3 for 2 workers"),
+        ({"parallel": Parallel(model=4)}, "parallel.model 4 is more than the 2 tower"),
+        ({"device": "cuda"}, "the cluster has 4 CPU cores and 0 GPUs"),
+    ],
+)
+def test_what_cannot_be_trained_is_refused_before_a_run_exists(
+    config: Config, project: Path, changes: dict[str, object], message: str
+) -> None:
+    before = set((project / "runs").glob("*"))
+    with pytest.raises(InputError, match=message):
+        launch(dataclasses.replace(config, **changes), project)
+    assert set((project / "runs").glob("*")) == before
