@@ -116,11 +116,13 @@ def client_environment(cluster: Cluster) -> dict[str, str]:
 
 
 def service_environment(cluster: Cluster) -> dict[str, str]:
-    """Return the environment of both services, and with it of all jobs."""
-    foreign = {"RAY_ADDRESS", "RAY_API_SERVER_ADDRESS", "RAY_AUTH_TOKEN"}  # of another cluster
+    """Return the environment of both services, and with it of all jobs.
+
+    Jobs are clients too: Ray Train asks the API server for the state of its actors, and without an address it would
+    look for a Ray on this machine, and find too many.
+    """
+    foreign = {"RAY_ADDRESS", "RAY_AUTH_TOKEN"}  # of another cluster
     inherited = {name: value for name, value in os.environ.items() if name not in foreign}
-    client = client_environment(cluster)
-    del client["RAY_API_SERVER_ADDRESS"]  # a job learns from Ray where it is
     own = {
         # `python` in a job is the one that runs this.
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', os.defpath)}",
@@ -134,7 +136,7 @@ def service_environment(cluster: Cluster) -> dict[str, str]:
         # Seven more processes, for features of MLflow that nothing here uses.
         "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
     }
-    return inherited | client | own
+    return inherited | client_environment(cluster) | own
 
 
 def _ray_command(cluster: Cluster) -> tuple[str, ...]:
