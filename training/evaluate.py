@@ -18,6 +18,7 @@ from tqdm import tqdm
 from pipeline.loader import Loader, make_loader
 from preprocess.manifest import InputError, Manifest, manifest_digest, read_manifest
 from training.command import run_command
+from training.project import resolve
 from training.report.examples import Example
 from training.report.folder import prepare_folder, report_files, write_report
 from training.report.html import Subject
@@ -40,14 +41,16 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
 
 def main(arguments: Sequence[str]) -> None:
     """Evaluate, write the report, log it into the run, and say where it is."""
-    options = parse(arguments)
-    trained = load_trained(options, Path.cwd(), options.data)
-    manifest = read_manifest(options.data)
-    check_data(trained, manifest, options.data)
+    options, project = parse(arguments), Path.cwd()
+    data = resolve("--data", options.data, project, must_exist=True)
+    trained = load_trained(options, project, data)
+    manifest = read_manifest(data)
+    check_data(trained, manifest, data)
     label = f"{options.split}-{options.crops}{'crop' if options.crops == 1 else 'crops'}"
-    folder = prepare_folder(options.output or Path("reports", f"{_file_name(trained)}-{label}"))
+    output = options.output or Path("reports", f"{_file_name(trained)}-{label}")
+    folder = prepare_folder(resolve("--output", output, project))
     loader = make_loader(
-        options.data,
+        data,
         options.split,
         options.batch_size,
         mode="eval",
@@ -65,7 +68,7 @@ def main(arguments: Sequence[str]) -> None:
         split=options.split,
         crops=options.crops,
         checkpoint=trained.name,
-        manifest_sha256=manifest_digest(options.data),
+        manifest_sha256=manifest_digest(data),
         images_per_second=len(predictions.labels) / (time.perf_counter() - started),
     )
     write_report(

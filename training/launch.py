@@ -31,6 +31,7 @@ from training.config import Config, Parallel, flatten
 from training.models import architecture, check_division
 from training.parallel import make_layout
 from training.progress import Progress
+from training.project import resolve
 from training.report.pictures import kernels_png
 from training.worker import DivergenceError, Session, open_session, snapshot, train
 
@@ -60,7 +61,11 @@ def launch(config: Config, project: Path) -> str:
         TrainingError: the training broke off, or its metrics could not be logged.
         KeyboardInterrupt: it was interrupted.
     """
-    config = replace(config, data=_absolute(config.data, project), storage=_absolute(config.storage, project))
+    config = replace(
+        config,
+        data=resolve("data", config.data, project, must_exist=True),
+        storage=resolve("storage", config.storage, project),
+    )
     _check_data(config)
     uri = tracking.tracking_uri(project)
     client = tracking.open_client(uri, create=True)
@@ -86,10 +91,6 @@ def launch(config: Config, project: Path) -> str:
     if problem:
         raise TrainingError(problem)
     return run_id
-
-
-def _absolute(path: str, project: Path) -> str:
-    return path if "://" in path else str((project / path).resolve())
 
 
 def _check_data(config: Config) -> None:
@@ -162,7 +163,7 @@ def _fit(config: Config, uri: str, run_id: str) -> str | None:
 
 def train_worker(arguments: dict[str, Any]) -> Any:
     """Be one worker of the mesh, from the latest checkpoint on; return what ended the training early, if anything."""
-    logging.getLogger("ray.train").setLevel(logging.ERROR)  # see the run's logging_config
+    logging.getLogger().setLevel(logging.WARNING)  # some of Ray Train's reports go by the root logger
     config: Config = arguments["config"]
     assert config.parallel.data is not None
     assert config.parallel.cpus_per_worker is not None

@@ -18,6 +18,7 @@ from mlflow.entities import Metric, Param
 from mlflow.exceptions import MlflowException
 
 from preprocess.manifest import InputError
+from training.project import resolve
 
 LIBRARIES = ("torch", "torchvision", "ray", "nvidia-dali-cuda120", "mlflow", "webdataset", "pillow-simd")
 SQLITE = "sqlite:///"
@@ -39,7 +40,7 @@ def tracking_uri(project: Path) -> str:
     uri = os.environ.get("MLFLOW_TRACKING_URI") or f"{SQLITE}mlflow.db"
     if not uri.startswith(SQLITE):
         return uri
-    return SQLITE + str((project / uri.removeprefix(SQLITE)).resolve())
+    return SQLITE + resolve("MLFLOW_TRACKING_URI", uri.removeprefix(SQLITE), project)
 
 
 def open_client(uri: str, *, create: bool = False) -> MlflowClient:

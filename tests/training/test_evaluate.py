@@ -93,7 +93,7 @@ def test_a_run_gets_its_evaluation(command, checkpoint: Path, tiny_shards: Path,
     code, out, err = command(evaluate.main, "--run", run_id, "--which", "best", "--data", tiny_shards)
     assert code == 0, err
     report = Path(re.search(r"report (\S+)", out)[1])
-    assert report == Path("reports", f"{run_id}-val-1crop", "report.html")
+    assert report == tmp_path / "reports" / f"{run_id}-val-1crop" / "report.html"
     assert report.is_file()
     metrics = client.get_run(run_id).data.metrics
     assert set(metrics) == {"eval/top1", "eval/loss"}
