@@ -207,8 +207,8 @@ def _stop(cluster: Cluster) -> None:
 def _print_exports(cluster: Cluster) -> None:
     lines = [f"# {service.name:7} {service.url}" for service in services(cluster)]
     lines.append(f"# The token that Ray's dashboard asks for is in {token_path(cluster.project)}")
-    if "RAY_AUTH_TOKEN" in os.environ:
-        lines.append("unset RAY_AUTH_TOKEN")  # it would go before the token's path
+    # These would go before the ones below.
+    lines += [f"unset {name}" for name in ("RAY_API_SERVER_ADDRESS", "RAY_AUTH_TOKEN") if name in os.environ]
     lines += [f"export {name}={shlex.quote(value)}" for name, value in client_environment(cluster).items()]
     print("\n".join(lines))
     if sys.stdout.isatty():

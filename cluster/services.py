@@ -103,12 +103,9 @@ def make_token(project: str | Path) -> None:
 
 
 def client_environment(cluster: Cluster) -> dict[str, str]:
-    """Return what a shell must export to use the cluster.
-
-    Not RAY_ADDRESS: with it, a training typed without `ray job submit` would no longer start a Ray of its own.
-    """
+    """Return what a shell must export for `ray job` and for MLflow's clients to use the cluster."""
     return {
-        "RAY_API_SERVER_ADDRESS": f"http://{HOST}:{cluster.dashboard_port}",
+        "RAY_ADDRESS": f"http://{HOST}:{cluster.dashboard_port}",
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN_PATH": str(token_path(cluster.project)),
         "MLFLOW_TRACKING_URI": f"http://{HOST}:{cluster.mlflow_port}",
@@ -116,14 +113,13 @@ def client_environment(cluster: Cluster) -> dict[str, str]:
 
 
 def service_environment(cluster: Cluster) -> dict[str, str]:
-    """Return the environment of both services, and with it of all jobs.
-
-    Jobs are clients too: Ray Train asks the API server for the state of its actors, and without an address it would
-    look for a Ray on this machine, and find too many.
-    """
-    foreign = {"RAY_ADDRESS", "RAY_AUTH_TOKEN"}  # of another cluster
-    inherited = {name: value for name, value in os.environ.items() if name not in foreign}
-    own = {
+    """Return the environment of both services, and with it of all jobs."""
+    variables = {**os.environ, **client_environment(cluster)}
+    # Ray itself tells a job where it is. But Ray Train asks the API server for the state of its actors, and without
+    # this address looks for whatever Ray runs on the machine.
+    variables["RAY_API_SERVER_ADDRESS"] = variables.pop("RAY_ADDRESS")
+    variables.pop("RAY_AUTH_TOKEN", None)  # of another cluster, it would go before the token's path
+    return variables | {
         # `python` in a job is the one that runs this.
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', os.defpath)}",
         # Ray's way to say "this machine alone": its inner ports are bound to 127.0.0.1 as well.
@@ -136,7 +132,6 @@ def service_environment(cluster: Cluster) -> dict[str, str]:
         # Seven more processes, for features of MLflow that nothing here uses.
         "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
     }
-    return inherited | client_environment(cluster) | own
 
 
 def _ray_command(cluster: Cluster) -> tuple[str, ...]:
