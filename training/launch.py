@@ -69,9 +69,7 @@ def launch(config: Config, project: Path) -> str:
     _check_data(config)
     uri = tracking.tracking_uri(project)
     client = tracking.open_client(uri, create=True)
-    for name, value in RAY_TRAIN_SETTINGS.items():
-        os.environ.setdefault(name, value)
-    ray.init(ignore_reinit_error=True, logging_level=logging.WARNING)
+    _join_ray()
     config = _place(config, ray.cluster_resources())
     facts = {"manifest_sha256": manifest_digest(config.data), **tracking.environment(project)}
     params = {**flatten(config), **facts}
@@ -91,6 +89,19 @@ def launch(config: Config, project: Path) -> str:
     if problem:
         raise TrainingError(problem)
     return run_id
+
+
+def _join_ray() -> None:
+    """Join the Ray of the job that this is, or start one on this machine."""
+    address = os.environ.get("RAY_ADDRESS", "")
+    if address.startswith(("http://", "https://")):
+        raise InputError(
+            f"RAY_ADDRESS {address} is a job server: type `ray job submit -- python -m training.run ...`, "
+            "or unset RAY_ADDRESS to train on a Ray of its own"
+        )
+    for name, value in RAY_TRAIN_SETTINGS.items():
+        os.environ.setdefault(name, value)
+    ray.init(ignore_reinit_error=True, logging_level=logging.WARNING)
 
 
 def _check_data(config: Config) -> None:

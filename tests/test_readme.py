@@ -1,0 +1,209 @@
+"""Every command of the README, typed in a copy of the project: as it stands, or on small stand-ins for ImageNet."""
+
+import contextlib
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import time
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+from commands import PROJECT
+from raw_data import write_raw_folder
+
+README = (PROJECT / "README.md").read_text()
+SMALL = "--epochs 1 --batch-size 32 --network.name alexnet-small"
+"""What turns a training of days into one of seconds: the same recipe with narrow layers."""
+
+
+def readme_commands() -> list[str]:
+    """Return the lines of all bash blocks, continued lines joined, comments dropped."""
+    blocks = "\n".join(re.findall(r"```bash\n(.*?)```", README, re.DOTALL)).replace("\\\n", "")
+    lines = [re.sub(r"\s+#.*", "", line) for line in blocks.splitlines()]
+    return [re.sub(r"\s+", " ", line).strip() for line in lines if line.strip()]
+
+
+class Shell:
+    """A copy of what git tracks, with the environment of the project, and a shell in it."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        names = subprocess.check_output(["git", "ls-files", "-z", "-co", "--exclude-standard"], cwd=PROJECT, text=True)
+        for name in filter(None, names.split("\0")):
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(PROJECT / name, folder / name)
+        for name in (".venv", ".uv"):
+            (folder / name).symlink_to(PROJECT / name)
+        self.typed: list[str] = []
+        self.exports = ""
+
+    @property
+    def environment(self) -> dict[str, str]:
+        names = ("MLFLOW_TRACKING_URI", "RAY_ADDRESS", "RAY_API_SERVER_ADDRESS", "RAY_AUTH_MODE")
+        kept = {name: value for name, value in os.environ.items() if name not in names}
+        path = f"{PROJECT / '.venv' / 'bin'}:{kept['PATH']}"
+        return {**kept, "PATH": path, "HOME": str(self.folder / "home"), "RAY_COLOR_PREFIX": "0"}
+
+    def type(self, command: str, stand_ins: dict[str, str] | None = None, *, extra: str = "") -> str:
+        """Run a command of the README with some words replaced; return stdout and stderr."""
+        assert command in readme_commands(), f"the README has no {command!r}"
+        self.typed.append(command)
+        for word, stand_in in (stand_ins or {}).items():
+            assert word in command
+            command = command.replace(word, stand_in)
+        done = subprocess.run(
+            ["bash", "-c", f"set -e; {self.exports} {command} {extra}"],
+            cwd=self.folder,
+            env=self.environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            timeout=900,
+            check=False,
+        )
+        assert done.returncode == 0, f"{command}\n{done.stdout}"
+        return done.stdout
+
+
+def run_id(output: str) -> str:
+    found = re.search(r"^(?:.*\) )?run ([0-9a-f]{32})$", output, re.MULTILINE)
+    assert found, output
+    return found[1]
+
+
+@pytest.fixture(scope="module")
+def shell(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shell]:
+    shell = Shell(tmp_path_factory.mktemp("copy"))
+    (shell.folder / "home").mkdir()
+    yield shell
+    assert set(readme_commands()) - set(shell.typed) <= {"make test"}, "every command of the README is tested"
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_make_demo(shell: Shell) -> None:
+    output = shell.type("make demo")
+    report = json.loads((shell.folder / "reports" / "demo" / "report.json").read_text())
+    assert report["top1"] >= 0.85
+    for where in ("shards", "reports/demo/report.html", "mlflow.db"):
+        assert str(shell.folder / where) in output
+        assert (shell.folder / where).exists()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_the_way_of_imagenet(shell: Shell) -> None:
+    write_raw_folder(shell.folder / "imagenet")
+    data = {"/data/imagenet-shards": "./imagenet-shards"}
+    shell.type(
+        "python -m preprocess.build_shards --input /data/imagenet --output /data/imagenet-shards",
+        {**data, "/data/imagenet": "./imagenet"},
+    )
+    trained = run_id(shell.type("python -m training.run alexnet-paper --data /data/imagenet-shards", data, extra=SMALL))
+    evaluated = shell.type(
+        "python -m training.evaluate --run RUN_ID --which best --data /data/imagenet-shards --crops 10",
+        {**data, "RUN_ID": trained},
+    )
+    assert re.search(r"report \S+/report\.html", evaluated)
+    photo = next((shell.folder / "imagenet" / "val" / "blue-disc").glob("*.JPEG"))
+    predicted = shell.type(
+        "python -m training.predict --run RUN_ID photo.jpg", {"RUN_ID": trained, "photo.jpg": str(photo)}
+    )
+    assert "blue-disc" in predicted
+    assert trained in served_runs(shell)
+
+
+def served_runs(shell: Shell) -> str:
+    """Type the README's `mlflow ui`, on a port of its own, and ask it for its runs."""
+    command = "mlflow ui --backend-store-uri sqlite:///mlflow.db"
+    assert command in readme_commands()
+    shell.typed.append(command)
+    arguments = [*command.split(), "--port", "5057", "--workers", "1"]
+    server = subprocess.Popen(arguments, cwd=shell.folder, env=shell.environment, start_new_session=True)
+    try:
+        return ask("http://127.0.0.1:5057/api/2.0/mlflow/runs/search", {"experiment_ids": ["1"]})
+    finally:
+        os.killpg(server.pid, signal.SIGTERM)
+        server.wait(60)
+
+
+def ask(url: str, question: dict[str, object]) -> str:
+    request = urllib.request.Request(url, json.dumps(question).encode(), {"Content-Type": "application/json"})
+    deadline = time.monotonic() + 180
+    while True:
+        try:
+            with urllib.request.urlopen(request, timeout=10) as answer:
+                return answer.read().decode()
+        except OSError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.5)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(2400)
+def test_jobs_on_a_cluster_of_one(shell: Shell) -> None:
+    up = 'eval "$(python -m cluster.local up)"'
+    try:
+        shell.type(up)
+        shell.exports = f"{up}; "
+        shutil.rmtree(shell.folder / "shards", ignore_errors=True)
+        shell.type("ray job submit -- python -m preprocess.build_shards")
+        trained = run_id(shell.type("ray job submit -- python -m training.run", extra="--epochs 2"))
+        evaluated = shell.type(
+            "ray job submit -- python -m training.evaluate --run RUN_ID --data shards", {"RUN_ID": trained}
+        )
+        assert re.search(r"top-1 0\.\d{4}", evaluated)
+        assert uploaded_job(shell)
+        assert "Ray" in shell.type("python -m cluster.local status")
+    finally:
+        shell.exports = ""
+        shell.type("python -m cluster.local down")
+
+
+def uploaded_job(shell: Shell) -> str:
+    """Run the README's way for a head that was started elsewhere: code uploaded, data and stores absolute."""
+    command = next(line for line in readme_commands() if "--working-dir" in line)
+    (shell.folder / "elsewhere").mkdir()
+    elsewhere = shell.folder / "elsewhere"
+    stand_ins = {
+        "sqlite:////data/mlflow.db": f"sqlite:///{elsewhere}/mlflow.db",
+        "/data/shards": str(shell.folder / "shards"),
+        "/data/runs": str(elsewhere / "runs"),
+    }
+    trained = run_id(shell.type(command, stand_ins, extra="--epochs 1"))
+    assert (elsewhere / "runs" / trained / "epoch-0001" / "checkpoint.json").is_file()
+    assert (elsewhere / "mlflow.db").is_file()
+    return trained
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_jobs_on_a_head_of_one_s_own(shell: Shell) -> None:
+    if not (shell.folder / "shards" / "manifest.json").is_file():
+        subprocess.run(["python", "-m", "preprocess.build_shards"], cwd=shell.folder, env=shell.environment, check=True)
+    shell.type("ray start --head")
+    try:
+        trained = run_id(shell.type("ray job submit -- python -m training.run", extra="--epochs 1"))
+        assert (shell.folder / "runs" / trained / "epoch-0001" / "checkpoint.json").is_file()
+    finally:
+        end_all_of(shell)
+
+
+def end_all_of(shell: Shell) -> None:
+    """End what was started from this shell, by its home: `ray stop` would end every Ray of the machine."""
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):
+            if process.environ().get("HOME") == shell.environment["HOME"]:
+                process.kill()
+
+
+def test_the_readme_s_commands_are_known() -> None:
+    assert len(readme_commands()) >= 15
+    assert readme_commands()[:2] == ["make demo", "make test"]
