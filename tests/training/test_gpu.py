@@ -1,0 +1,61 @@
+"""The same code on a GPU: what the CPU tests hold, within the GPU's arithmetic. Needs neither Ray nor MLflow."""
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+import torch
+
+from training.models import build
+from training.parallel import Layout
+from training.precision import autocast, resolve_precision
+from training.recipes import RECIPES
+from training.step import log_probabilities, train_step
+from training.worker import open_session, train
+
+pytestmark = pytest.mark.gpu
+GPU = torch.device("cuda", 0)
+
+
+def test_the_network_gives_the_cpu_s_answers() -> None:
+    torch.manual_seed(0)
+    network, images = build("alexnet", 10, init="he").eval(), torch.randn(4, 3, 224, 224) * 50
+    expected = log_probabilities(network, images, autocast("float32", torch.device("cpu")))
+    network.to(GPU, memory_format=torch.channels_last)
+    answers = log_probabilities(network, images.to(GPU), autocast("float32", GPU)).cpu()
+    # cuDNN may use tf32 in convolutions: 10 bits of mantissa.
+    torch.testing.assert_close(answers, expected, rtol=2e-2, atol=2e-2)
+
+
+def test_auto_is_bfloat16_and_ten_crops_are_averaged_there() -> None:
+    assert resolve_precision("auto", GPU) == "bfloat16"
+    network = build("alexnet-small", 10, init="he").to(GPU, memory_format=torch.channels_last).eval()
+    crops = torch.randn(3, 10, 3, 28, 28, device=GPU)
+    logs = log_probabilities(network, crops, autocast("bfloat16", GPU))
+    one_by_one = torch.stack([log_probabilities(network, crops[:, i], autocast("bfloat16", GPU)) for i in range(10)])
+    torch.testing.assert_close(logs, torch.logsumexp(one_by_one, 0) - torch.tensor(10.0).log().to(GPU))
+
+
+def test_a_step_learns_in_bfloat16() -> None:
+    torch.manual_seed(0)
+    network = build("alexnet-small", 10, init="he").to(GPU, memory_format=torch.channels_last)
+    optimizer = torch.optim.SGD(network.parameters(), lr=0.01, momentum=0.9)
+    images, labels = torch.randn(32, 3, 28, 28, device=GPU), torch.arange(32, device=GPU) % 10
+    losses = [train_step(network, optimizer, images, labels, autocast("bfloat16", GPU)).item() for _ in range(30)]
+    assert losses[-1] < losses[0] / 2
+    assert all(parameter.dtype == torch.float32 for parameter in network.parameters())
+
+
+def test_training_on_the_loader_learns_the_tiny_classes(tiny_shards: Path) -> None:
+    base = RECIPES["tiny-imagenet"]()
+    config = dataclasses.replace(
+        base,
+        data=str(tiny_shards),
+        epochs=8,
+        batch_size=8,
+        optimizer=dataclasses.replace(base.optimizer, learning_rate=0.005),
+    )
+    seen: list[float] = []
+    session = open_session(config, Layout(GPU), num_threads=4)
+    train(session, lambda _metrics, _step: None, lambda _session, metrics: seen.append(metrics["val/top1"]))
+    assert max(seen) > 0.6
