@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -44,7 +46,7 @@ def log_probabilities(network: nn.Module, images: Tensor, autocast: torch.autoca
     logs = F.log_softmax(logits.float(), dim=1)
     if crops == 1:
         return logs
-    return torch.logsumexp(logs.reshape(-1, crops, logs.shape[1]), dim=1) - torch.log(torch.tensor(float(crops)))
+    return torch.logsumexp(logs.reshape(-1, crops, logs.shape[1]), dim=1) - math.log(crops)
 
 
 def score(logs: Tensor, labels: Tensor) -> Tensor:
