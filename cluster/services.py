@@ -127,6 +127,8 @@ def service_environment(cluster: Cluster) -> dict[str, str]:
         # Ray Train ends a run in order on SIGINT only, and Ray would kill the job after three seconds.
         "RAY_JOB_STOP_SIGNAL": "SIGINT",
         "RAY_JOB_STOP_WAIT_TIME_S": str(JOB_STOP_SECONDS),
+        # What multiprocessing and others leave behind goes with the cluster.
+        "TMPDIR": cluster.temp_folder,
         "RAY_USAGE_STATS_ENABLED": "0",
         "MLFLOW_DISABLE_TELEMETRY": "true",
         # Seven more processes, for features of MLflow that nothing here uses.
