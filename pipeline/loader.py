@@ -34,6 +34,12 @@ IMAGES_AT_A_TIME = 64
 class Loader:
     """Batches of one rank: `for images, labels in loader` is one epoch, and each `iter()` the next one.
 
+    In training, each epoch visits the samples in an order of its own; those beyond the last whole global batch
+    (fewer than batch_size * world_size) are left out of that epoch. Global batch b is the same whatever the number
+    of ranks, as long as batch_size * world_size is: rank r takes its r-th part. In evaluation, rank r takes samples
+    [floor(r n / world_size), floor((r + 1) n / world_size)) in the order of the shards, each once, the last batch as
+    small as it gets: a rank may have fewer batches than another, or none.
+
     images: float32 N,3,H,W (N,10,3,H,W with ten crops), labels: int64 N, both on the device. They belong to the
     caller: later batches do not overwrite them. `iter()` in the middle of an epoch gives up the rest of it. The
     first batches of the next training epoch are decoded while the last ones of this are used.
@@ -127,6 +133,7 @@ class Loader:
         if not isinstance(batch, int) or not 0 <= batch <= self._batches:
             raise InputError(f"batch is {batch!r}; valid: 0 to {self._batches}")
         self._epoch, self._batch, self._begun = epoch, batch, False
+        self._iteration = None
 
     def _rest_of_epoch(self, iteration: object) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         while self._batch < self._batches:
@@ -158,12 +165,6 @@ def make_loader(
 ) -> Loader:
     """Open a split of a folder of shards as an iterable of batches.
 
-    In training, each epoch visits the samples in an order of its own; those beyond the last whole global batch
-    (fewer than batch_size * world_size) are left out of that epoch. Global batch b is the same whatever the number
-    of ranks, as long as batch_size * world_size is: rank r takes its r-th part. In evaluation, rank r takes samples
-    [floor(r n / world_size), floor((r + 1) n / world_size)) in the order of the shards, each once, the last batch as
-    small as it gets: a rank may have fewer batches than another, or none.
-
     Args:
         data: folder of shards with its manifest.
         split: a split of the manifest, such as `train` or `val`.
@@ -187,9 +188,7 @@ def make_loader(
     Raises:
         InputError: the folder is not a whole data set, or an argument has no valid value; the text says which.
     """
-    manifest = read_manifest(data)
-    if rgb is not None:
-        manifest = replace(manifest, rgb=rgb)
+    manifest = read_manifest(data) if rgb is None else replace(read_manifest(data), rgb=rgb)
     samples = Samples(data, manifest, split)
     mode = mode or ("train" if split == "train" else "eval")
     check_choice("mode", mode, get_args(Mode))
@@ -204,14 +203,8 @@ def make_loader(
     target = _checked_device(device)
     source = ReadAhead(samples, share, epoch_inputs, endless=mode == "train")
     stream = Stream(source, samples, _placed(graph, target, num_threads), batch_size, target)
-    identity = {
-        "data": manifest_digest(data),
-        "split": split,
-        "mode": mode,
-        "seed": seed,
-        "batch_size": batch_size,
-        "world_size": world_size,
-    }
+    identity = {"data": manifest_digest(data), "split": split, "mode": mode, "seed": seed}
+    identity |= {"batch_size": batch_size, "world_size": world_size}
     return Loader(samples, stream, len(share), identity)
 
 

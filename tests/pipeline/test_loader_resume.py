@@ -10,6 +10,9 @@ import pytest
 from shard_folders import texture_jpegs
 
 from pipeline.loader import make_loader
+from pipeline.read_ahead import BATCHES_AHEAD
+from pipeline.samples import Samples
+from pipeline.stream import BATCHES_DECODING
 from preprocess.manifest import InputError
 
 BATCH = 20
@@ -70,16 +73,27 @@ def test_state_is_small_and_the_same_for_every_rank(numbered):
     assert len(json.dumps(states[0])) < 500
 
 
-def test_a_state_taken_before_iter_or_after_an_epoch_begins_an_epoch(numbered):
+def test_state_and_epoch_say_where_the_next_batch_comes_from(numbered):
+    def place():
+        state = loader.state_dict()
+        return state["epoch"], state["batch"]
+
     loader = make_loader(numbered, "train", BATCH)
-    assert (loader.state_dict()["epoch"], loader.state_dict()["batch"]) == (0, 0)
-    first = [fingerprint(batch) for batch in loader]
-    assert (loader.epoch, loader.state_dict()["epoch"], loader.state_dict()["batch"]) == (1, 1, 0)
+    assert place() == (0, 0)
+    first, places = [], []
+    for batch in loader:
+        first.append(fingerprint(batch))
+        places.append(place())
+    assert places == [(0, 1), (0, 2), (0, 3), (0, 4), (1, 0)]
+    assert (loader.epoch, *place()) == (1, 1, 0)
     second = [fingerprint(batch) for batch in loader]
     loader.epoch = 0
     assert [fingerprint(batch) for batch in loader] == first
     assert [fingerprint(batch) for batch in loader] == second
+    abandoned = iter(loader)
     loader.epoch = 1
+    with pytest.raises(RuntimeError, match="given up"):
+        next(abandoned)
     assert [fingerprint(batch) for batch in loader] == second
 
 
@@ -91,6 +105,21 @@ def test_a_resumed_epoch_gives_its_rest_and_then_whole_epochs(numbered):
     assert len(list(loader)) == BATCHES - 3
     assert loader.epoch == 5
     assert len(list(loader)) == BATCHES
+
+
+def test_going_from_epoch_to_epoch_throws_nothing_away(numbered, monkeypatch):
+    reads, read = [], Samples.read
+
+    def counted(samples, indices):
+        reads.append(len(indices))
+        return read(samples, indices)
+
+    monkeypatch.setattr(Samples, "read", counted)
+    loader = make_loader(numbered, "train", BATCH)
+    for _ in range(3):
+        assert len(list(loader)) == BATCHES
+    given = 3 * BATCHES * BATCH
+    assert given <= sum(reads) <= given + (BATCHES_AHEAD + BATCHES_DECODING) * BATCH
 
 
 @pytest.mark.parametrize("taken", [0, 1, 3, BATCHES])
