@@ -134,7 +134,7 @@ main() {
     local simd=sse4 identity contents previous
     grep -qw avx2 /proc/cpuinfo && simd=avx2
     # What the environment must be made anew for, and what it can be brought up to date for.
-    identity="$PWD | $python | $python_version | pillow-simd for $simd"
+    identity="$(readlink -f .venv) | $python | $python_version | pillow-simd for $simd"
     contents="$(cat requirements.lock pyproject.toml bootstrap.sh | sha256sum)"
     [ "$(cat "$STAMP" 2>/dev/null)" = "$identity"$'\n'"$contents" ] && return
 
