@@ -16,11 +16,11 @@ def sample() -> Config:
     return Config(
         recipe="sample",
         short_side=256,
-        epochs=10,
+        epochs=8,
         batch_size=64,
         units="unit-std",
         network=Network(name="alexnet-small", first_kernel=11, first_stride=8, lrn="off", dropout=0.2, init="he"),
-        optimizer=Optimizer(learning_rate=0.02, schedule="linear", warmup_epochs=0.5),
+        optimizer=Optimizer(learning_rate=0.01, schedule="linear", warmup_epochs=1.0),
     )
 
 
