@@ -29,8 +29,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         manifest, built = build(options)
     except InputError as error:
         return _fail(2, str(error))
-    except (OSError, WorkerDiedError) as error:
+    except WorkerDiedError as error:
         return _fail(1, str(error))
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        return _fail(1, f"cannot build: {where}{error.strerror}")
     except InterruptedBySignal as interrupt:
         return _fail(128 + interrupt.args[0], "interrupted; nothing half-built is left")
     seconds = time.monotonic() - start
@@ -43,6 +46,7 @@ def _parser() -> argparse.ArgumentParser:
         prog="python -m preprocess.build_shards",
         description="Turn raw images into a folder of WebDataset shards with index, manifest and statistics.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        allow_abbrev=False,
     )
     add = parser.add_argument
     add("--input", type=Path, metavar="PATH", help="IN/train/<class>/** and IN/val/<class>/**, or IN/<class>/**; "

@@ -54,7 +54,7 @@ class RgbSums:
         shift = _CENTRE * (sums[:, None] + sums[None, :]) - pixels * _CENTRE**2
         self.products += centred_products + shift
         side = self.square.shape[1]
-        top, left = (image.height - side) // 2, (image.width - side) // 2
+        top, left = round((image.height - side) / 2), round((image.width - side) / 2)
         for total, plane in zip(self.square, planes, strict=True):
             np.add(total, plane[top : top + side, left : left + side], out=total)
 

@@ -87,7 +87,7 @@ class ShardWriter:
         self._tar_path = folder / f"{stem}.tar"
         self._index_path = folder / f"{stem}.idx"
         self._stream = _HashedFile(partial_path(self._tar_path))
-        self._tar = tarfile.open(fileobj=self._stream, mode="w|", format=tarfile.USTAR_FORMAT)  # noqa: SIM115
+        self._tar = tarfile.open(fileobj=self._stream, mode="w", format=tarfile.USTAR_FORMAT)  # noqa: SIM115
         self._index: list[str] = []
 
     @property

@@ -1,0 +1,166 @@
+"""Builds that are cut short, as real processes: what they leave, what they say, and that nothing runs on."""
+
+import contextlib
+import os
+import resource
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+from commands import PROJECT
+from PIL import Image
+from raw_data import encoded
+from shard_reading import folder_bytes
+
+from preprocess.build_shards import main
+
+IMAGES = 80
+DEADLINE_SECONDS = 120
+
+
+@pytest.fixture(scope="module")
+def slow_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Few classes, large images: every shard takes a while."""
+    root = tmp_path_factory.mktemp("slow") / "slow"
+    data = encoded(Image.linear_gradient("L").resize((2000, 2000)).convert("RGB"), quality=75)
+    for number in range(IMAGES):
+        folder = root / "train" / "ab"[number % 2]
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / f"{number}.jpg").write_bytes(data)
+    for name in "ab":
+        (root / "val" / name).mkdir(parents=True)
+        (root / "val" / name / "1.jpg").write_bytes(data)
+    return root
+
+
+@pytest.fixture(scope="module")
+def undisturbed(slow_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+    output = tmp_path_factory.mktemp("undisturbed") / "out"
+    assert main(arguments(slow_folder, output)) == 0
+    return folder_bytes(output)
+
+
+def arguments(source: Path, output: Path) -> list[str]:
+    options = ("--short-side", 64, "--shard-samples", 20, "--workers", 2)
+    return [str(part) for part in ("--input", source, "--output", output, *options)]
+
+
+@contextlib.contextmanager
+def running(source: Path, output: Path, before: Callable[[], None] | None = None) -> Iterator[subprocess.Popen]:
+    """A build in a session of its own, in the middle of its first shards."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "preprocess.build_shards", *arguments(source, output)],
+        cwd=PROJECT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        preexec_fn=before,
+    )
+    try:
+        wait_until(lambda: list(output.glob(".train-*.partial")) or process.poll() is not None)
+        assert process.poll() is None, process.communicate()
+        yield process
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
+
+
+def wait_until(happened: Callable[[], object]) -> None:
+    deadline = time.monotonic() + DEADLINE_SECONDS
+    while not happened():
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.005)
+
+
+def alive(session: int) -> list[psutil.Process]:
+    found = []
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.NoSuchProcess, ProcessLookupError):
+            if os.getsid(process.pid) == session and process.status() != psutil.STATUS_ZOMBIE:
+                found.append(process)
+    return found
+
+
+def workers_of(process: subprocess.Popen) -> list[psutil.Process]:
+    return [p for p in psutil.Process(process.pid).children() if "spawn_main" in " ".join(p.cmdline())]
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize("whole_group", [True, False])
+def test_interrupted_it_says_so_and_leaves_nothing(
+    slow_folder: Path, tmp_path: Path, number: int, code: int, whole_group: bool
+) -> None:
+    output = tmp_path / "out"
+    with running(slow_folder, output) as process:
+        (os.killpg if whole_group else os.kill)(process.pid, number)
+        out, err = process.communicate(timeout=DEADLINE_SECONDS)
+        assert process.returncode == code
+        assert (out, err) == ("", "build_shards: interrupted; nothing half-built is left\n")
+        assert not output.exists()
+        wait_until(lambda: not alive(process.pid))
+
+
+@pytest.mark.parametrize("whole_group", [True, False])
+def test_killed_it_leaves_no_data_set_and_no_process_and_is_built_again(
+    slow_folder: Path, undisturbed: dict[str, bytes], tmp_path: Path, whole_group: bool
+) -> None:
+    output = tmp_path / "out"
+    with running(slow_folder, output) as process:
+        (os.killpg if whole_group else os.kill)(process.pid, signal.SIGKILL)
+        process.wait(DEADLINE_SECONDS)
+        wait_until(lambda: not alive(process.pid))
+    left = folder_bytes(output)
+    assert left
+    assert "manifest.json" not in left
+    assert main(arguments(slow_folder, output)) == 0
+    assert folder_bytes(output) == undisturbed
+
+
+def test_a_worker_that_dies_is_an_error_and_not_a_hang(slow_folder: Path, tmp_path: Path) -> None:
+    output = tmp_path / "out"
+    with running(slow_folder, output) as process:
+        workers_of(process)[0].kill()
+        out, err = process.communicate(timeout=DEADLINE_SECONDS)
+        assert process.returncode == 1
+        assert (out, err) == ("", "build_shards: a worker process died: it was killed, or memory ran out\n")
+        assert not output.exists()
+        wait_until(lambda: not alive(process.pid))
+
+
+def test_a_second_build_keeps_out_and_one_in_the_background_ignores_ctrl_c(
+    slow_folder: Path, undisturbed: dict[str, bytes], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = tmp_path / "out"
+    # As a shell starts a command with `&`.
+    with running(slow_folder, output, lambda: signal.signal(signal.SIGINT, signal.SIG_IGN)) as process:
+        assert main(arguments(slow_folder, output)) == 2
+        assert capsys.readouterr().err == f"build_shards: another build is writing into {output}\n"
+        os.killpg(process.pid, signal.SIGINT)
+        out, err = process.communicate(timeout=DEADLINE_SECONDS)
+        assert (process.returncode, err) == (0, "")
+        assert out.startswith("slow: 80 train + 2 val samples")
+    assert folder_bytes(output) == undisturbed
+
+
+def test_a_file_that_cannot_be_written_is_one_line_and_leaves_nothing(slow_folder: Path, tmp_path: Path) -> None:
+    # A limit on the size of files stands in for a full disk: the same call fails, with another number.
+    limit = 9_000
+    process = subprocess.run(
+        [sys.executable, "-m", "preprocess.build_shards", *arguments(slow_folder, tmp_path / "out")],
+        cwd=PROJECT,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=DEADLINE_SECONDS,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)),
+    )
+    assert (process.returncode, process.stdout) == (1, "")
+    assert process.stderr == "build_shards: cannot build: File too large\n"
+    assert not (tmp_path / "out").exists()

@@ -1,0 +1,141 @@
+import os
+from pathlib import Path
+
+import pytest
+
+from preprocess.images import UnreadableImage
+from preprocess.manifest import InputError
+from preprocess.sources import IMAGE_ENDINGS, Catalogue, list_class_folders, read_bytes
+
+
+def fill(root: Path, *files: str) -> Path:
+    for file in files:
+        (root / file).parent.mkdir(parents=True, exist_ok=True)
+        (root / file).write_bytes(b"")
+    return root
+
+
+def catalogue(root: Path, val_fraction: float | None = None, seed: int = 0) -> Catalogue:
+    return Catalogue.of(list_class_folders(root, val_fraction, seed))
+
+
+def placed(found: Catalogue) -> set[tuple[str, str, str]]:
+    return {(image.split, found.classes[image.label], image.source) for image in found.images}
+
+
+def test_train_and_val_folders(tmp_path: Path) -> None:
+    fill(tmp_path, "train/b/1.jpg", "train/a/2.JPEG", "train/a/deep/er/3.PnG", "val/a/1.jpg", "val/b/9.webp")
+    fill(tmp_path, "train/stray.jpg", "train/a/notes.txt", "train/a/sums.md5", "test/a/1.jpg", "other/c/1.jpg")
+    found = catalogue(tmp_path)
+    assert found.classes == ("a", "b")
+    assert placed(found) == {
+        ("train", "a", "train/a/2.JPEG"),
+        ("train", "a", "train/a/deep/er/3.PnG"),
+        ("train", "b", "train/b/1.jpg"),
+        ("val", "a", "val/a/1.jpg"),
+        ("val", "b", "val/b/9.webp"),
+    }
+
+
+def test_a_test_folder_is_the_val_split_when_there_is_no_val(tmp_path: Path) -> None:
+    fill(tmp_path, "train/a/1.jpg", "test/a/2.jpg")
+    assert placed(catalogue(tmp_path)) == {("train", "a", "train/a/1.jpg"), ("val", "a", "test/a/2.jpg")}
+
+
+def test_class_folders_alone_are_divided(tmp_path: Path) -> None:
+    fill(tmp_path, *(f"{name}/{i}.jpg" for name, count in (("a", 40), ("b", 2), ("c", 1)) for i in range(count)))
+    fill(tmp_path, "test/x/1.jpg", "val/y/1.jpg")
+    found = catalogue(tmp_path, val_fraction=0.1)
+    assert found.classes == ("a", "b", "c")
+    val = [found.classes[image.label] for image in found.split("val")]
+    assert sorted(val) == ["a"] * 4 + ["b"]  # at least one of two, none of one
+    train = {image.source for image in found.split("train")}
+    assert train | {image.source for image in found.split("val")} == {i.source for i in found.images}
+    assert len(found.images) == 43
+
+
+def test_a_train_folder_alone_is_divided(tmp_path: Path) -> None:
+    fill(tmp_path, *(f"train/a/{i}.jpg" for i in range(10)))
+    found = catalogue(tmp_path, val_fraction=0.3)
+    assert (len(found.split("train")), len(found.split("val"))) == (7, 3)
+
+
+def test_no_fraction_leaves_no_val_and_the_largest_leaves_a_train_image(tmp_path: Path) -> None:
+    fill(tmp_path, "a/1.jpg", "a/2.jpg", "a/3.jpg")
+    assert len(catalogue(tmp_path, val_fraction=0.0).split("train")) == 3
+    assert len(catalogue(tmp_path, val_fraction=0.99).split("train")) == 1
+
+
+def test_the_choice_for_val_is_the_seeds(tmp_path: Path) -> None:
+    fill(tmp_path, *(f"{name}/{i}.jpg" for name in "ab" for i in range(50)))
+
+    def kept(seed: int) -> set[str]:
+        return {image.source for image in catalogue(tmp_path, 0.2, seed).split("val")}
+
+    assert kept(1) == kept(1)
+    assert kept(1) != kept(2)
+    assert {name[2:] for name in kept(1) if name[0] == "a"} != {name[2:] for name in kept(1) if name[0] == "b"}
+
+
+def test_loops_of_links_end_and_other_links_are_followed(tmp_path: Path) -> None:
+    root = fill(tmp_path / "in", "a/1.jpg", "a/deep/2.jpg")
+    fill(tmp_path / "elsewhere", "3.jpg")
+    (root / "a" / "deep" / "up").symlink_to(root / "a")
+    (root / "a" / "self").symlink_to("self")
+    (root / "a" / "linked").symlink_to(tmp_path / "elsewhere")
+    (root / "b").symlink_to(root / "a" / "deep")
+    sources = {image.source for image in catalogue(root, 0.0).images}
+    assert {"a/1.jpg", "a/deep/2.jpg", "a/linked/3.jpg", "b/2.jpg"} <= sources
+    assert len(sources) < 12
+
+
+def test_a_broken_link_is_a_broken_image_and_a_pipe_is_none(tmp_path: Path) -> None:
+    root = fill(tmp_path, "a/1.jpg")
+    (root / "a" / "gone.jpg").symlink_to("nowhere")
+    os.mkfifo(root / "a" / "pipe.jpg")
+    assert [image.source for image in catalogue(root, 0.0).images] == ["a/1.jpg", "a/gone.jpg"]
+    with pytest.raises(UnreadableImage, match=r"^cannot be read: No such file or directory$"):
+        read_bytes(root, "a/gone.jpg")
+
+
+@pytest.mark.parametrize(
+    ("files", "val_fraction", "message"),
+    [
+        ([], None, r"has no train and val folders: add --val-fraction"),
+        ([], 0.1, r"holds no class folders"),
+        (["a/1.jpg"], None, r"has no train and val folders: add --val-fraction"),
+        (["train/a/1.jpg"], None, r"has a train folder, but no val or test beside it: add --val-fraction"),
+        (["train/a/1.jpg", "val/a/1.jpg"], 0.1, r"has its own val split, .*/val: leave --val-fraction out"),
+        (["train/1.jpg", "val/a/1.jpg"], None, r"/train holds no class folders"),
+        (["train/a/1.jpg", "val/1.jpg"], None, r"/val holds no class folders"),
+        (["val/a/1.jpg", "test/a/1.jpg"], 0.1, r"holds no class folders"),
+        (["a/1.jpg", "b/1.txt"], 0.1, r"class 'b' has no image in .*\.jpg, \.jpeg"),
+        (["train/a/1.jpg", "val/a/1.gif"], None, r"class 'a' has no image in .*/val "),
+        (["train/a/1.jpg", "val/a/1.jpg", "val/b/1.jpg"], None, r"class 'b' is in .*/val but not in .*/train"),
+        (["train/a/1.jpg", "train/b/1.jpg", "val/a/1.jpg"], None, r"class 'b' is in .*/train but not in .*/val"),
+    ],
+)
+def test_what_is_wrong_with_a_folder_is_said(
+    tmp_path: Path, files: list[str], val_fraction: float | None, message: str
+) -> None:
+    with pytest.raises(InputError, match=message) as caught:
+        list_class_folders(fill(tmp_path, *files), val_fraction, seed=0)
+    assert str(tmp_path) in str(caught.value)
+
+
+def test_a_missing_folder_or_a_file_is_said(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"nowhere does not exist"):
+        list_class_folders(tmp_path / "nowhere", 0.1, seed=0)
+    with pytest.raises(InputError, match=r"file is not a folder"):
+        list_class_folders(fill(tmp_path, "file") / "file", 0.1, seed=0)
+
+
+def test_classes_labels_and_files_are_those_of_image_folder(raw_folder: Path) -> None:
+    folder = pytest.importorskip("torchvision.datasets.folder")
+    assert folder.IMG_EXTENSIONS == IMAGE_ENDINGS
+    found = catalogue(raw_folder)
+    for split in ("train", "val"):
+        reference = folder.ImageFolder(str(raw_folder / split), loader=lambda path: path)
+        assert list(found.classes) == reference.classes
+        ours = [(str(raw_folder / image.source), image.label) for image in found.split(split)]
+        assert sorted(ours) == sorted(reference.samples)

@@ -1,0 +1,103 @@
+import itertools
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from preprocess.rgb_statistics import RgbSums
+
+SIDE = 24
+
+
+@pytest.fixture(scope="module")
+def images() -> list[Image.Image]:
+    """Resized images as a build would see them: one short side, all kinds of long ones, correlated channels."""
+    rng = np.random.default_rng(3)
+    sizes = [(24, 24), (24, 37), (41, 24), (24, 384), (53, 24), (24, 25), (86, 24)]
+    pictures = []
+    for size in sizes:
+        shared = rng.integers(0, 160, (*size, 1))
+        pictures.append(Image.fromarray((shared + rng.integers(0, 96, (*size, 3))).astype(np.uint8)))
+    return pictures
+
+
+def sums_of(images: list[Image.Image], side: int = SIDE) -> RgbSums:
+    sums = RgbSums(side)
+    for image in images:
+        sums.add(image)
+    return sums
+
+
+def all_pixels(images: list[Image.Image]) -> np.ndarray:
+    return np.concatenate([np.asarray(image).reshape(-1, 3) for image in images]).astype(np.int64)
+
+
+def test_the_sums_are_exact(images: list[Image.Image]) -> None:
+    pixels, sums = all_pixels(images), sums_of(images)
+    assert sums.pixels == len(pixels)
+    assert np.array_equal(sums.sums, pixels.sum(axis=0))
+    assert np.array_equal(sums.products, pixels.T @ pixels)
+
+
+@pytest.mark.parametrize("level", [0, 1, 127, 128, 254, 255])
+def test_the_sums_are_exact_at_the_extremes(level: int) -> None:
+    flat = np.full((1200, 1300, 3), level, np.uint8)
+    flat[:, :, 1] = 255 - level
+    sums = sums_of([Image.fromarray(flat)], side=1200)
+    pixels = all_pixels([Image.fromarray(flat)])
+    assert np.array_equal(sums.sums, pixels.sum(axis=0))
+    assert np.array_equal(sums.products, pixels.T @ pixels)
+
+
+def test_any_division_of_the_work_gives_the_same(images: list[Image.Image]) -> None:
+    whole = sums_of(images)
+    for parts in ([images[:3], images[3:]], [[image] for image in images[::-1]], [images[4:], [], images[:4]]):
+        total = RgbSums(SIDE)
+        for part in parts:
+            total.merge(sums_of(part))
+        assert total.finish("mean.npy") == whole.finish("mean.npy")
+        assert np.array_equal(total.mean_image(), whole.mean_image())
+
+
+def test_mean_covariance_and_eigenvectors_are_numpys(images: list[Image.Image]) -> None:
+    pixels, rgb = all_pixels(images), sums_of(images).finish("mean.npy")
+    assert rgb.mean == pytest.approx(pixels.mean(axis=0), rel=1e-12)
+    covariance = np.cov(pixels.T, bias=True)
+    np.testing.assert_allclose(rgb.covariance, covariance, rtol=1e-9)
+    values, vectors = np.linalg.eigh(covariance)
+    assert rgb.eigenvalues == pytest.approx(values[::-1], rel=1e-9)
+    ours = np.array(rgb.eigenvectors)
+    np.testing.assert_allclose(np.abs((ours * vectors[:, ::-1]).sum(axis=0)), 1, atol=1e-9)  # column by column
+    np.testing.assert_allclose(np.array(rgb.covariance) @ ours, ours * rgb.eigenvalues, rtol=1e-6, atol=1e-6)
+    for column in ours.T:
+        assert column[np.abs(column).argmax()] > 0
+
+
+def test_the_mean_image_is_that_of_the_central_squares(images: list[Image.Image]) -> None:
+    squares = []
+    for image in images:
+        pixels = np.asarray(image, np.float64)
+        top, left = ((length - SIDE) // 2 for length in pixels.shape[:2])
+        squares.append(pixels[top : top + SIDE, left : left + SIDE])
+    mean = sums_of(images).mean_image()
+    assert (mean.shape, mean.dtype) == ((SIDE, SIDE, 3), np.float32)
+    np.testing.assert_allclose(mean, np.mean(squares, axis=0), rtol=1e-6)
+
+
+def test_grey_images_have_one_direction_and_no_negative_variance() -> None:
+    levels = np.random.default_rng(0).integers(0, 256, (SIDE, 99), np.uint8)
+    rgb = sums_of([Image.fromarray(levels).convert("RGB")]).finish("mean.npy")
+    assert rgb.eigenvalues[0] == pytest.approx(3 * levels.var(), rel=1e-9)
+    assert all(0 <= value < 1e-9 for value in rgb.eigenvalues[1:])
+    assert [row[0] for row in rgb.eigenvectors] == pytest.approx([3**-0.5] * 3)
+
+
+def test_channels_are_not_mixed_up() -> None:
+    for order in itertools.permutations((10, 100, 200)):
+        picture = Image.new("RGB", (SIDE, SIDE), order)
+        assert sums_of([picture]).finish("mean.npy").mean == order
+
+
+def test_no_pixels_are_an_error() -> None:
+    with pytest.raises(ValueError, match="no pixels"):
+        RgbSums(SIDE).finish("mean.npy")
