@@ -36,9 +36,12 @@ def parse(arguments: Sequence[str]) -> Config:
 def main(arguments: Sequence[str]) -> None:
     """Train, then say where the run is."""
     config = parse(arguments)
-    from training.launch import launch  # Ray and MLflow take seconds to import: --help does without
+    from training.launch import TrainingError, launch  # Ray and MLflow take seconds to import: --help does without
 
-    run_id = launch(config, Path.cwd())
+    try:
+        run_id = launch(config, Path.cwd())
+    except TrainingError as error:
+        sys.exit(f"error: {error}")
     print(f"run {run_id}")
 
 

@@ -4,6 +4,8 @@ import dataclasses
 import os
 import shutil
 import signal
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -13,7 +15,7 @@ import psutil
 import pytest
 import ray
 import torch
-from commands import run_command
+from commands import PROJECT, run_command
 from mlflow import MlflowClient
 from mlflow.entities import Run
 
@@ -160,6 +162,30 @@ def test_a_diverging_training_fails_and_says_why(config: Config, project: Path, 
         launch(dataclasses.replace(config, optimizer=absurd), project)
     experiment = client_of(project).get_experiment_by_name("twotower")
     assert len(client_of(project).search_runs([experiment.experiment_id], "attributes.status = 'FAILED'")) == 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("signum", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_an_interrupted_command_keeps_what_is_whole(
+    four_classes: Path, tmp_path: Path, signum: signal.Signals, code: int
+) -> None:
+    environment = {**os.environ, "MLFLOW_TRACKING_URI": f"sqlite:///{tmp_path}/mlflow.db"}
+    command = [*"-m training.run tiny-imagenet --epochs 1000 --batch-size 4 --data".split(), str(four_classes)]
+    command += ["--storage", str(tmp_path / "runs"), "--device", "cpu"]
+    process = subprocess.Popen([sys.executable, *command], cwd=PROJECT, env=environment, start_new_session=True)
+    try:
+        while not list(tmp_path.glob("runs/*/epoch-0002")):
+            assert process.poll() is None
+            time.sleep(0.1)
+        process.send_signal(signum)
+        assert process.wait(120) == code
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+    run = only_run_since(tmp_path, set())
+    assert run.info.status == "KILLED"
+    last = read_checkpoint(artifact(tmp_path, run.info.run_id, "checkpoints/last"))
+    assert last.epoch >= 1
 
 
 @pytest.mark.parametrize(
