@@ -170,7 +170,10 @@ def test_an_interrupted_command_keeps_what_is_whole(
     four_classes: Path, tmp_path: Path, signum: signal.Signals, code: int
 ) -> None:
     environment = {**os.environ, "MLFLOW_TRACKING_URI": f"sqlite:///{tmp_path}/mlflow.db"}
-    command = [*"-m training.run tiny-imagenet --epochs 1000 --batch-size 4 --data".split(), str(four_classes)]
+    command = [
+        *["-m", "training.run", "tiny-imagenet", "--epochs", "1000", "--batch-size", "4", "--data"],
+        str(four_classes),
+    ]
     command += ["--storage", str(tmp_path / "runs"), "--device", "cpu"]
     process = subprocess.Popen([sys.executable, *command], cwd=PROJECT, env=environment, start_new_session=True)
     try:
