@@ -42,7 +42,10 @@ class RgbSums:
         self.square = np.zeros((3, short_side, short_side), np.uint32)
 
     def add(self, image: Image.Image) -> None:
-        """Add all pixels of one RGB image, and its central square (offsets rounded down)."""
+        """Add all pixels of one RGB image, and its central square.
+
+        The square lies where torchvision's CenterCrop cuts it: half of an odd margin is rounded to even.
+        """
         planes = [np.asarray(channel) for channel in image.split()]
         pixels = image.width * image.height
         centred_sums, centred_products = _centred_sums(planes, pixels)

@@ -133,7 +133,7 @@ def test_statistics_are_numpys_over_the_resized_pixels_of_train(tiny_shards: Pat
             image = np.asarray(resize_short_side(decode_rgb(path.read_bytes()), TINY_SHORT_SIDE), np.float64)
         except UnreadableImage:
             continue
-        top, left = ((length - TINY_SHORT_SIDE) // 2 for length in image.shape[:2])
+        top, left = (round((length - TINY_SHORT_SIDE) / 2) for length in image.shape[:2])
         squares.append(image[top : top + TINY_SHORT_SIDE, left : left + TINY_SHORT_SIDE])
         pixels.append(image.reshape(-1, 3))
     stacked = np.concatenate(pixels)

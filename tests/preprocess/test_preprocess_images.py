@@ -69,6 +69,13 @@ def test_short_side_is_exact_and_the_long_side_nearest(size: tuple[int, int], ex
     assert resize_short_side(Image.new("RGB", size), 256).size == expected
 
 
+@pytest.mark.parametrize("side", [23, 150])
+def test_resizing_is_pillows_bicubic(picture: Image.Image, side: int) -> None:
+    resized = resize_short_side(picture, side)
+    reference = picture.resize(resized.size, Image.Resampling.BICUBIC)
+    assert np.array_equal(np.asarray(resized), np.asarray(reference))
+
+
 def test_shrinking_is_antialiased() -> None:
     stripes = Image.fromarray(np.tile(np.array([0, 255], np.uint8), (256, 128))).convert("RGB")
     small = np.asarray(resize_short_side(stripes, 64), np.int16)
