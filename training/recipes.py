@@ -33,7 +33,8 @@ def cifar10() -> Config:
     return Config(
         recipe="cifar10",
         short_side=32,
-        epochs=40,
+        epochs=25,
+        batch_size=64,
         units="unit-std",
         network=Network(name="alexnet-small", first_kernel=5, first_stride=1, lrn="off", dropout=0.3, init="he"),
         optimizer=Optimizer(learning_rate=0.02, schedule="linear", warmup_epochs=1.0),
@@ -49,7 +50,8 @@ def tiny_imagenet() -> Config:
     return Config(
         recipe="tiny-imagenet",
         short_side=64,
-        epochs=40,
+        epochs=30,
+        batch_size=64,
         units="unit-std",
         network=Network(name="alexnet-small", first_kernel=5, first_stride=2, lrn="off", dropout=0.3, init="he"),
         optimizer=Optimizer(learning_rate=0.02, schedule="linear", warmup_epochs=1.0),
