@@ -40,7 +40,7 @@ from cluster.services import (
 )
 
 START_SECONDS = 300.0
-"""After this a service that does not answer is taken for broken; on a busy machine a minute is not enough."""
+"""After this a service that does not answer is taken for broken; a busy machine needs more than a minute."""
 SOCKET_FOLDER = "/tmp"
 """The path of a Unix socket holds 107 bytes: what TMPDIR names may be too long for Ray's."""
 LOG_LINES = 15
@@ -145,36 +145,31 @@ def _start(cluster: Cluster) -> None:
     _write_state(cluster)
     try:
         make_token(cluster.project)
-        _start_all(cluster, services(cluster))
+        # One after the other: Ray's daemons have too little time already.
+        for service in services(cluster):
+            _start_service(cluster, service)
         _write_state(replace(cluster, ready=True))
     except BaseException:
         _stop(cluster)
         raise
 
 
-def _start_all(cluster: Cluster, starting: Sequence[Service]) -> None:
-    """Start these services and return when all of them answer."""
-    _say("starting Ray and MLflow, which takes about a minute")
+def _start_service(cluster: Cluster, service: Service) -> None:
+    """Start a service and return when it answers."""
+    _say(f"starting {service.name}, which takes about half a minute")
     start = time.monotonic()
-    attempts = dict.fromkeys(starting, 1)
-    commands = {service: _spawn(cluster, service) for service in starting}
-    while commands:
-        if time.monotonic() - start > START_SECONDS:
-            late = next(iter(commands))
-            raise StartError(f"{late.name} does not answer after {START_SECONDS:.0f} s:\n{_log_end(cluster, late)}")
-        for service, command in list(commands.items()):
-            code = command.poll()
-            if code is not None and not (service.leaves_daemons and code == 0):
-                if attempts[service] == service.attempts:
-                    raise StartError(f"{service.name} did not start:\n{_log_end(cluster, service)}")
-                _say(f"{service.name} did not start, trying once more")
-                stop_family(service.mark)
-                attempts[service] += 1
-                commands[service] = _spawn(cluster, service)
-            elif service.answers():
+    for _ in range(service.attempts):
+        command = _spawn(cluster, service)
+        while (code := command.poll()) is None or (code == 0 and service.leaves_daemons):
+            if service.answers():
                 _say(f"{service.name} answers at {service.url} ({time.monotonic() - start:.0f} s)")
-                del commands[service]
-        time.sleep(_POLL_SECONDS)
+                return
+            if time.monotonic() - start > START_SECONDS:
+                raise StartError(f"{service.name} does not answer:\n{_log_end(cluster, service)}")
+            time.sleep(_POLL_SECONDS)
+        _say(f"{service.name} did not start")
+        stop_family(service.mark)
+    raise StartError(_log_end(cluster, service))
 
 
 def _spawn(cluster: Cluster, service: Service) -> subprocess.Popen[bytes]:

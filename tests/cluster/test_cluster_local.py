@@ -155,7 +155,7 @@ def test_where_nothing_is_up_down_says_so_and_succeeds(folder: Folder) -> None:
 
 
 def daemons_run(folder: Folder) -> bool:
-    """True when Ray's control store has left the command that starts it, and MLflow's server runs."""
+    """True when daemons have left the command that starts Ray."""
     names = [process.name() for process in folder.processes()]
     return "gcs_server" in names and len(names) > 3
 
