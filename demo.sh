@@ -2,6 +2,8 @@
 # From nothing to a report: sample data, shards, a training run on two Ray Train workers, its evaluation.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")"
+# A Ray and a store of its own, whatever cluster this shell is set up for.
+unset RAY_ADDRESS RAY_API_SERVER_ADDRESS MLFLOW_TRACKING_URI
 
 step() { printf '\n== %s\n' "$*" >&2; "$@"; }
 
