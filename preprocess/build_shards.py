@@ -12,8 +12,10 @@ from pathlib import Path
 from types import FrameType
 from typing import NoReturn
 
-from preprocess.build import BuildOptions, build
+from preprocess.build import build
 from preprocess.manifest import InputError, Manifest
+from preprocess.plan import BuildOptions
+from preprocess.sources import printable
 from preprocess.workers import WorkerDiedError
 
 
@@ -33,7 +35,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _fail(1, str(error))
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
-        return _fail(1, f"cannot build: {where}{error.strerror}")
+        return _fail(1, f"cannot build: {where}{error.strerror or error}")
     except InterruptedBySignal as interrupt:
         return _fail(128 + interrupt.args[0], "interrupted; nothing half-built is left")
     seconds = time.monotonic() - start
@@ -80,12 +82,12 @@ def _summary(manifest: Manifest, output: Path, seconds: float) -> str:
     parts = " + ".join(f"{split.samples:,} {name}" for name, split in manifest.splits.items())
     return (
         f"{manifest.name}: {parts} samples of {len(manifest.classes)} classes, {len(manifest.rejected)} rejected, "
-        f"{seconds:.1f} s, {samples / seconds:.0f} images/s: {output}"
+        f"{seconds:.1f} s, {samples / seconds:.0f} images/s: {printable(str(output))}"
     )
 
 
 def _nothing_to_do(manifest: Manifest, output: Path) -> str:
-    return f"{output} is complete ({manifest.name}): nothing to do"
+    return f"{printable(str(output))} is complete ({manifest.name}): nothing to do"
 
 
 def _fail(code: int, message: str) -> int:

@@ -70,11 +70,14 @@ def claimed(folder: Path) -> Iterator[None]:
     When the body raises before a manifest is there, all that lies in the folder is removed.
 
     Raises:
-        InputError: foreign files, or another build is at work in it.
+        InputError: it cannot be made, holds foreign files, or another build is at work in it.
     """
     check_vacant(folder)
     created = not folder.exists()
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"output folder {folder} cannot be made: {error.strerror}") from error
     with _locked(folder):
         try:
             (folder / MANIFEST_NAME).unlink(missing_ok=True)
@@ -83,7 +86,7 @@ def claimed(folder: Path) -> Iterator[None]:
         finally:
             if not (folder / MANIFEST_NAME).exists():
                 _clear(folder)
-            (folder / LOCK_NAME).unlink()
+            (folder / LOCK_NAME).unlink(missing_ok=True)
             if created:
                 with contextlib.suppress(OSError):  # not empty: the build is whole
                     folder.rmdir()

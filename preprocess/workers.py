@@ -63,14 +63,17 @@ def run_tasks(
     tasks: Sequence[Task],
     workers: int,
     show: Callable[[int, int], None],
-) -> list[Result]:
-    """Return `function(task, tally)` for each task, in the tasks' order, computed by `workers` processes.
+    collect: Callable[[int, Result], None],
+) -> None:
+    """Compute `function(task, tally)` for each task in `workers` processes.
 
     Args:
         function: a module's function; it calls `tally.count()` after each image.
         tasks: anything that can be pickled.
         workers: how many processes, at most one for each task.
         show: is called a few times a second with the numbers of images done and rejected so far.
+        collect: is called with a task's number and result as soon as it is there, in any order; nothing here
+            keeps the result.
 
     Raises:
         WorkerDiedError: a worker ended unasked.
@@ -84,14 +87,12 @@ def run_tasks(
     )
     executor = ProcessPoolExecutor(min(workers, len(tasks)) or 1, context, initializer=_start_worker, initargs=(board,))
     try:
-        futures = _submit(executor, function, tasks)
-        pending = set(futures)
-        while pending:
-            finished, pending = wait(pending, _REFRESH_SECONDS, FIRST_COMPLETED)
+        numbers = _submit(executor, function, tasks)
+        while numbers:
+            finished, _ = wait(numbers, _REFRESH_SECONDS, FIRST_COMPLETED)
             show(sum(board.done), sum(board.rejected))
             for future in finished:
-                future.result()
-        return [future.result() for future in futures]
+                collect(numbers.pop(future), future.result())
     except BrokenProcessPool:
         raise WorkerDiedError("a worker process died: it was killed, or memory ran out") from None
     finally:
@@ -101,12 +102,12 @@ def run_tasks(
 
 def _submit(
     executor: ProcessPoolExecutor, function: Callable[[Task, Tally], Result], tasks: Sequence[Task]
-) -> list[Future[Result]]:
+) -> dict[Future[Result], int]:
     # Submitting starts the workers. They inherit the blocked signals: Ctrl-C, which reaches every process of the
     # terminal's group, is the parent's to handle. For the parent, a signal is late by the time of a few spawns.
     signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
     try:
-        return [executor.submit(_run_task, function, number, task) for number, task in enumerate(tasks)]
+        return {executor.submit(_run_task, function, number, task): number for number, task in enumerate(tasks)}
     finally:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
 

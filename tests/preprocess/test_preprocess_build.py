@@ -300,6 +300,7 @@ def test_names_that_are_hard_to_write_down(tmp_path: Path) -> None:
         (("--shard-samples", -3), "--shard-samples is -3; it must be at least 1"),
         (("--val-fraction", 1), "--val-fraction is 1.0; it must be at least 0 and below 1"),
         (("--val-fraction", "nan"), "--val-fraction is nan; it must be at least 0 and below 1"),
+        (("--name", " "), "--name is empty; leave it out for the input folder's"),
         (("--input", "nowhere"), "input folder nowhere does not exist"),
     ],
 )
@@ -319,6 +320,8 @@ def test_output_inside_the_input_or_on_a_file_is_refused(
     (tmp_path / "file").write_bytes(b"")
     assert build("--input", raw_folder, "--output", tmp_path / "file") == 2
     assert "file is not a folder" in capsys.readouterr().err
+    assert build("--input", raw_folder, "--output", tmp_path / "file" / "out") == 2
+    assert "file/out cannot be made: Not a directory" in capsys.readouterr().err
 
 
 def test_the_command_as_typed(raw_folder: Path, tmp_path: Path) -> None:
