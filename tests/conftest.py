@@ -9,10 +9,7 @@ from pathlib import Path
 
 import pytest
 from commands import run_command
-from raw_data import write_raw_folder
-
-TINY_SHORT_SIDE = 64
-TINY_SHARD_SAMPLES = 16
+from raw_data import TINY_SHARD_SAMPLES, TINY_SHORT_SIDE, write_raw_folder
 
 
 @pytest.fixture(scope="session")

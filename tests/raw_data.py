@@ -10,6 +10,8 @@ from PIL import Image, ImageDraw
 
 # A class is told by its figure and by the channel in which that is bright.
 RAW_CLASSES = ("blue-disc", "green-bars", "red-square")
+TINY_SHORT_SIDE = 64
+TINY_SHARD_SAMPLES = 16
 RAW_SAMPLES = {"train": 34, "val": 14}  # of each class
 
 

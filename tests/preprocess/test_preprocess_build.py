@@ -12,9 +12,8 @@ from urllib.parse import unquote
 import numpy as np
 import pytest
 from commands import run_command
-from conftest import TINY_SHARD_SAMPLES, TINY_SHORT_SIDE
 from PIL import Image
-from raw_data import RAW_CLASSES
+from raw_data import RAW_CLASSES, TINY_SHARD_SAMPLES, TINY_SHORT_SIDE
 from shard_reading import folder_bytes, read_json, read_samples
 from wds2idx import IndexCreator
 
