@@ -86,7 +86,8 @@ def make_folder(path: Path) -> Folder:
             probe.bind(("127.0.0.1", 0))
         ports = (a.getsockname()[1], b.getsockname()[1], c.getsockname()[1])
     home, project = path / "home", path / "project with spaces"
-    home.mkdir()
+    (home / ".ray").mkdir(parents=True)
+    (home / ".ray" / "auth_token").write_text("0" * 64)  # as any local `ray.init()` leaves one: not the cluster's
     project.mkdir()
     clean = {name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "MLFLOW_"))}
     environment = clean | {"HOME": str(home), "PYTHONPATH": str(PROJECT), "PATH": os.defpath}
