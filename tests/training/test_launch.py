@@ -175,7 +175,14 @@ def test_an_interrupted_command_keeps_what_is_whole(
         str(four_classes),
     ]
     command += ["--storage", str(tmp_path / "runs"), "--device", "cpu"]
-    process = subprocess.Popen([sys.executable, *command], cwd=PROJECT, env=environment, start_new_session=True)
+    process = subprocess.Popen(
+        [sys.executable, *command],
+        cwd=PROJECT,
+        env=environment,
+        start_new_session=True,
+        # A test run that was itself started with `&` would hand down that SIGINT is ignored.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )
     try:
         while not list(tmp_path.glob("runs/*/epoch-0002")):
             assert process.poll() is None

@@ -1,0 +1,35 @@
+import pytest
+
+from preprocess.manifest import InputError
+from preprocess.workers import Tally, run_tasks
+
+
+def squared(task: int, tally: Tally) -> int:
+    for image in range(task):
+        tally.count(rejected=image == 0)
+    return task * task
+
+
+def endless_or_failing(task: str, tally: Tally) -> None:
+    if task == "failing":
+        raise InputError("no good")
+    while True:
+        tally.count()
+
+
+def test_every_result_is_collected_with_its_number_and_all_images_are_counted() -> None:
+    results, shown = {}, []
+    run_tasks(squared, [5, 0, 3, 2], 2, lambda *counts: shown.append(counts), results.__setitem__)
+    assert results == {0: 25, 1: 0, 2: 9, 3: 4}
+    assert shown[-1] == (10, 3)
+    assert shown == sorted(shown)
+
+
+@pytest.mark.timeout(100)
+def test_an_error_in_one_task_ends_the_others() -> None:
+    with pytest.raises(InputError, match="no good"):
+        run_tasks(endless_or_failing, ["endless", "failing"], 2, lambda *_: None, lambda *_: None)
+
+
+def test_no_tasks_are_no_work() -> None:
+    run_tasks(squared, [], 3, lambda *_: None, lambda *_: None)
