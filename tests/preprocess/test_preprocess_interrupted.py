@@ -124,6 +124,9 @@ def test_killed_it_leaves_no_data_set_and_no_process_and_is_built_again(
     left = folder_bytes(output)
     assert left
     assert "manifest.json" not in left
+    for name in ("train-000077.tar", ".val-000009.idx.partial", "mean.npy"):  # of a plan with more shards
+        (output / name).write_bytes(b"old")
+    (output / ".drawn" / "train").mkdir(parents=True)
     assert main(arguments(slow_folder, output)) == 0
     assert folder_bytes(output) == undisturbed
 
