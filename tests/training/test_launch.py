@@ -145,6 +145,7 @@ def test_a_killed_worker_changes_nothing(config: Config, project: Path, undistur
     assert read_checkpoint(artifact(project, run_id, "checkpoints/last")).epoch == EPOCHS
 
 
+@pytest.mark.slow
 def test_a_tower_on_each_worker(config: Config, project: Path, undisturbed: str) -> None:
     quiet = dataclasses.replace(
         config, epochs=1, network=dataclasses.replace(config.network, dropout=0.0), parallel=Parallel(1, 2, 1)
@@ -156,6 +157,7 @@ def test_a_tower_on_each_worker(config: Config, project: Path, undisturbed: str)
         torch.testing.assert_close(one[name], other[name], rtol=0, atol=1e-4, msg=name)
 
 
+@pytest.mark.slow
 def test_a_diverging_training_fails_and_says_why(config: Config, project: Path, undisturbed: str) -> None:
     absurd = dataclasses.replace(config.optimizer, learning_rate=1e10, warmup_epochs=0.0)
     with pytest.raises(TrainingError, match=r"the training loss is (nan|inf)"):
