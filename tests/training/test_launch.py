@@ -147,14 +147,19 @@ def test_a_killed_worker_changes_nothing(config: Config, project: Path, undistur
 
 @pytest.mark.slow
 def test_a_tower_on_each_worker(config: Config, project: Path, undisturbed: str) -> None:
+    # Five steps: rounding grows with every one, and tens of them part two equal trainings visibly.
     quiet = dataclasses.replace(
-        config, epochs=1, network=dataclasses.replace(config.network, dropout=0.0), parallel=Parallel(1, 2, 1)
+        config,
+        epochs=1,
+        batch_size=28,
+        network=dataclasses.replace(config.network, dropout=0.0),
+        parallel=Parallel(1, 2, 1),
     )
     towers = launch(quiet, project)
     replicas = launch(dataclasses.replace(quiet, parallel=Parallel(2, 1, 1)), project)
     one, other = (read_model(artifact(project, run, "checkpoints/last") / MODEL) for run in (towers, replicas))
     for name in one:
-        torch.testing.assert_close(one[name], other[name], rtol=0, atol=1e-4, msg=name)
+        torch.testing.assert_close(one[name], other[name], rtol=0, atol=1e-5, msg=name)
 
 
 @pytest.mark.slow
