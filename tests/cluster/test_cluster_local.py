@@ -6,6 +6,7 @@ environment.
 
 from __future__ import annotations
 
+import fcntl
 import http.client
 import os
 import signal
@@ -108,16 +109,18 @@ class Running:
 
     folder: Folder
     exports: str
+    said: str
 
 
 @pytest.fixture(scope="module")
 def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
-    """Start a cluster; whoever needs it to be up comes before the test that ends it."""
+    """Start a cluster where another start was killed; whoever needs it comes before the test that ends it."""
     folder = make_folder(tmp_path_factory.mktemp("cluster"))
     try:
+        kill_a_start(folder)
         up = folder.run(*folder.up())
         assert up.returncode == 0, up.stderr
-        yield Running(folder, up.stdout)
+        yield Running(folder, up.stdout, up.stderr)
     finally:
         kill_all(folder)
 
@@ -155,6 +158,16 @@ def test_where_nothing_is_up_down_says_so_and_succeeds(folder: Folder) -> None:
     assert status.stderr.startswith("down;")
 
 
+def test_a_second_command_at_the_same_time_is_refused(folder: Folder) -> None:
+    (folder.path / ".cluster").mkdir()
+    with (folder.path / ".cluster" / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        up = folder.run(*folder.up())
+    assert up.returncode == 2
+    assert "another `cluster.local` is at work" in up.stderr
+    assert folder.processes() == []
+
+
 def daemons_run(folder: Folder) -> bool:
     """True when daemons have left the command that starts Ray."""
     names = [process.name() for process in folder.processes()]
@@ -174,17 +187,26 @@ def test_an_interrupted_up_leaves_nothing(folder: Folder, signum: signal.Signals
     assert folder.run("status").stderr.startswith("down;")
 
 
-def test_what_a_killed_up_left_is_found_and_ended(folder: Folder) -> None:
+def kill_a_start(folder: Folder) -> None:
     up = folder.start(*folder.up())
     wait_until(lambda: daemons_run(folder))
     up.kill()
     up.communicate(timeout=WAIT_SECONDS)
+
+
+def test_what_a_killed_up_left_is_found_and_ended(folder: Folder) -> None:
+    kill_a_start(folder)
     assert folder.processes()
     status = folder.run("status")
     assert status.returncode == 1
     assert "not all is up" in status.stderr
     assert folder.run("down").returncode == 0
     assert folder.processes() == []
+
+
+def test_up_ends_what_a_killed_up_left(running: Running) -> None:
+    assert running.said.startswith("ending what an earlier start left behind\n")
+    assert [process.name() for process in running.folder.processes()].count("raylet") == 1
 
 
 def test_a_job_runs_with_the_project_s_python_in_the_project(running: Running) -> None:
