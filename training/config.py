@@ -107,6 +107,8 @@ class Config:
     parallel: Parallel = field(default_factory=Parallel)
     network: Network = field(default_factory=Network)
     optimizer: Optimizer = field(default_factory=Optimizer)
+    label_smoothing: float = 0.0
+    """Part of the training target that is spread evenly over all classes; the validation loss is without."""
     augmentation: Augmentation = field(default_factory=Augmentation)
     units: Units = "grey"
     """What the network sees: `grey`, 0-255 minus the channel mean as in 2012; `unit-std`, that over the deviation."""
@@ -126,6 +128,8 @@ class Config:
             _at_least(name, getattr(self, name), 1)
         _at_least("max_failures", self.max_failures, 0)
         _at_least("seed", self.seed, 0)
+        if not 0 <= self.label_smoothing < 1:
+            raise InputError(f"label_smoothing is {self.label_smoothing}; valid is 0 up to but not including 1")
         if self.image_size > self.short_side:
             raise InputError(f"crop is {self.crop}; with a short side of {self.short_side} it can be at most that")
 

@@ -33,11 +33,12 @@ def cifar10() -> Config:
     return Config(
         recipe="cifar10",
         short_side=32,
-        epochs=25,
+        epochs=19,
         batch_size=64,
         units="unit-std",
-        network=Network(name="alexnet-small", first_kernel=5, first_stride=1, lrn="off", dropout=0.3, init="he"),
-        optimizer=Optimizer(learning_rate=0.02, schedule="linear", warmup_epochs=1.0),
+        label_smoothing=0.1,
+        network=Network(name="alexnet-small", first_kernel=5, first_stride=1, lrn="off", dropout=0.1, init="he"),
+        optimizer=Optimizer(learning_rate=0.03, schedule="linear", warmup_epochs=1.0),
     )
 
 
@@ -50,11 +51,12 @@ def tiny_imagenet() -> Config:
     return Config(
         recipe="tiny-imagenet",
         short_side=64,
-        epochs=30,
+        epochs=24,
         batch_size=64,
         units="unit-std",
-        network=Network(name="alexnet-small", first_kernel=5, first_stride=2, lrn="off", dropout=0.3, init="he"),
-        optimizer=Optimizer(learning_rate=0.02, schedule="linear", warmup_epochs=1.0),
+        label_smoothing=0.1,
+        network=Network(name="alexnet-small", first_kernel=5, first_stride=2, lrn="off", dropout=0.1, init="he"),
+        optimizer=Optimizer(learning_rate=0.03, schedule="linear", warmup_epochs=1.0),
     )
 
 

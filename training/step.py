@@ -13,7 +13,14 @@ TOP_K = 5
 """The k of top-k accuracy; with fewer than k classes it means nothing and is left out."""
 
 
-def train_step(replica: nn.Module, optimizer: SGD, images: Tensor, labels: Tensor, autocast: torch.autocast) -> Tensor:
+def train_step(
+    replica: nn.Module,
+    optimizer: SGD,
+    images: Tensor,
+    labels: Tensor,
+    autocast: torch.autocast,
+    label_smoothing: float = 0.0,
+) -> Tensor:
     """Take one optimiser step on the mean cross-entropy of a batch; return that loss, detached, on the device.
 
     Args:
@@ -22,11 +29,13 @@ def train_step(replica: nn.Module, optimizer: SGD, images: Tensor, labels: Tenso
         images: N,3,H,W float32.
         labels: N int64.
         autocast: from `training.precision.autocast`.
+        label_smoothing: part of the target that is spread evenly over all classes, 0 to 1 (Szegedy et al. 2016,
+            section 7).
     """
     images = images.contiguous(memory_format=torch.channels_last)
     optimizer.zero_grad(set_to_none=True)
     with autocast:
-        loss = F.cross_entropy(replica(images), labels)
+        loss = F.cross_entropy(replica(images), labels, label_smoothing=label_smoothing)
     loss.backward()
     optimizer.step()
     return loss.detach()

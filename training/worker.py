@@ -141,7 +141,10 @@ def train_epoch(session: Session, log: Log) -> None:
     meter = Meter(session.layout)
     for images, labels in meter.watch(session.train_loader):
         learning_rate = session.optimizer.param_groups[0]["lr"]
-        meter.add(train_step(session.replica, session.optimizer, images, labels, session.autocast), len(labels))
+        loss = train_step(
+            session.replica, session.optimizer, images, labels, session.autocast, session.config.label_smoothing
+        )
+        meter.add(loss, len(labels))
         session.schedule.after_step()
         session.step += 1
         if session.step % session.config.log_every == 0:

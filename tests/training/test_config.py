@@ -58,6 +58,7 @@ def test_an_unknown_recipe_is_named_with_the_known_ones() -> None:
         (["--crop", "300"], "crop is 300; with a short side of 256 it can be at most that"),
         (["--parallel.model", "0"], "parallel.model is 0; it must be at least 1"),
         (["--network.dropout", "1.0"], "network.dropout is 1.0; valid is 0 up to"),
+        (["--label-smoothing", "1.0"], "label_smoothing is 1.0; valid is 0 up to"),
         (["--optimizer.learning-rate", "-1"], "optimizer.learning_rate is -1.0; it must be above 0"),
         (["--augmentation.lighting", "dim"], "lighting"),
     ],

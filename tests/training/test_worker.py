@@ -12,7 +12,7 @@ from training.checkpoint import MODEL, OPTIMIZER, PAGE, read_checkpoint, read_mo
 from training.config import Config
 from training.parallel import Layout
 from training.recipes import RECIPES
-from training.worker import DivergenceError, Session, open_session, snapshot, train, validate
+from training.worker import DivergenceError, Session, open_session, snapshot, train, train_epoch, validate
 
 CPU = Layout(torch.device("cpu"))
 
@@ -54,6 +54,20 @@ def assert_equal(one: dict[str, Tensor], other: dict[str, Tensor]) -> None:
 @pytest.fixture
 def run(config: Config, tmp_path: Path) -> Run:
     return Run(config, tmp_path / "run")
+
+
+def test_label_smoothing_spreads_a_part_of_the_target(config: Config) -> None:
+    network = dataclasses.replace(config.network, dropout=0.0)
+    config = dataclasses.replace(config, label_smoothing=0.3, network=network, log_every=1)
+    session = open_session(config, CPU, 1)
+    images, labels = next(iter(open_session(config, CPU, 1).train_loader))
+    with torch.no_grad():
+        logs = session.network(images).log_softmax(dim=1)
+    classes = torch.arange(logs.shape[1])
+    targets = 0.7 * (labels[:, None] == classes).float() + 0.3 / len(classes)
+    losses: list[float] = []
+    train_epoch(session, lambda metrics, _step: losses.append(metrics["train/loss"]))
+    assert losses[0] == pytest.approx(-(targets * logs).sum(dim=1).mean().item(), rel=1e-5)
 
 
 def test_same_seed_same_weights_bit_for_bit(config: Config, run: Run, tmp_path: Path) -> None:
