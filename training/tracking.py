@@ -22,6 +22,8 @@ from training.project import resolve
 
 LIBRARIES = ("torch", "torchvision", "ray", "nvidia-dali-cuda120", "mlflow", "webdataset", "pillow-simd")
 SQLITE = "sqlite:///"
+MODEL_TRAINING = {"mlflow.experimentKind": "custom_model_development"}
+"""Tag of an experiment whose runs the UI shows as trainings; without it they come up among evaluations of prompts."""
 RETRY_SECONDS = 5.0
 """Pause before metrics that the server did not take are sent again."""
 BATCH_LIMIT = 1000
@@ -73,7 +75,7 @@ def create_run(client: MlflowClient, experiment: str, name: str, params: dict[st
         uri, location = client.tracking_uri, None
         if uri.startswith(SQLITE):
             location = (Path(uri.removeprefix(SQLITE)).parent / "mlartifacts").as_uri()
-        experiment_id = client.create_experiment(experiment, artifact_location=location)
+        experiment_id = client.create_experiment(experiment, artifact_location=location, tags=MODEL_TRAINING)
     else:
         experiment_id = found.experiment_id
     run_id: str = client.create_run(experiment_id, run_name=name).info.run_id

@@ -95,6 +95,7 @@ def test_metrics_and_artifacts_are_the_contract_s(config: Config, project: Path,
     client = client_of(project)
     run = client.get_run(undisturbed)
     assert run.info.status == "FINISHED"
+    assert client.get_experiment(run.info.experiment_id).tags["mlflow.experimentKind"] == "custom_model_development"
     contract = {f"train/{name}" for name in ("loss", "lr", "images_per_second", "data_wait")}
     assert set(run.data.metrics) == contract | {"val/loss", "val/top1"}
     params = run.data.params
