@@ -86,7 +86,8 @@ def build(options: BuildOptions) -> tuple[Manifest, bool]:
         manifest = _describe(plan, built, sums)
         if options.input is None:
             shutil.rmtree(root)
-        shutil.rmtree(scratch, ignore_errors=True)
+        if scratch.exists():
+            shutil.rmtree(scratch)
         flush_folder(options.output)
         write_manifest(options.output, manifest)
         flush_folder(options.output)

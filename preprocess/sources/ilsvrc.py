@@ -14,22 +14,21 @@ import io
 import posixpath
 import tarfile
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
 
 from preprocess.manifest import InputError
 from preprocess.sources.catalogue import IMAGE_ENDINGS, Catalogue, Found, Span, printable
 from preprocess.sources.labels import check_complete, check_known
 from preprocess.sources.source import Source
+from preprocess.sources.tar_headers import Member, open_tar, read_members
 
 TRAIN = "ILSVRC2012_img_train.tar"
 VAL = "ILSVRC2012_img_val.tar"
 DEVKIT = "ILSVRC2012_devkit_t12.tar.gz"
 _META = "data/meta.mat"
 _GROUND_TRUTH = "data/ILSVRC2012_validation_ground_truth.txt"
-_BUFFER = 1024  # bytes: a header is 512, and what follows it is the body that nobody reads
 
 
 @dataclass(frozen=True)
@@ -66,70 +65,37 @@ def read(root: Path) -> Source:
 
 
 def _found_train(path: Path, names: Mapping[str, str]) -> Iterator[Found]:
-    with _opened(path) as file:
+    with open_tar(path) as file:
         tars = {
             posixpath.basename(member.name).removesuffix(".tar"): member
-            for member in _members(file, path, 0)
+            for member in read_members(file, path)
             if member.name.endswith(".tar")
         }
         check_known(tars, path, names, DEVKIT)
         check_complete(tars, path, names, DEVKIT)
         for name, tar in tars.items():
-            inner = Path(path, tar.name)  # for messages
-            end = tar.offset_data + tar.size
-            for image in _images(file, inner, tar.offset_data, end):
+            inner = read_members(file, path / f"{name}.tar", tar.offset, tar.offset + tar.size)
+            for image in _images(inner, path / f"{name}.tar"):
                 source = f"train/{name}/{image.name.removeprefix('./')}"
-                yield "train", name, source, Span(TRAIN, image.offset_data, image.size)
+                yield "train", name, source, Span(TRAIN, image.offset, image.size)
 
 
 def _found_val(path: Path, truth: tuple[str, ...]) -> Iterator[Found]:
-    with _opened(path) as file:
-        places = {posixpath.basename(image.name): image for image in _images(file, path, 0)}
-        if len(places) != len(truth):
-            raise InputError(f"{path} holds {len(places)} images, but the ground truth in {DEVKIT} is of {len(truth)}")
-        for (file_name, image), name in zip(sorted(places.items()), truth, strict=True):
-            yield "val", name, f"val/{name}/{file_name}", Span(VAL, image.offset_data, image.size)
+    with open_tar(path) as file:
+        images = {posixpath.basename(image.name): image for image in _images(read_members(file, path), path)}
+    if len(images) != len(truth):
+        raise InputError(f"{path} holds {len(images)} images, but the ground truth in {DEVKIT} is of {len(truth)}")
+    for (file_name, image), name in zip(sorted(images.items()), truth, strict=True):
+        yield "val", name, f"val/{name}/{file_name}", Span(VAL, image.offset, image.size)
 
 
-def _images(file: BinaryIO, path: Path, offset: int, end: int | None = None) -> Iterator[tarfile.TarInfo]:
-    for member in _members(file, path, offset, end):
-        if not member.isdir() and member.name.lower().endswith(IMAGE_ENDINGS):
-            if not member.isreg() or member.sparse is not None:
-                raise InputError(
-                    f"{path}: {printable(member.name)!r} is a link, or is stored sparse; plain files can be read"
-                )
-            yield member
-
-
-def _members(file: BinaryIO, path: Path, offset: int, end: int | None = None) -> Iterator[tarfile.TarInfo]:
-    """Yield the members of the tar that begins at `offset` and ends by `end`, with offsets in `file`.
-
-    Raises:
-        InputError: it is not a tar, or does not end as one does.
-    """
-    file.seek(offset)
-    try:
-        # A TarFile starts from where the file is, and counts from the file's beginning.
-        with tarfile.TarFile(fileobj=file) as tar:
-            for member in tar:
-                if end is not None and member.offset_data + member.size > end:
-                    raise tarfile.ReadError("unexpected end of data")
-                yield member
-            # To tarfile, an end without mark and a broken header are ends like any other.
-            file.seek(tar.offset)
-            if file.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE) or (end is not None and tar.offset >= end):
-                raise tarfile.ReadError(f"no header and no end mark at byte {tar.offset - offset}")
-    except tarfile.TarError as error:
-        raise InputError(f"{path} is truncated or not a tar: {error}") from error
-    except OSError as error:
-        raise InputError(f"{path} cannot be read: {error.strerror}") from error
-
-
-def _opened(path: Path) -> BinaryIO:
-    try:
-        return path.open("rb", buffering=_BUFFER)
-    except OSError as error:
-        raise InputError(f"{path} cannot be read: {error.strerror}") from error
+def _images(members: Iterable[Member], path: Path) -> Iterator[Member]:
+    for member in members:
+        if not member.name.lower().endswith(IMAGE_ENDINGS):
+            continue
+        if not member.plain:
+            raise InputError(f"{path}: {printable(member.name)!r} is a link, a folder or sparse, not a plain file")
+        yield member
 
 
 def _read_devkit(path: Path) -> _Devkit:
