@@ -1,1 +1,1 @@
-"""Commands that compare a part of Twotower with a peer, in one run on one machine."""
+"""Commands that measure a part of Twotower, beside a peer in the same run where there is one."""

@@ -28,12 +28,12 @@ from preprocess.manifest import (
     Split,
     write_manifest,
 )
-from preprocess.output_folder import DRAWN_NAME, claimed, flush_folder, write_whole
+from preprocess.output_folder import DRAWN_NAME, SCRATCH_NAME, claimed, flush_folder, write_whole
 from preprocess.plan import BuildOptions, Plan, PlannedShard, make_plan
 from preprocess.progress import Progress
 from preprocess.rgb_statistics import RgbSums
 from preprocess.shards import ShardWriter, label_width
-from preprocess.sources import SPLITS, Catalogue, printable, read_bytes
+from preprocess.sources import SPLITS, Catalogue, printable, read_image, unpack
 from preprocess.workers import Tally, run_tasks
 
 
@@ -43,6 +43,7 @@ class ShardTask:
 
     shard: PlannedShard
     root: Path
+    scratch: Path
     output: Path
     short_side: int
     quality: int
@@ -78,11 +79,15 @@ def build(options: BuildOptions) -> tuple[Manifest, bool]:
         if root is None:
             root = options.output / DRAWN_NAME
             _draw_sample(root, options)
-        built, sums = _build_shards(plan, root)
+        scratch = options.output / SCRATCH_NAME
+        _unpack(plan, scratch)
+        built, sums = _build_shards(plan, root, scratch)
         _check_readable(plan.catalogue, built)
         manifest = _describe(plan, built, sums)
         if options.input is None:
             shutil.rmtree(root)
+        if scratch.exists():
+            shutil.rmtree(scratch)
         flush_folder(options.output)
         write_manifest(options.output, manifest)
         flush_folder(options.output)
@@ -100,7 +105,7 @@ def build_shard(task: ShardTask, tally: Tally) -> tuple[BuiltShard, RgbSums | No
     with ShardWriter(task.output, task.shard.stem) as writer:
         for planned in task.shard.samples:
             try:
-                data = read_bytes(task.root, planned.source)
+                data = read_image(task.root, task.scratch, planned.place)
                 pixels, jpeg = make_sample(data, task.short_side, task.quality)
             except UnreadableImage as error:
                 rejected.append(Rejection(task.shard.split, printable(planned.source), str(error)))
@@ -120,10 +125,18 @@ def _draw_sample(folder: Path, options: BuildOptions) -> None:
         run_tasks(sample.draw, tasks, options.workers, progress.show, lambda *_: None)
 
 
-def _build_shards(plan: Plan, root: Path) -> tuple[list[BuiltShard], RgbSums]:
+def _unpack(plan: Plan, scratch: Path) -> None:
+    tasks = plan.source.unpack_tasks(scratch) if plan.source else []
+    if tasks:
+        with Progress("unpacking", sum(task.container.rows for task in tasks)) as progress:
+            run_tasks(unpack, tasks, plan.options.workers, progress.show, lambda *_: None)
+
+
+def _build_shards(plan: Plan, root: Path, scratch: Path) -> tuple[list[BuiltShard], RgbSums]:
     options, width = plan.options, label_width(len(plan.catalogue.classes))
     tasks = [
-        ShardTask(shard, root, options.output, options.short_side, options.quality, width) for shard in plan.shards
+        ShardTask(shard, root, scratch, options.output, options.short_side, options.quality, width)
+        for shard in plan.shards
     ]
     built: dict[int, BuiltShard] = {}
     total = RgbSums(options.short_side)
@@ -133,7 +146,7 @@ def _build_shards(plan: Plan, root: Path) -> tuple[list[BuiltShard], RgbSums]:
         if sums is not None:
             total.merge(sums)
 
-    with Progress("building", sum(len(shard.samples) for shard in plan.shards)) as progress:
+    with Progress("building", sum(len(shard.images) for shard in plan.shards)) as progress:
         run_tasks(build_shard, tasks, options.workers, progress.show, collect)
     return [built[number] for number in range(len(tasks))], total
 
@@ -143,10 +156,10 @@ def _check_readable(catalogue: Catalogue, built: Sequence[BuiltShard]) -> None:
     reasons = {entry.source: entry.reason for shard in built for entry in shard.rejected}
     train = catalogue.split("train")
     readable = Counter(image.label for image in train if printable(image.source) not in reasons)
-    for label, name in enumerate(catalogue.classes):
+    for label, entry in enumerate(catalogue.classes):
         if not readable[label]:
             first = next(printable(image.source) for image in train if image.label == label)
-            raise InputError(f"class {printable(name)!r} has no readable image, e.g. {first}: {reasons[first]}")
+            raise InputError(f"class {entry.id!r} has no readable image, e.g. {first}: {reasons[first]}")
 
 
 def _describe(plan: Plan, built: Sequence[BuiltShard], sums: RgbSums) -> Manifest:
@@ -167,7 +180,7 @@ def _describe(plan: Plan, built: Sequence[BuiltShard], sums: RgbSums) -> Manifes
         chroma=CHROMA,
         resample=RESAMPLE,
         seed=options.seed,
-        classes=plan.class_entries,
+        classes=plan.catalogue.classes,
         splits=splits,
         rgb=sums.finish(MEAN_IMAGE_NAME),
         rejected=tuple(entry for shard in built for entry in shard.rejected),

@@ -15,7 +15,7 @@ from typing import NoReturn
 from preprocess.build import build
 from preprocess.manifest import InputError, Manifest
 from preprocess.plan import BuildOptions
-from preprocess.sources import printable
+from preprocess.sources import LAYOUTS, printable
 from preprocess.workers import WorkerDiedError
 
 
@@ -51,8 +51,11 @@ def _parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     add = parser.add_argument
-    add("--input", type=Path, metavar="PATH", help="IN/train/<class>/** and IN/val/<class>/**, or IN/<class>/**; "
-        "without it, the embedded sample is drawn")  # fmt: skip
+    add("--input", type=Path, metavar="PATH", help="folder with IN/train/<class>/** and IN/val/<class>/**, "
+        "IN/<class>/**, or another layout; without it, the embedded sample is drawn")  # fmt: skip
+    add("--layout", choices=LAYOUTS, default="auto", help="how the images lie in IN: class folders, the official "
+        "archives of ILSVRC-2012, Kaggle's folders, Tiny-ImageNet's, Hugging Face's Parquet files, CIFAR-10's "
+        "pickles; by default, found out by looking")  # fmt: skip
     add("--output", type=Path, metavar="DIR", default=Path("shards"), help="folder to write")
     add("--name", help="name of the data set; by default, the input folder's")
     add("--short-side", type=int, default=256, help="pixels of the short side of every sample")

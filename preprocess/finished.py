@@ -49,7 +49,7 @@ def _difference(manifest: Manifest, plan: Plan) -> str | None:
     for what, there, asked in pairs:
         if there != asked:
             return f"{what} {there}, not {asked}"
-    if manifest.classes != plan.class_entries:
+    if manifest.classes != plan.catalogue.classes:
         return f"{len(manifest.classes)} other classes"
     rejected = {(entry.split, entry.source) for entry in manifest.rejected}
     expected = {}

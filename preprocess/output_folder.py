@@ -19,9 +19,10 @@ from preprocess.manifest import MANIFEST_NAME, MEAN_IMAGE_NAME, InputError
 
 LOCK_NAME = ".build.lock"
 DRAWN_NAME = ".drawn"  # the sample's raw images, while its shards are built
+SCRATCH_NAME = ".scratch"  # what containers of the input were unpacked into, likewise
 _OURS = re.compile(
     rf"\.?((train|val)-\d{{6,}}\.(tar|idx)|{re.escape(MEAN_IMAGE_NAME)}|{re.escape(MANIFEST_NAME)})(\.partial)?"
-    rf"|{re.escape(LOCK_NAME)}|{re.escape(DRAWN_NAME)}"
+    rf"|{re.escape(LOCK_NAME)}|{re.escape(DRAWN_NAME)}|{re.escape(SCRATCH_NAME)}"
 )
 
 

@@ -6,13 +6,15 @@ files give the same bytes.
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from preprocess import sample
-from preprocess.manifest import ClassEntry, InputError
+from preprocess.manifest import InputError
 from preprocess.shards import sample_keys, shard_stem
-from preprocess.sources import SPLITS, Catalogue, RawImage, list_class_folders, printable, shuffle_key
+from preprocess.sources import LAYOUTS, SPLITS, Catalogue, Place, RawImage, Source, open_source, printable, shuffle_key
 
 
 @dataclass(frozen=True)
@@ -37,6 +39,8 @@ class BuildOptions:
     """Part of each class to keep for val, 0 or more and below 1, where the input has no val split."""
     shard_samples: int = 1000
     """Images in a shard, at most."""
+    layout: str = "auto"
+    """How the raw images lie in the input folder, one of `LAYOUTS`."""
 
     def __post_init__(self) -> None:
         """Raise `InputError` for a value out of range."""
@@ -54,6 +58,10 @@ class BuildOptions:
             raise InputError("--name is empty; leave it out for the input folder's")
         if self.input is None and self.val_fraction is not None:
             raise InputError("--val-fraction needs --input: the embedded sample has its own val split")
+        if self.layout not in LAYOUTS:
+            raise InputError(f"--layout is {self.layout}; it must be one of {', '.join(LAYOUTS)}")
+        if self.input is None and self.layout != "auto":
+            raise InputError("--layout needs --input: the embedded sample is drawn, not looked for")
 
     @property
     def data_name(self) -> str:
@@ -63,13 +71,13 @@ class BuildOptions:
         return sample.NAME if self.input is None else printable(self.input.resolve().name)
 
 
-@dataclass(frozen=True, slots=True)
-class PlannedSample:
+class PlannedSample(NamedTuple):
     """One image on its way into a shard."""
 
     key: str
     label: int
     source: str
+    place: Place
 
 
 @dataclass(frozen=True)
@@ -78,7 +86,14 @@ class PlannedShard:
 
     stem: str
     split: str
-    samples: tuple[PlannedSample, ...]
+    images: tuple[RawImage, ...]
+    keys: tuple[str, ...]
+
+    @property
+    def samples(self) -> tuple[PlannedSample, ...]:
+        """Return the images with their keys: made when asked for, since a plan holds a million of them."""
+        pairs = zip(self.keys, self.images, strict=True)
+        return tuple(PlannedSample(key, image.label, image.source, image.place) for key, image in pairs)
 
 
 @dataclass(frozen=True)
@@ -86,46 +101,46 @@ class Plan:
     """Everything about a build that is known beforehand."""
 
     options: BuildOptions
+    source: Source | None
+    """What the input folder holds; None for the embedded sample."""
     catalogue: Catalogue
     shards: tuple[PlannedShard, ...]
-
-    @property
-    def class_entries(self) -> tuple[ClassEntry, ...]:
-        """Return the classes as the manifest lists them."""
-        names = [printable(name) for name in self.catalogue.classes]
-        return tuple(ClassEntry(id=name, name=name) for name in names)
 
 
 def make_plan(options: BuildOptions) -> Plan:
     """Look through the source, shuffle each split by the seed, cut it into shards of even size.
 
     Raises:
-        InputError: as `list_class_folders` says, or the output lies in the input folder.
+        InputError: as `open_source` says, or the output lies in the input folder.
     """
-    catalogue = _catalogue(options)
-    sources = [image.source for image in catalogue.images]
-    keys = dict(zip(sources, sample_keys(sources), strict=True))
-    shards: list[PlannedShard] = []
-    for split in SPLITS:
-        images = sorted(catalogue.split(split), key=lambda image: shuffle_key("order", options.seed, image.source))
-        for number, part in enumerate(_even_parts(images, options.shard_samples)):
-            samples = tuple(PlannedSample(keys[image.source], image.label, image.source) for image in part)
-            shards.append(PlannedShard(shard_stem(split, number), split, samples))
-    return Plan(options, catalogue, tuple(shards))
-
-
-def _even_parts(images: list[RawImage], largest: int) -> list[list[RawImage]]:
-    """Divide into as few parts as hold at most `largest` each, whose sizes differ by one at most."""
-    parts = -(-len(images) // largest)
-    return [images[part * len(images) // parts : (part + 1) * len(images) // parts] for part in range(parts)]
-
-
-def _catalogue(options: BuildOptions) -> Catalogue:
     if options.input is None:
-        return Catalogue.of(sample.listing())
+        catalogue = sample.catalogue()
+        return Plan(options, None, catalogue, divide(catalogue, options.seed, options.shard_samples))
     if options.output.resolve().is_relative_to(options.input.resolve()):
         raise InputError(f"output {options.output} lies in the input folder {options.input}: choose another")
-    return Catalogue.of(list_class_folders(options.input, options.val_fraction, options.seed))
+    source = open_source(options.input, options.layout, options.val_fraction, options.seed)
+    return Plan(options, source, source.catalogue, divide(source.catalogue, options.seed, options.shard_samples))
+
+
+def divide(catalogue: Catalogue, seed: int, shard_samples: int) -> tuple[PlannedShard, ...]:
+    """Shuffle each split by the seed, cut it into shards of even size and at most `shard_samples` images."""
+    images = catalogue.images
+    keys = sample_keys([image.source for image in images])
+    shards = []
+    for split in SPLITS:
+        order = [number for number, image in enumerate(images) if image.split == split]
+        order.sort(key=lambda number: shuffle_key("order", seed, images[number].source))
+        for number, part in enumerate(_even_parts(order, shard_samples)):
+            chosen = tuple(images[place] for place in part), tuple(keys[place] for place in part)
+            shards.append(PlannedShard(shard_stem(split, number), split, *chosen))
+    return tuple(shards)
+
+
+def _even_parts(order: Sequence[int], largest: int) -> Iterator[Sequence[int]]:
+    """Divide into as few parts as hold at most `largest` each, whose sizes differ by one at most."""
+    parts = -(-len(order) // largest)
+    for part in range(parts):
+        yield order[part * len(order) // parts : (part + 1) * len(order) // parts]
 
 
 def _flag(field: str) -> str:

@@ -21,7 +21,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw
 
-from preprocess.sources import Listing, shuffle_key
+from preprocess.sources import Catalogue, Whole, shuffle_key
 from preprocess.workers import Tally
 
 NAME = "sample"
@@ -35,8 +35,18 @@ _TILT = 15  # degrees to either side: stripes stay horizontal or vertical
 Point = tuple[float, float]
 
 
-def listing() -> Listing:
+def catalogue() -> Catalogue:
     """Return the sample's files as they would be found in a folder; a seed changes what they show alone."""
+    found = (
+        (split, name, source, Whole(source))
+        for split, classes in _listing().items()
+        for name, sources in classes.items()
+        for source in sources
+    )
+    return Catalogue.of({name: name for name in FIGURES}, found)
+
+
+def _listing() -> dict[str, dict[str, list[str]]]:
     return {
         split: {name: [f"{split}/{name}/{name}_{number:04d}.JPEG" for number in range(count)] for name in FIGURES}
         for split, count in _PER_CLASS.items()
@@ -56,7 +66,7 @@ class DrawTask:
 def draw_tasks(folder: Path, seed: int) -> list[DrawTask]:
     """Make the folders and divide the work."""
     sources: list[str] = []
-    for classes in listing().values():
+    for classes in _listing().values():
         for files in classes.values():
             (folder / files[0]).parent.mkdir(parents=True)
             sources.extend(files)

@@ -19,8 +19,7 @@ from preprocess.images import UnreadableImage, decode_rgb
 @pytest.fixture(scope="module")
 def files() -> dict[str, bytes]:
     """Every twelfth file of the sample, raw."""
-    listing = sample.listing()
-    sources = [source for classes in listing.values() for paths in classes.values() for source in paths[::12]]
+    sources = [image.source for image in sample.catalogue().images[::12]]
     return {source: sample.draw_file(0, source) for source in sources}
 
 

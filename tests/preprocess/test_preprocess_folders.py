@@ -5,7 +5,7 @@ import pytest
 
 from preprocess.images import UnreadableImage
 from preprocess.manifest import InputError
-from preprocess.sources import IMAGE_ENDINGS, Catalogue, list_class_folders, read_bytes
+from preprocess.sources import IMAGE_ENDINGS, Catalogue, Whole, open_source, read_image
 
 
 def fill(root: Path, *files: str) -> Path:
@@ -16,18 +16,23 @@ def fill(root: Path, *files: str) -> Path:
 
 
 def catalogue(root: Path, val_fraction: float | None = None, seed: int = 0) -> Catalogue:
-    return Catalogue.of(list_class_folders(root, val_fraction, seed))
+    return open_source(root, "auto", val_fraction, seed).catalogue
+
+
+def ids(found: Catalogue) -> list[str]:
+    return [entry.id for entry in found.classes]
 
 
 def placed(found: Catalogue) -> set[tuple[str, str, str]]:
-    return {(image.split, found.classes[image.label], image.source) for image in found.images}
+    assert all(image.place == Whole(image.source) for image in found.images)
+    return {(image.split, found.classes[image.label].id, image.source) for image in found.images}
 
 
 def test_train_and_val_folders(tmp_path: Path) -> None:
     fill(tmp_path, "train/b/1.jpg", "train/a/2.JPEG", "train/a/deep/er/3.PnG", "val/a/1.jpg", "val/b/9.webp")
     fill(tmp_path, "train/stray.jpg", "train/a/notes.txt", "train/a/sums.md5", "test/a/1.jpg", "other/c/1.jpg")
     found = catalogue(tmp_path)
-    assert found.classes == ("a", "b")
+    assert ids(found) == ["a", "b"]
     assert placed(found) == {
         ("train", "a", "train/a/2.JPEG"),
         ("train", "a", "train/a/deep/er/3.PnG"),
@@ -46,8 +51,8 @@ def test_class_folders_alone_are_divided(tmp_path: Path) -> None:
     fill(tmp_path, *(f"{name}/{i}.jpg" for name, count in (("a", 40), ("b", 2), ("c", 1)) for i in range(count)))
     fill(tmp_path, "test/x/1.jpg", "val/y/1.jpg")
     found = catalogue(tmp_path, val_fraction=0.1)
-    assert found.classes == ("a", "b", "c")
-    val = [found.classes[image.label] for image in found.split("val")]
+    assert ids(found) == ["a", "b", "c"]
+    val = [found.classes[image.label].id for image in found.split("val")]
     assert sorted(val) == ["a"] * 4 + ["b"]  # at least one of two, none of one
     train = {image.source for image in found.split("train")}
     assert train | {image.source for image in found.split("val")} == {i.source for i in found.images}
@@ -95,7 +100,7 @@ def test_a_broken_link_is_a_broken_image_and_a_pipe_is_none(tmp_path: Path) -> N
     os.mkfifo(root / "a" / "pipe.jpg")
     assert [image.source for image in catalogue(root, 0.0).images] == ["a/1.jpg", "a/gone.jpg"]
     with pytest.raises(UnreadableImage, match=r"^cannot be read: No such file or directory$"):
-        read_bytes(root, "a/gone.jpg")
+        read_image(root, tmp_path, Whole("a/gone.jpg"))
 
 
 @pytest.mark.parametrize(
@@ -119,15 +124,15 @@ def test_what_is_wrong_with_a_folder_is_said(
     tmp_path: Path, files: list[str], val_fraction: float | None, message: str
 ) -> None:
     with pytest.raises(InputError, match=message) as caught:
-        list_class_folders(fill(tmp_path, *files), val_fraction, seed=0)
+        catalogue(fill(tmp_path, *files), val_fraction)
     assert str(tmp_path) in str(caught.value)
 
 
 def test_a_missing_folder_or_a_file_is_said(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"nowhere does not exist"):
-        list_class_folders(tmp_path / "nowhere", 0.1, seed=0)
+        catalogue(tmp_path / "nowhere", 0.1)
     with pytest.raises(InputError, match=r"file is not a folder"):
-        list_class_folders(fill(tmp_path, "file") / "file", 0.1, seed=0)
+        catalogue(fill(tmp_path, "file") / "file", 0.1)
 
 
 def test_classes_labels_and_files_are_those_of_image_folder(raw_folder: Path) -> None:
@@ -136,6 +141,6 @@ def test_classes_labels_and_files_are_those_of_image_folder(raw_folder: Path) ->
     found = catalogue(raw_folder)
     for split in ("train", "val"):
         reference = folder.ImageFolder(str(raw_folder / split), loader=lambda path: path)
-        assert list(found.classes) == reference.classes
+        assert ids(found) == reference.classes
         ours = [(str(raw_folder / image.source), image.label) for image in found.split(split)]
         assert sorted(ours) == sorted(reference.samples)

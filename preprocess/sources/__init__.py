@@ -1,0 +1,37 @@
+"""Where raw images come from: one module for each layout, all of which end as the same catalogue."""
+
+from preprocess.sources.catalogue import (
+    IMAGE_ENDINGS,
+    SPLITS,
+    Catalogue,
+    Place,
+    RawImage,
+    Record,
+    Span,
+    Whole,
+    printable,
+    shuffle_key,
+)
+from preprocess.sources.layouts import LAYOUTS, open_source
+from preprocess.sources.reading import read_image
+from preprocess.sources.records import UnpackTask, unpack
+from preprocess.sources.source import Source
+
+__all__ = [
+    "IMAGE_ENDINGS",
+    "LAYOUTS",
+    "SPLITS",
+    "Catalogue",
+    "Place",
+    "RawImage",
+    "Record",
+    "Source",
+    "Span",
+    "UnpackTask",
+    "Whole",
+    "open_source",
+    "printable",
+    "read_image",
+    "shuffle_key",
+    "unpack",
+]

@@ -1,0 +1,139 @@
+"""ILSVRC-2012 as it is handed out: the archives, read in place.
+
+    IN/ILSVRC2012_img_train.tar        a tar of one tar for each class, <wnid>.tar
+    IN/ILSVRC2012_img_val.tar          the images side by side
+    IN/ILSVRC2012_devkit_t12.tar.gz    ids and names of the classes (data/meta.mat), and the classes of the val images
+
+Only the headers of the tars are read here; an image is then known by its offset in the outer tar. Its name is what
+it would be in class folders, so that both give the same shards.
+"""
+
+from __future__ import annotations
+
+import io
+import posixpath
+import tarfile
+import zlib
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from preprocess.manifest import InputError
+from preprocess.sources.catalogue import IMAGE_ENDINGS, Catalogue, Found, Span, printable
+from preprocess.sources.labels import check_complete, check_known
+from preprocess.sources.source import Source
+from preprocess.sources.tar_headers import Member, open_tar, read_members
+
+TRAIN = "ILSVRC2012_img_train.tar"
+VAL = "ILSVRC2012_img_val.tar"
+DEVKIT = "ILSVRC2012_devkit_t12.tar.gz"
+_META = "data/meta.mat"
+_GROUND_TRUTH = "data/ILSVRC2012_validation_ground_truth.txt"
+
+
+@dataclass(frozen=True)
+class _Devkit:
+    """What the devkit says."""
+
+    names: Mapping[str, str]
+    """WNID -> words, of the classes that have images."""
+    truth: tuple[str, ...]
+    """The WNID of each val image, in the order of their names."""
+
+
+def fits(root: Path) -> bool:
+    """Say whether `root` looks like it, complete or not."""
+    return any((root / name).is_file() for name in (TRAIN, VAL))
+
+
+def read(root: Path) -> Source:
+    """List the images of the official archives.
+
+    Raises:
+        InputError: an archive is missing, truncated or not a tar, or images, labels and names do not fit together.
+    """
+    for name in (TRAIN, VAL, DEVKIT):
+        if not (root / name).is_file():
+            raise InputError(f"{root / name} is missing: the official archives are {TRAIN}, {VAL} and {DEVKIT}")
+    devkit = _read_devkit(root / DEVKIT)
+
+    def found() -> Iterator[Found]:
+        yield from _found_val(root / VAL, devkit.truth)
+        yield from _found_train(root / TRAIN, devkit.names)
+
+    return Source(root, Catalogue.of(devkit.names, found()))
+
+
+def _found_train(path: Path, names: Mapping[str, str]) -> Iterator[Found]:
+    with open_tar(path) as file:
+        tars = {
+            posixpath.basename(member.name).removesuffix(".tar"): member
+            for member in read_members(file, path)
+            if member.name.endswith(".tar")
+        }
+        check_known(tars, path, names, DEVKIT)
+        check_complete(tars, path, names, DEVKIT)
+        for name, tar in tars.items():
+            inner = read_members(file, path / f"{name}.tar", tar.offset, tar.offset + tar.size)
+            for image in _images(inner, path / f"{name}.tar"):
+                source = f"train/{name}/{image.name.removeprefix('./')}"
+                yield "train", name, source, Span(TRAIN, image.offset, image.size)
+
+
+def _found_val(path: Path, truth: tuple[str, ...]) -> Iterator[Found]:
+    with open_tar(path) as file:
+        images = {posixpath.basename(image.name): image for image in _images(read_members(file, path), path)}
+    if len(images) != len(truth):
+        raise InputError(f"{path} holds {len(images)} images, but the ground truth in {DEVKIT} is of {len(truth)}")
+    for (file_name, image), name in zip(sorted(images.items()), truth, strict=True):
+        yield "val", name, f"val/{name}/{file_name}", Span(VAL, image.offset, image.size)
+
+
+def _images(members: Iterable[Member], path: Path) -> Iterator[Member]:
+    for member in members:
+        if not member.name.lower().endswith(IMAGE_ENDINGS):
+            continue
+        if not member.plain:
+            raise InputError(f"{path}: {printable(member.name)!r} is a link, a folder or sparse, not a plain file")
+        yield member
+
+
+def _read_devkit(path: Path) -> _Devkit:
+    try:
+        with tarfile.open(path, "r:gz") as tar:
+            files = {
+                name: tar.extractfile(member)
+                for member in tar
+                for name in (_META, _GROUND_TRUTH)
+                if member.isreg() and f"/{member.name}".endswith(f"/{name}")
+            }
+            contents = {name: file.read() for name, file in files.items() if file is not None}
+    except (tarfile.TarError, OSError, EOFError, zlib.error) as error:
+        raise InputError(f"{path} is truncated or not a .tar.gz: {error}") from error
+    for name in (_META, _GROUND_TRUTH):
+        if name not in contents:
+            raise InputError(f"{path} holds no {name}")
+    synsets = _read_synsets(contents[_META], path)
+    lines = contents[_GROUND_TRUTH].decode("ascii", "replace").split()
+    for number, line in enumerate(lines, start=1):
+        if line not in synsets:
+            raise InputError(
+                f"{path}: line {number} of {_GROUND_TRUTH} is {line!r}, the id of none of its {len(synsets)} classes"
+            )
+    return _Devkit(dict(synsets.values()), tuple(synsets[line][0] for line in lines))
+
+
+def _read_synsets(data: bytes, path: Path) -> dict[str, tuple[str, str]]:
+    """Return ILSVRC2012_ID in digits -> WNID and words, of the classes alone: `meta.mat` has their ancestors too."""
+    from scipy.io import loadmat  # whoever has another layout need not wait for it
+
+    try:
+        synsets = loadmat(io.BytesIO(data), squeeze_me=True)["synsets"].reshape(-1)
+        return {
+            str(int(synset["ILSVRC2012_ID"])): (str(synset["WNID"]), str(synset["words"]))
+            for synset in synsets
+            if int(synset["num_children"]) == 0
+        }
+    except Exception as error:
+        # A broken file raises nearly anything: scipy parses a format of many kinds.
+        raise InputError(f"{path}: {_META} is not a table of synsets: {error!r}") from error

@@ -1,0 +1,85 @@
+"""ImageNet as Kaggle hands it out ("ImageNet Object Localization Challenge"), unpacked.
+
+    IN/ILSVRC/Data/CLS-LOC/train/<wnid>/*.JPEG   IN/ILSVRC/Data/CLS-LOC/val/*.JPEG   (its test has no labels)
+    IN/LOC_val_solution.csv   IN/LOC_synset_mapping.txt
+
+The input folder may also be `ILSVRC` itself, with the two files in it or beside it.
+"""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Collection, Iterator
+from pathlib import Path
+
+from preprocess.manifest import InputError
+from preprocess.sources.catalogue import Catalogue, Found, Whole
+from preprocess.sources.folders import list_classes
+from preprocess.sources.labels import check_complete, check_known, flat_val, read_lines, read_names
+from preprocess.sources.source import Source
+
+_IMAGES = "Data/CLS-LOC"
+_SOLUTION = "LOC_val_solution.csv"
+_MAPPING = "LOC_synset_mapping.txt"
+
+
+def fits(root: Path) -> bool:
+    """Say whether `root` looks like it, complete or not."""
+    return _images(root) is not None
+
+
+def read(root: Path) -> Source:
+    """List the images of Kaggle's layout.
+
+    Raises:
+        InputError: a file or folder of the layout is missing, or images, labels and names do not fit together.
+    """
+    images = _images(root)
+    if images is None:
+        raise InputError(f"input folder {root} has no ILSVRC/{_IMAGES}, as Kaggle's layout does")
+    for split in ("train", "val"):
+        if not (images / split).is_dir():
+            raise InputError(f"{images / split} is missing: Kaggle's layout has train and val there")
+    mapping, solution = _beside(root, _MAPPING), _beside(root, _SOLUTION)
+    names = read_names(mapping, " ")
+    train = list_classes(images / "train", "train/")
+    check_known(train, images / "train", names, str(mapping))
+    check_complete(train, images / "train", names, str(mapping))
+    class_of = _read_solution(solution, names, mapping)
+    prefix = images.relative_to(root).as_posix()
+
+    def found() -> Iterator[Found]:
+        for name, sources in train.items():
+            for source in sources:
+                yield "train", name, source, Whole(f"{prefix}/{source}")
+        yield from flat_val(root, images / "val", class_of, solution)
+
+    return Source(root, Catalogue.of(names, found()))
+
+
+def _images(root: Path) -> Path | None:
+    return next((path for path in (root / "ILSVRC" / _IMAGES, root / _IMAGES) if path.is_dir()), None)
+
+
+def _beside(root: Path, name: str) -> Path:
+    # Where `root` is ILSVRC itself, the archive has put the file beside it. An absolute path, for `.` has no parent.
+    above = root.resolve().parent / name
+    return above if not (root / name).exists() and not (root / "ILSVRC").is_dir() and above.exists() else root / name
+
+
+def _read_solution(path: Path, classes: Collection[str], mapping: Path) -> dict[str, str]:
+    """Read `ImageId,PredictionString`: the class id is the prediction's first word, boxes follow."""
+    rows = csv.reader(read_lines(path))
+    if next(rows, None) != ["ImageId", "PredictionString"]:
+        raise InputError(f"{path} does not begin with the line ImageId,PredictionString")
+    class_of = {}
+    for row in rows:
+        words = row[1].split() if len(row) == 2 else []
+        if not words:
+            raise InputError(
+                f"{path}, line {rows.line_num} is {','.join(row)!r}; an image id and its class should be there"
+            )
+        if words[0] not in classes:
+            raise InputError(f"{path}, line {rows.line_num} has class {words[0]!r}, which {mapping} does not list")
+        class_of[f"{row[0]}.JPEG"] = words[0]
+    return class_of

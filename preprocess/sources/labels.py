@@ -1,0 +1,77 @@
+"""Files that come with images and say what they show: which classes there are, which image is of which."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+
+from preprocess.manifest import InputError
+from preprocess.sources.catalogue import Found, Whole, printable
+from preprocess.sources.folders import list_images
+
+
+def read_lines(path: Path) -> list[str]:
+    """Read a text file.
+
+    Raises:
+        InputError: it is missing, cannot be read, or is not UTF-8.
+    """
+    try:
+        return path.read_text(encoding="utf-8").splitlines()
+    except FileNotFoundError:
+        raise InputError(f"{path} is missing: the labels or names of this layout are in it") from None
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path} is not text in UTF-8: {error}") from error
+
+
+def read_names(path: Path, separator: str) -> dict[str, str]:
+    """Read a file of class ids and names, one class a line.
+
+    Raises:
+        InputError: as `read_lines` says, or a line that is not an id, the separator and a name.
+    """
+    names = {}
+    for number, line in enumerate(read_lines(path), start=1):
+        name, found, words = line.partition(separator)
+        if not (name and found):
+            raise InputError(f"{path}, line {number} is {line!r}; a class id, {separator!r} and a name should be there")
+        names[name] = words.strip()
+    return names
+
+
+def check_known(classes: Iterable[str], place: Path, known: Iterable[str], listed: str) -> None:
+    """Raise `InputError` for a class in `place` that is not among the `known` ones, which `listed` lists."""
+    unknown = sorted(set(classes) - set(known))
+    if unknown:
+        raise InputError(f"class {printable(unknown[0])!r} in {place} is unknown: {listed} does not list it")
+
+
+def check_complete(classes: Iterable[str], place: Path, known: Iterable[str], listed: str) -> None:
+    """Raise `InputError` for a class among the `known` ones, which `listed` lists, that is not in `place`."""
+    missing = sorted(set(known) - set(classes))
+    if missing:
+        raise InputError(f"class {printable(missing[0])!r} is not in {place}, although {listed} lists it: incomplete?")
+
+
+def flat_val(root: Path, folder: Path, class_of: Mapping[str, str], listed: Path) -> Iterator[Found]:
+    """Yield the images of a val split that lie side by side in one folder.
+
+    Args:
+        root: the input folder.
+        folder: where the images are.
+        class_of: file name -> class id.
+        listed: the file that says so.
+
+    Raises:
+        InputError: the folder holds other images than `class_of`, or cannot be listed.
+    """
+    files = list_images(folder)
+    for name in sorted(set(files) ^ class_of.keys()):
+        if name in class_of:
+            raise InputError(f"image {name!r} is not in {folder}, although {listed} lists it: incomplete?")
+        raise InputError(f"image {printable(name)!r} in {folder} is unknown: {listed} does not list it")
+    prefix = folder.relative_to(root).as_posix()
+    for name in files:
+        yield "val", class_of[name], f"val/{class_of[name]}/{name}", Whole(f"{prefix}/{name}")

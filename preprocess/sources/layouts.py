@@ -1,0 +1,55 @@
+"""Which layout an input folder has, found out by looking or named."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from preprocess.manifest import InputError
+from preprocess.sources import cifar10, folders, ilsvrc, kaggle, parquet, tiny_imagenet
+from preprocess.sources.source import Source
+
+_FOLDERS = "folders"
+_OTHERS: dict[str, tuple[Callable[[Path], bool], Callable[[Path], Source]]] = {
+    "ilsvrc": (ilsvrc.fits, ilsvrc.read),
+    "kaggle": (kaggle.fits, kaggle.read),
+    "tiny-imagenet": (tiny_imagenet.fits, tiny_imagenet.read),
+    "parquet": (parquet.fits, parquet.read),
+    "cifar10": (cifar10.fits, cifar10.read),
+}
+LAYOUTS = ("auto", _FOLDERS, *_OTHERS)
+
+
+def open_source(root: Path, layout: str, val_fraction: float | None, seed: int) -> Source:
+    """Look through an input folder.
+
+    Args:
+        root: the input folder.
+        layout: one of `LAYOUTS`; `auto` looks for what each of the others is known by.
+        val_fraction: the part of each class to keep for val, for class folders without a val split.
+        seed: decides which images are kept.
+
+    Raises:
+        InputError: no such folder, one that fits several layouts, one that is incomplete, or `val_fraction` where
+            the layout has its own val split.
+    """
+    if not root.is_dir():
+        raise InputError(f"input folder {root} {'is not a folder' if root.exists() else 'does not exist'}")
+    if layout == "auto":
+        layout = _find(root)
+    if layout == _FOLDERS:
+        return folders.read(root, val_fraction, seed)
+    if val_fraction is not None:
+        raise InputError(f"input folder {root} ({layout}) has its own val split: leave --val-fraction out")
+    return _OTHERS[layout][1](root)
+
+
+def _find(root: Path) -> str:
+    fitting = [layout for layout, (fits, _) in _OTHERS.items() if fits(root)]
+    # Tiny-ImageNet has a folder `train` by itself. Beside anything else it is a second account of the same images,
+    # perhaps the beginning of an unpacked archive.
+    if (root / "train").is_dir() and fitting != ["tiny-imagenet"]:
+        fitting.append(_FOLDERS)
+    if len(fitting) > 1:
+        raise InputError(f"input folder {root} fits several layouts: choose one with --layout {' or '.join(fitting)}")
+    return fitting[0] if fitting else _FOLDERS

@@ -1,0 +1,191 @@
+"""ImageNet-1k as Hugging Face hands it out: Parquet files with the columns `image` {bytes, path} and `label`.
+
+    IN/train-*.parquet  IN/validation-*.parquet or IN/val-*.parquet     (or all of them in IN/data)
+
+Files `test-*.parquet` are ignored: their labels are -1. Class names are those of the schema; class ids are the wnids
+in the images' paths where every image of a class has the same one, else the names. Images are named after their
+paths where each has one of its own, else after file and row. The wnid that is put behind a name there,
+n01440764_10026_n01440764.JPEG, is taken off again: name and place in the order are those of the official archives.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING
+
+from preprocess.manifest import InputError
+from preprocess.sources.catalogue import Catalogue, Found, Record
+from preprocess.sources.records import Container
+from preprocess.sources.source import Source
+
+if TYPE_CHECKING:
+    import pyarrow.parquet as pq
+
+_PATTERNS = {"train": ("train-*.parquet",), "val": ("validation-*.parquet", "val-*.parquet")}
+_PART = re.compile(r"(.*)-(\d+)-of-(\d+)\b.*\.parquet")
+_WNID = re.compile(r"(?<![0-9A-Za-z])n\d{8}(?!\d)")
+_BATCH_ROWS = 16
+_BUFFER = 1 << 20  # bytes read at a time, so that a row group need not fit into memory
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """Labels and paths of one file."""
+
+    split: str
+    file: str
+    labels: list[int]
+    paths: list[str]
+
+
+def fits(root: Path) -> bool:
+    """Say whether `root` looks like it, complete or not."""
+    return any(files for files in _files(root).values())
+
+
+def read(root: Path) -> Source:
+    """List the images of the Parquet files.
+
+    Raises:
+        InputError: files are missing or cannot be read, columns are others, or a label has no name.
+    """
+    files = _files(root)
+    for split, patterns in _PATTERNS.items():
+        if not files[split]:
+            raise InputError(f"input folder {root} has no {' or '.join(patterns)}, nor has its folder data")
+        _check_parts(files[split])
+    names = _read_names(files["train"][0])
+    rows = [_read_rows(root, split, path, len(names)) for split, paths in files.items() for path in paths]
+    ids = _wnids(rows, len(names)) or names
+    if len(set(ids)) < len(ids):
+        twice = next(name for name in ids if ids.count(name) > 1)
+        raise InputError(
+            f"two classes in {files['train'][0]} have the name {twice!r}, and the paths of the images no wnids"
+        )
+    containers = tuple(Container(part.file, len(part.labels), read_rows) for part in rows)
+    return Source(root, Catalogue.of(dict(zip(ids, names, strict=True)), _found(rows, ids)), containers)
+
+
+def read_rows(path: Path) -> Iterator[bytes]:
+    """Yield the image file of each row; a row without one is an empty file.
+
+    Raises:
+        InputError: the file cannot be read.
+    """
+    import pyarrow as pa
+
+    try:
+        with _opened(path) as file:
+            for batch in file.iter_batches(_BATCH_ROWS, columns=["image.bytes"]):
+                for row in batch.column("image").field("bytes"):
+                    yield row.as_py() or b""
+    except (pa.ArrowException, OSError) as error:
+        raise InputError(f"{path} cannot be read as Parquet: {error}") from error
+
+
+def _opened(path: Path) -> pq.ParquetFile:
+    import pyarrow as pa  # whoever has another layout need not wait for it
+    import pyarrow.parquet as pq
+
+    try:
+        return pq.ParquetFile(path, buffer_size=_BUFFER, pre_buffer=False)
+    except (pa.ArrowException, OSError) as error:
+        raise InputError(f"{path} is truncated or not Parquet: {error}") from error
+
+
+def _files(root: Path) -> dict[str, list[Path]]:
+    for folder in (root, root / "data"):
+        files = {
+            split: sorted(path for each in each_split for path in folder.glob(each))
+            for split, each_split in _PATTERNS.items()
+        }
+        if any(files.values()):
+            return files
+    return files
+
+
+def _check_parts(paths: Sequence[Path]) -> None:
+    """Raise `InputError` where a file is missing of those that call themselves one of so many."""
+    there: dict[tuple[str, int], set[int]] = {}
+    for path in paths:
+        if match := _PART.fullmatch(path.name):
+            there.setdefault((match[1], int(match[3])), set()).add(int(match[2]))
+    for (stem, count), numbers in there.items():
+        missing = sorted(set(range(count)) - numbers)
+        if missing:
+            raise InputError(
+                f"{paths[0].parent} has {len(numbers)} of {count} files {stem}-*: number {missing[0]} is missing"
+            )
+
+
+def _read_names(path: Path) -> list[str]:
+    """Return the class names, in the order of the file's labels."""
+    with _opened(path) as file:
+        metadata = file.schema_arrow.metadata or {}
+    try:
+        names = json.loads(metadata[b"huggingface"])["info"]["features"]["label"]["names"]
+    except (KeyError, TypeError, ValueError):
+        raise InputError(f"{path} has no class names in its schema (huggingface: info.features.label.names)") from None
+    return [str(name) for name in names]
+
+
+def _read_rows(root: Path, split: str, path: Path, classes: int) -> _Rows:
+    import pyarrow as pa
+
+    with _opened(path) as file:
+        leaves = {file.schema.column(number).path for number in range(len(file.schema))}
+        for leaf in ("image.bytes", "image.path", "label"):
+            if leaf not in leaves:
+                raise InputError(f"{path} has no column {leaf}; it has {', '.join(sorted(leaves))}")
+        try:
+            table = file.read(columns=["label", "image.path"])
+        except (pa.ArrowException, OSError) as error:
+            raise InputError(f"{path} cannot be read as Parquet: {error}") from error
+    labels = table.column("label").to_pylist()
+    for row, label in enumerate(labels):
+        if label is None or not 0 <= label < classes:
+            raise InputError(f"{path}, row {row} has label {label}; valid: 0 to {classes - 1}")
+    images = table.column("image").combine_chunks()
+    paths = [PurePosixPath(text or "").name for text in images.field("path").to_pylist()]
+    return _Rows(split, path.relative_to(root).as_posix(), labels, paths)
+
+
+def _wnids(rows: Sequence[_Rows], classes: int) -> list[str] | None:
+    """Return the wnid of each label, if every image of it has the same one and no other label has."""
+    there: list[set[str]] = [set() for _ in range(classes)]
+    for part in rows:
+        for label, path in zip(part.labels, part.paths, strict=True):
+            found = set(_WNID.findall(path))
+            there[label] |= found if len(found) == 1 else {""}
+    wnids = {wnid for each in there for wnid in each}
+    if "" in wnids or len(wnids) < classes or any(len(each) != 1 for each in there):
+        return None
+    return [wnid for each in there for wnid in each]
+
+
+def _found(rows: Sequence[_Rows], ids: Sequence[str]) -> Iterator[Found]:
+    sources = list(_named_by_path(rows, ids))
+    if len(set(sources)) < len(sources) or not all(path for part in rows for path in part.paths):
+        sources = list(_named_by_row(rows, ids))
+    source = iter(sources)
+    for part in rows:
+        for row, label in enumerate(part.labels):
+            yield part.split, ids[label], next(source), Record(part.file, row)
+
+
+def _named_by_path(rows: Sequence[_Rows], ids: Sequence[str]) -> Iterator[str]:
+    for part in rows:
+        for label, path in zip(part.labels, part.paths, strict=True):
+            stem, dot, ending = path.rpartition(".")
+            yield f"{part.split}/{ids[label]}/{stem.removesuffix(f'_{ids[label]}')}{dot}{ending}"
+
+
+def _named_by_row(rows: Sequence[_Rows], ids: Sequence[str]) -> Iterator[str]:
+    for part in rows:
+        stem = PurePosixPath(part.file).stem
+        for row, label in enumerate(part.labels):
+            yield f"{part.split}/{ids[label]}/{stem}_{row:06d}"

@@ -1,0 +1,96 @@
+"""Containers whose images cannot be read in place (Parquet, pickles), unpacked once into files that can.
+
+Beside each other lie `<container>.records`, the images' bytes back to back, and `<container>.npy`, the offsets of
+their beginnings and of the end. Shards are in a shuffled order, so that every image of a container is asked for by
+another shard: to decompress a row group for each would read the whole container a hundred times.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path, PurePosixPath
+
+import numpy as np
+
+from preprocess.manifest import InputError
+from preprocess.output_folder import partial_path, write_whole
+from preprocess.sources.catalogue import Record
+from preprocess.workers import Tally
+
+Rows = Callable[[Path], Iterator[bytes]]
+"""Yields the image files of a container, one for each row; a module's function, so that it can be pickled."""
+
+
+@dataclass(frozen=True)
+class Container:
+    """A file of the input folder that has to be unpacked."""
+
+    file: str
+    """Relative to the input folder; no two containers have the same name."""
+    rows: int
+    read: Rows
+
+
+@dataclass(frozen=True)
+class UnpackTask:
+    """One container to be unpacked into the folder `scratch`."""
+
+    root: Path
+    container: Container
+    scratch: Path
+
+
+def unpack(task: UnpackTask, tally: Tally) -> None:
+    """Write the records of one container, whole or not at all; nothing to do where they are already.
+
+    Raises:
+        InputError: the container cannot be read, or holds another number of rows than when it was listed.
+        OSError: the records cannot be written, e.g. a full disk.
+    """
+    container = task.container
+    records, offsets = _paths(task.scratch, container.file)
+    if records.is_file() and offsets.is_file():
+        for _ in range(container.rows):
+            tally.count()
+        return
+    task.scratch.mkdir(parents=True, exist_ok=True)
+    begins = [0]
+    with partial_path(records).open("wb") as file:
+        for data in container.read(task.root / container.file):
+            file.write(data)
+            begins.append(begins[-1] + len(data))
+            tally.count()
+        file.flush()
+        os.fsync(file.fileno())
+    if len(begins) != container.rows + 1:
+        raise InputError(f"{task.root / container.file} has {len(begins) - 1} rows, and had {container.rows} before")
+    partial_path(records).replace(records)
+    array = io.BytesIO()
+    np.save(array, np.array(begins, np.int64))
+    write_whole(offsets, array.getvalue())
+
+
+def record_span(scratch: Path, record: Record) -> tuple[Path, int, int]:
+    """Return file, offset and size of an image that was unpacked into `scratch`.
+
+    Raises:
+        OSError: its container was not unpacked.
+    """
+    records, offsets = _paths(scratch, record.file)
+    begins = _load_offsets(offsets)
+    begin, end = begins[record.row : record.row + 2].tolist()
+    return records, begin, end - begin
+
+
+def _paths(scratch: Path, container: str) -> tuple[Path, Path]:
+    name = PurePosixPath(container).name
+    return scratch / f"{name}.records", scratch / f"{name}.npy"
+
+
+@lru_cache(maxsize=1024)  # ImageNet has 308 Parquet files, of 35 KB of offsets each
+def _load_offsets(path: Path) -> np.ndarray:
+    return np.load(path)

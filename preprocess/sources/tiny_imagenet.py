@@ -1,0 +1,53 @@
+"""Tiny-ImageNet as it is handed out, unpacked.
+
+    IN/train/<wnid>/images/*.JPEG   IN/val/images/*.JPEG   IN/val/val_annotations.txt   IN/words.txt
+
+Its test split has no labels and is left alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from preprocess.manifest import InputError
+from preprocess.sources.catalogue import Catalogue, Found, Whole
+from preprocess.sources.folders import list_classes
+from preprocess.sources.labels import check_known, flat_val, read_lines, read_names
+from preprocess.sources.source import Source
+
+_ANNOTATIONS = "val/val_annotations.txt"
+
+
+def fits(root: Path) -> bool:
+    """Say whether `root` looks like it, complete or not."""
+    # Many move the val images into class folders, as in train, and leave the annotations: those are class folders.
+    return (root / _ANNOTATIONS).is_file() and (root / "val" / "images").is_dir()
+
+
+def read(root: Path) -> Source:
+    """List the images of Tiny-ImageNet's layout.
+
+    Raises:
+        InputError: a file or folder of the layout is missing, or images, labels and names do not fit together.
+    """
+    train, annotations = root / "train", root / _ANNOTATIONS
+    if not train.is_dir():
+        raise InputError(f"{train} is missing: Tiny-ImageNet's layout has <wnid>/images there")
+    words = read_names(root / "words.txt", "\t")
+    classes = list_classes(train, "train/")
+    check_known(classes, train, words, str(root / "words.txt"))
+    class_of = {}
+    for number, line in enumerate(read_lines(annotations), start=1):
+        name, _, rest = line.partition("\t")
+        class_of[name] = rest.partition("\t")[0]  # a box follows
+        if class_of[name] not in classes:
+            raise InputError(f"{annotations}, line {number} has class {class_of[name]!r}, which is not in {train}")
+
+    def found() -> Iterator[Found]:
+        for name, files in classes.items():
+            for file in files:
+                yield "train", name, file.replace(f"/{name}/images/", f"/{name}/", 1), Whole(file)
+        yield from flat_val(root, root / "val" / "images", class_of, annotations)
+
+    return Source(root, Catalogue.of({name: words[name] for name in classes}, found()))
