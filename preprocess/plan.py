@@ -37,6 +37,8 @@ class BuildOptions:
     """Part of each class to keep for val, 0 or more and below 1, where the input has no val split."""
     shard_samples: int = 1000
     """Images in a shard, at most."""
+    max_rejected: float = 0.01
+    """Part of all images that may be rejected, 0 to 1; more is an error."""
 
     def __post_init__(self) -> None:
         """Raise `InputError` for a value out of range."""
@@ -50,6 +52,8 @@ class BuildOptions:
                 raise InputError(f"{_flag(field)} is {getattr(self, field)}; it must be at least 1")
         if self.val_fraction is not None and not 0 <= self.val_fraction < 1:
             raise InputError(f"--val-fraction is {self.val_fraction}; it must be at least 0 and below 1")
+        if not 0 <= self.max_rejected <= 1:
+            raise InputError(f"--max-rejected is {self.max_rejected}; it must be between 0 and 1")
         if self.name is not None and not self.name.strip():
             raise InputError("--name is empty; leave it out for the input folder's")
         if self.input is None and self.val_fraction is not None:
@@ -88,6 +92,11 @@ class Plan:
     options: BuildOptions
     catalogue: Catalogue
     shards: tuple[PlannedShard, ...]
+
+    @property
+    def images(self) -> int:
+        """Return how many images there are, in all splits."""
+        return sum(len(shard.samples) for shard in self.shards)
 
     @property
     def class_entries(self) -> tuple[ClassEntry, ...]:

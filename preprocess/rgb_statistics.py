@@ -5,8 +5,12 @@ Sums of integers do not depend on their order, so the result is the same for any
 
 from __future__ import annotations
 
+import zipfile
+import zlib
 from collections.abc import Sequence
 from fractions import Fraction
+from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 from PIL import Image
@@ -68,6 +72,30 @@ class RgbSums:
         self.sums += other.sums
         self.products += other.products
         self.square = np.add(self.square, other.square, dtype=np.uint64)
+
+    def save(self, file: BinaryIO) -> None:
+        """Write the sums to a file, exactly."""
+        np.savez(file, allow_pickle=False, **vars(self))
+
+    @staticmethod
+    def load(path: Path, short_side: int) -> RgbSums:
+        """Read what `save` wrote of images of this short side.
+
+        Raises:
+            OSError: there is no such file.
+            ValueError: it is not whole, or not of such images.
+        """
+        loaded = RgbSums(short_side)
+        try:
+            with np.load(path, allow_pickle=False) as arrays:
+                for name, empty in vars(loaded).items():
+                    value = arrays[name]
+                    if value.shape != np.shape(empty):
+                        raise ValueError(f"{name} is of shape {value.shape}")
+                    setattr(loaded, name, value if value.shape else int(value))
+        except (EOFError, KeyError, zipfile.BadZipFile, zlib.error) as error:
+            raise ValueError(f"{path} does not hold whole sums: {error}") from error
+        return loaded
 
     def mean_image(self) -> np.ndarray:
         """Return the mean of the central squares: float32 (short_side, short_side, 3), 0-255 units."""

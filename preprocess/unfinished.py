@@ -1,0 +1,197 @@
+"""`.unfinished`, what a build keeps in its output folder until the manifest is there, so that it can be continued.
+
+plan.json     what makes the build the same build, written first
+<stem>.npz    exact sums over the pixels of a shard of the train split
+<stem>.json   record of a finished shard, written last: with it, tar, index and sums are there, whole and on disk
+drawn/        the embedded sample's raw images, drawn anew by each run
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import re
+import shutil
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from preprocess.identity import difference
+from preprocess.manifest import MANIFEST_NAME, InputError, Rejection, Shard
+from preprocess.output_folder import UNFINISHED_NAME, remove_strays
+from preprocess.plan import PlannedShard
+from preprocess.rgb_statistics import RgbSums
+from preprocess.whole_files import flush_folder, remove_partials, whole_file, write_whole
+
+_PLAN_NAME = "plan.json"
+_DRAWN_NAME = "drawn"
+
+
+@dataclass(frozen=True)
+class Record:
+    """What a finished shard is."""
+
+    shard: Shard | None
+    """None when every image was rejected."""
+    index_bytes: int
+    """Size of the index file."""
+    rejected: tuple[Rejection, ...]
+    digests: tuple[str, ...]
+    """Of what the files of the rejected images held."""
+
+    def lies_in(self, output: Path) -> bool:
+        """Return whether tar and index are there, with their sizes."""
+        if self.shard is None:
+            return True
+        sizes = ((self.shard.tar, self.shard.bytes), (self.shard.index, self.index_bytes))
+        return all((output / name).is_file() and (output / name).stat().st_size == size for name, size in sizes)
+
+
+def save_record(output: Path, stem: str, record: Record, sums: RgbSums | None) -> None:
+    """Commit a shard as finished, after its tar and index have got their names."""
+    folder = output / UNFINISHED_NAME
+    if sums is not None:
+        with whole_file(folder / f"{stem}.npz") as file:
+            sums.save(file)
+    # After a power cut, no record may be there without what it is the record of.
+    for changed in (output, folder):
+        flush_folder(changed)
+    write_whole(folder / f"{stem}.json", json.dumps(asdict(record), ensure_ascii=False).encode())
+
+
+class Unfinished:
+    """The folder `.unfinished` in the output of a build that is at work."""
+
+    def __init__(self, output: Path, short_side: int) -> None:
+        """Touch nothing yet."""
+        self._output = output
+        self._short_side = short_side
+        self.folder = output / UNFINISHED_NAME
+
+    @property
+    def drawn(self) -> Path:
+        """Where the embedded sample is drawn."""
+        return self.folder / _DRAWN_NAME
+
+    def finished(self, shards: Iterable[PlannedShard]) -> dict[str, Record]:
+        """Return the records of those shards of which all is there, by stem."""
+        records = {}
+        there = self._stems()
+        for shard in shards:
+            with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+                if shard.stem in there:
+                    record, _ = self._load(shard)
+                    if record.lies_in(self._output):
+                        records[shard.stem] = record
+        return records
+
+    def load_all(self, shards: Iterable[PlannedShard]) -> Iterator[tuple[PlannedShard, Record, RgbSums | None]]:
+        """Yield what each shard left, one at a time: its record, and its sums if it is of the train split.
+
+        Raises:
+            OSError: one of them is not finished.
+        """
+        self._stems()  # a network file system may go on believing that a file is not there until the folder is listed
+        for shard in shards:
+            yield shard, *self._load(shard)
+
+    def discard(self, stems: Iterable[str]) -> None:
+        """Let shards count as not finished."""
+        for stem in stems:
+            (self.folder / f"{stem}.json").unlink(missing_ok=True)
+
+    def begin(self, identity: dict[str, Any]) -> None:
+        """Continue the build that is there, or begin one.
+
+        Raises:
+            InputError: another build is unfinished there; nothing is touched.
+        """
+        path = self.folder / _PLAN_NAME
+        if path.is_file():
+            self._check_same(path, identity)
+            remove_partials(self.folder)
+            return
+        # The plan comes first: without it, there is nothing to continue.
+        shutil.rmtree(self.folder, ignore_errors=True)
+        self.folder.mkdir()
+        write_whole(path, json.dumps(identity, indent=1).encode())
+        for changed in (self.folder, self._output):
+            flush_folder(changed)
+
+    def give_up(self, error: BaseException) -> None:
+        """Keep what is whole; where nothing is, or the input was found bad before a shard was, remove everything."""
+        remove_partials(self.folder)
+        worth = {path.name for path in self.folder.iterdir()} - {_PLAN_NAME, _DRAWN_NAME}
+        if isinstance(error, InputError):
+            worth = self._stems()
+        if not worth and not (self._output / MANIFEST_NAME).exists():
+            shutil.rmtree(self.folder)
+            remove_strays(self._output, keep=())
+
+    def _stems(self) -> set[str]:
+        return _stems(self.folder)
+
+    def _load(self, shard: PlannedShard) -> tuple[Record, RgbSums | None]:
+        page = json.loads((self.folder / f"{shard.stem}.json").read_bytes())
+        record = Record(
+            shard=page["shard"] and Shard(**page["shard"]),
+            index_bytes=page["index_bytes"],
+            rejected=tuple(Rejection(**entry) for entry in page["rejected"]),
+            digests=tuple(page["digests"]),
+        )
+        if shard.split != "train":
+            return record, None
+        return record, RgbSums.load(self.folder / f"{shard.stem}.npz", self._short_side)
+
+    def _check_same(self, path: Path, identity: dict[str, Any]) -> None:
+        try:
+            other = difference(json.loads(path.read_bytes()), identity)
+        except (OSError, ValueError, AttributeError, KeyError, TypeError) as error:
+            raise InputError(
+                f"{path} cannot be read ({error}): choose another --output, or remove the folder"
+            ) from error
+        if other:
+            raise InputError(
+                f"output folder {self._output} holds an unfinished build with {other}: "
+                "continue that one, choose another --output, or remove the folder"
+            )
+
+
+@contextlib.contextmanager
+def continued(output: Path, short_side: int, identity: dict[str, Any], anew: bool) -> Iterator[Unfinished]:
+    """Continue the build with this identity in a folder that is ours, or begin it; the body completes it.
+
+    When the body raises, what is whole is kept for the next time.
+
+    Args:
+        output: the output folder, claimed.
+        short_side: of the samples.
+        identity: as `identity()` says.
+        anew: whether to begin in any case: beside a whole manifest, what lies in `.unfinished` is of no use.
+
+    Raises:
+        InputError: another build is unfinished there; nothing is touched.
+    """
+    unfinished = Unfinished(output, short_side)
+    if anew:
+        shutil.rmtree(unfinished.folder, ignore_errors=True)
+    unfinished.begin(identity)
+    try:
+        yield unfinished
+    except BaseException as error:
+        unfinished.give_up(error)
+        raise
+    # What cannot be removed now does no harm; the next run tries again.
+    shutil.rmtree(unfinished.folder, ignore_errors=True)
+
+
+def finished_shards(output: Path) -> int:
+    """Return how many shards of an unfinished build in `output` are finished."""
+    folder = output / UNFINISHED_NAME
+    return len(_stems(folder)) if folder.is_dir() else 0
+
+
+def _stems(folder: Path) -> set[str]:
+    names = (path.name for path in folder.iterdir())
+    return {name.removesuffix(".json") for name in names if re.fullmatch(r"(train|val)-\d+\.json", name)}
