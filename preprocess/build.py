@@ -71,7 +71,7 @@ def build(options: BuildOptions) -> Outcome:
         return Outcome(standing.complete, len(plan.shards), 0, Counts(), nothing_to_do=True)
     with (
         claimed(options.output, complete=standing.manifest is not None),
-        continued(options.output, options.short_side, identity(plan), anew=standing.has_statistics) as unfinished,
+        continued(options.output, options.short_side, identity(plan), of_use=not standing.has_statistics) as unfinished,
     ):
         root = _prepare_images(plan, unfinished)
         if standing.has_statistics:
@@ -150,7 +150,7 @@ def _finish(plan: Plan, unfinished: Unfinished) -> Manifest:
     check_readable(plan.catalogue, rejected)
     mean_image = io.BytesIO()
     np.save(mean_image, sums.mean_image())
-    write_whole(options.output / MEAN_IMAGE_NAME, mean_image.getvalue())
+    write_whole(options.output / MEAN_IMAGE_NAME, mean_image.getbuffer())
     manifest = Manifest(
         schema=SCHEMA,
         name=options.data_name,

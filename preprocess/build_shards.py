@@ -67,7 +67,7 @@ def _verify(options: BuildOptions, deep: bool) -> int:
         _fail(1, f"{options.output / fault.file} {fault.problem}")
     shards = len(list(manifest.shards()))
     samples = sum(split.samples for split in manifest.splits.values())
-    found = f"{len(faults)} broken files; the command that built it mends them" if faults else "whole"
+    found = f"broken files: {len(faults)}; the command that built it mends them" if faults else "whole"
     print(f"{manifest.name}: {samples:,} samples in {shards} shards, {found}: {printable(str(options.output))}")
     return 1 if faults else 0
 

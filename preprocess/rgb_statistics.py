@@ -5,12 +5,10 @@ Sums of integers do not depend on their order, so the result is the same for any
 
 from __future__ import annotations
 
-import zipfile
-import zlib
+import io
 from collections.abc import Sequence
 from fractions import Fraction
 from pathlib import Path
-from typing import BinaryIO
 
 import numpy as np
 from PIL import Image
@@ -73,28 +71,27 @@ class RgbSums:
         self.products += other.products
         self.square = np.add(self.square, other.square, dtype=np.uint64)
 
-    def save(self, file: BinaryIO) -> None:
-        """Write the sums to a file, exactly."""
+    def to_bytes(self) -> memoryview:
+        """Return the sums as a file's content, exactly."""
+        file = io.BytesIO()  # NumPy writing to a full disk itself raises all kinds of errors
         np.savez(file, allow_pickle=False, **vars(self))
+        return file.getbuffer()
 
     @staticmethod
     def load(path: Path, short_side: int) -> RgbSums:
-        """Read what `save` wrote of images of this short side.
+        """Read a file that holds what `to_bytes` gave, of images of this short side.
 
         Raises:
             OSError: there is no such file.
-            ValueError: it is not whole, or not of such images.
+            Exception: it is not whole, or not of such images.
         """
         loaded = RgbSums(short_side)
-        try:
-            with np.load(path, allow_pickle=False) as arrays:
-                for name, empty in vars(loaded).items():
-                    value = arrays[name]
-                    if value.shape != np.shape(empty):
-                        raise ValueError(f"{name} is of shape {value.shape}")
-                    setattr(loaded, name, value if value.shape else int(value))
-        except (EOFError, KeyError, zipfile.BadZipFile, zlib.error) as error:
-            raise ValueError(f"{path} does not hold whole sums: {error}") from error
+        with np.load(path, allow_pickle=False) as arrays:
+            for name, empty in vars(loaded).items():
+                value = arrays[name]
+                if value.shape != np.shape(empty):
+                    raise ValueError(f"{name} is of shape {value.shape}")
+                setattr(loaded, name, value if value.shape else int(value))
         return loaded
 
     def mean_image(self) -> np.ndarray:

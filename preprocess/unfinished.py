@@ -22,7 +22,7 @@ from preprocess.manifest import MANIFEST_NAME, InputError, Rejection, Shard
 from preprocess.output_folder import UNFINISHED_NAME, remove_strays
 from preprocess.plan import PlannedShard
 from preprocess.rgb_statistics import RgbSums
-from preprocess.whole_files import flush_folder, remove_partials, whole_file, write_whole
+from preprocess.whole_files import flush_folder, remove_partials, write_whole
 
 _PLAN_NAME = "plan.json"
 _DRAWN_NAME = "drawn"
@@ -52,8 +52,7 @@ def save_record(output: Path, stem: str, record: Record, sums: RgbSums | None) -
     """Commit a shard as finished, after its tar and index have got their names."""
     folder = output / UNFINISHED_NAME
     if sums is not None:
-        with whole_file(folder / f"{stem}.npz") as file:
-            sums.save(file)
+        write_whole(folder / f"{stem}.npz", sums.to_bytes())
     # After a power cut, no record may be there without what it is the record of.
     for changed in (output, folder):
         flush_folder(changed)
@@ -79,7 +78,7 @@ class Unfinished:
         records = {}
         there = self._stems()
         for shard in shards:
-            with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+            with contextlib.suppress(OSError):
                 if shard.stem in there:
                     record, _ = self._load(shard)
                     if record.lies_in(self._output):
@@ -90,7 +89,7 @@ class Unfinished:
         """Yield what each shard left, one at a time: its record, and its sums if it is of the train split.
 
         Raises:
-            OSError: one of them is not finished.
+            OSError: one of them is not finished, or cannot be read.
         """
         self._stems()  # a network file system may go on believing that a file is not there until the folder is listed
         for shard in shards:
@@ -113,7 +112,7 @@ class Unfinished:
             remove_partials(self.folder)
             return
         # The plan comes first: without it, there is nothing to continue.
-        shutil.rmtree(self.folder, ignore_errors=True)
+        self.remove()
         self.folder.mkdir()
         write_whole(path, json.dumps(identity, indent=1).encode())
         for changed in (self.folder, self._output):
@@ -125,24 +124,34 @@ class Unfinished:
         worth = {path.name for path in self.folder.iterdir()} - {_PLAN_NAME, _DRAWN_NAME}
         if isinstance(error, InputError):
             worth = self._stems()
-        if not worth and not (self._output / MANIFEST_NAME).exists():
-            shutil.rmtree(self.folder)
-            remove_strays(self._output, keep=())
+        if not worth:
+            self.remove()
+            if not (self._output / MANIFEST_NAME).exists():
+                remove_strays(self._output, keep=())
+
+    def remove(self) -> None:
+        """Remove the folder, or what of it can be removed: beside a manifest it does no harm until the next run."""
+        shutil.rmtree(self.folder, ignore_errors=True)
 
     def _stems(self) -> set[str]:
         return _stems(self.folder)
 
     def _load(self, shard: PlannedShard) -> tuple[Record, RgbSums | None]:
-        page = json.loads((self.folder / f"{shard.stem}.json").read_bytes())
-        record = Record(
-            shard=page["shard"] and Shard(**page["shard"]),
-            index_bytes=page["index_bytes"],
-            rejected=tuple(Rejection(**entry) for entry in page["rejected"]),
-            digests=tuple(page["digests"]),
-        )
-        if shard.split != "train":
-            return record, None
-        return record, RgbSums.load(self.folder / f"{shard.stem}.npz", self._short_side)
+        path = self.folder / f"{shard.stem}.json"
+        try:
+            page = json.loads(path.read_bytes())
+            record = Record(
+                shard=page["shard"] and Shard(**page["shard"]),
+                index_bytes=page["index_bytes"],
+                rejected=tuple(Rejection(**entry) for entry in page["rejected"]),
+                digests=tuple(page["digests"]),
+            )
+            sums = RgbSums.load(path.with_suffix(".npz"), self._short_side) if shard.split == "train" else None
+        except OSError:
+            raise
+        except Exception as error:  # what is broken raises nearly anything
+            raise OSError(f"{path} or the sums beside it cannot be read: {error}") from error
+        return record, sums
 
     def _check_same(self, path: Path, identity: dict[str, Any]) -> None:
         try:
@@ -159,7 +168,7 @@ class Unfinished:
 
 
 @contextlib.contextmanager
-def continued(output: Path, short_side: int, identity: dict[str, Any], anew: bool) -> Iterator[Unfinished]:
+def continued(output: Path, short_side: int, identity: dict[str, Any], of_use: bool) -> Iterator[Unfinished]:
     """Continue the build with this identity in a folder that is ours, or begin it; the body completes it.
 
     When the body raises, what is whole is kept for the next time.
@@ -168,22 +177,21 @@ def continued(output: Path, short_side: int, identity: dict[str, Any], anew: boo
         output: the output folder, claimed.
         short_side: of the samples.
         identity: as `identity()` says.
-        anew: whether to begin in any case: beside a whole manifest, what lies in `.unfinished` is of no use.
+        of_use: whether records are; not so where some broken files of a complete folder are built again.
 
     Raises:
         InputError: another build is unfinished there; nothing is touched.
     """
     unfinished = Unfinished(output, short_side)
-    if anew:
-        shutil.rmtree(unfinished.folder, ignore_errors=True)
+    if not of_use:
+        unfinished.remove()
     unfinished.begin(identity)
     try:
         yield unfinished
     except BaseException as error:
-        unfinished.give_up(error)
+        unfinished.give_up(error) if of_use else unfinished.remove()
         raise
-    # What cannot be removed now does no harm; the next run tries again.
-    shutil.rmtree(unfinished.folder, ignore_errors=True)
+    unfinished.remove()
 
 
 def finished_shards(output: Path) -> int:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import re
 import socket
-from collections.abc import Iterator
 from pathlib import Path
-from typing import BinaryIO
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from typing_extensions import Buffer  # collections.abc has it from Python 3.12 on
 
 PARTIAL_PATTERN = r"\.[\w-]+\.partial"
 """What `partial_path` puts after a name, as a regular expression; before the name, it puts a dot."""
@@ -23,28 +24,21 @@ def partial_path(path: Path) -> Path:
     return path.with_name(f".{path.name}.{host}-{os.getpid()}.partial")
 
 
-@contextlib.contextmanager
-def whole_file(path: Path) -> Iterator[BinaryIO]:
-    """Open a new file that gets the name `path` when the body is done and all of it is on disk.
+def write_whole(path: Path, data: Buffer) -> None:
+    """Write a file so that it has the name `path` when all of it is on disk, and not before.
 
-    When the body raises, nothing is left, and what had the name before still has it.
+    When that fails nothing is left, and what had the name before still has it.
     """
     partial = partial_path(path)
     try:
         with partial.open("wb") as file:
-            yield file
+            file.write(data)
             file.flush()
             os.fsync(file.fileno())
         partial.replace(path)
     except BaseException:
         partial.unlink(missing_ok=True)
         raise
-
-
-def write_whole(path: Path, data: bytes) -> None:
-    """Write `data` to a file that is there whole or not at all."""
-    with whole_file(path) as file:
-        file.write(data)
 
 
 def remove_partials(folder: Path, names: str = ".+") -> None:

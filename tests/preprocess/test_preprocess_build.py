@@ -331,7 +331,7 @@ def test_the_command_as_typed(raw_folder: Path, tmp_path: Path) -> None:
     done = run_command("preprocess.build_shards", *options)
     assert (done.returncode, done.stderr) == (0, "")  # quiet where nobody watches
     summary = (
-        r"tiny: 106 train \+ 42 val samples of 3 classes, 3 rejected, \d+\.\d s, \d+ images/s, \d\.\d MB/s: (.*)\n"
+        r"tiny: 106 train \+ 42 val samples of 3 classes, 3 rejected, \d+\.\d s, \d+ images/s, \d+\.\d MB/s: (.*)\n"
     )
     assert re.fullmatch(summary, done.stdout)[1] == str(tmp_path / "out")
     missing = run_command("preprocess.build_shards", "--input", tmp_path / "nowhere", "--output", tmp_path / "new")
