@@ -121,10 +121,8 @@ class Unfinished:
     def give_up(self, error: BaseException) -> None:
         """Keep what is whole; where nothing is, or the input was found bad before a shard was, remove everything."""
         remove_partials(self.folder)
-        worth = {path.name for path in self.folder.iterdir()} - {_PLAN_NAME, _DRAWN_NAME}
-        if isinstance(error, InputError):
-            worth = self._stems()
-        if not worth:
+        others = {path.name for path in self.folder.iterdir() if path.suffix != ".npz"} - {_PLAN_NAME, _DRAWN_NAME}
+        if not (self._stems() if isinstance(error, InputError) else others):
             self.remove()
             if not (self._output / MANIFEST_NAME).exists():
                 remove_strays(self._output, keep=())
