@@ -1,69 +1,62 @@
-"""The build: one task for each planned shard, statistics merged, the manifest last.
+"""The build: one task for each planned shard, statistics merged, the manifest the commit.
 
-A task is one whole shard and the sums are exact, so neither the number of workers nor the order in which they end
-shows in the bytes.
+A task is one whole shard and the sums are exact, so neither the number of workers, nor the order in which they end,
+nor how often the build was interrupted shows in the bytes.
 """
 
 from __future__ import annotations
 
 import io
 import shutil
-from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
 from preprocess import sample
-from preprocess.finished import finished_manifest
-from preprocess.images import CHROMA, RESAMPLE, UnreadableImage, make_sample
+from preprocess.finished import Standing, look_at_output
+from preprocess.identity import identity
+from preprocess.images import CHROMA, RESAMPLE
 from preprocess.manifest import (
     MEAN_IMAGE_NAME,
     SCHEMA,
-    InputError,
     Manifest,
     Rejection,
     Shard,
     Split,
     write_manifest,
 )
-from preprocess.output_folder import DRAWN_NAME, SCRATCH_NAME, claimed, flush_folder, write_whole
+from preprocess.output_folder import claimed, remove_leftovers, remove_strays
 from preprocess.plan import BuildOptions, Plan, PlannedShard, make_plan
+from preprocess.pools import run_shown
 from preprocess.progress import Progress
+from preprocess.rejections import check_readable, check_rejected, describe
 from preprocess.rgb_statistics import RgbSums
-from preprocess.shards import ShardWriter, label_width
-from preprocess.sources import SPLITS, Catalogue, printable, read_image, unpack
-from preprocess.workers import Tally, run_tasks
+from preprocess.shard_task import ShardTask, build_shard, is_rejected_still
+from preprocess.shards import label_width
+from preprocess.sources import SPLITS, RawFiles, unpack
+from preprocess.unfinished import Record, Unfinished, continued
+from preprocess.whole_files import flush_folder, write_whole
+from preprocess.workers import Counts
 
 
 @dataclass(frozen=True)
-class ShardTask:
-    """What a worker needs in order to build one shard."""
+class Outcome:
+    """What a build has come to."""
 
-    shard: PlannedShard
-    root: Path
-    scratch: Path
-    output: Path
-    short_side: int
-    quality: int
-    label_width: int
-
-
-@dataclass(frozen=True)
-class BuiltShard:
-    """What a worker made of a task; `shard` is None when every image was rejected."""
-
-    split: str
-    shard: Shard | None
-    rejected: tuple[Rejection, ...]
+    manifest: Manifest
+    shards: int
+    """How many shards the plan has."""
+    built: int
+    """How many of them this run has built."""
+    counts: Counts
+    """The images that it built them from."""
+    nothing_to_do: bool = False
+    """Whether the folder was complete and whole."""
 
 
-def build(options: BuildOptions) -> tuple[Manifest, bool]:
-    """Build the folder of shards that `options` describe.
-
-    Returns:
-        The manifest, and whether anything was built: False over a folder that was already complete.
+def build(options: BuildOptions) -> Outcome:
+    """Build the folder of shards that `options` describe, or what of it is not there yet, or broken.
 
     Raises:
         InputError: bad input, or an output folder that holds anything else.
@@ -71,108 +64,98 @@ def build(options: BuildOptions) -> tuple[Manifest, bool]:
         OSError: the output cannot be written, e.g. a full disk.
     """
     plan = make_plan(options)
-    finished = finished_manifest(plan)
-    if finished is not None:
-        return finished, False
-    with claimed(options.output):
-        root = options.input
-        if root is None:
-            root = options.output / DRAWN_NAME
-            _draw_sample(root, options)
-        scratch = options.output / SCRATCH_NAME
-        _unpack(plan, scratch)
-        built, sums = _build_shards(plan, root, scratch)
-        _check_readable(plan.catalogue, built)
-        manifest = _describe(plan, built, sums)
-        if options.input is None:
-            shutil.rmtree(root)
-        if scratch.exists():
-            shutil.rmtree(scratch)
+    standing = look_at_output(plan)
+    if standing.is_whole:
+        remove_leftovers(options.output)
+        return Outcome(standing.complete, len(plan.shards), 0, Counts(), nothing_to_do=True)
+    with (
+        claimed(options.output, complete=standing.manifest is not None),
+        continued(options.output, options.short_side, identity(plan), of_use=not standing.has_statistics) as unfinished,
+    ):
+        raw = _prepare_images(plan, unfinished)
+        if standing.has_statistics:
+            pending = [shard for shard in plan.shards if shard.stem in standing.broken]
+            counts = _build_shards(plan, pending, {}, standing, raw)
+            manifest = standing.complete
+        else:
+            kept = _kept_shards(plan, standing, unfinished, raw)
+            pending = [shard for shard in plan.shards if shard.stem not in kept]
+            counts = _build_shards(plan, pending, kept, standing, raw)
+            manifest = _finish(plan, unfinished)
         flush_folder(options.output)
-        write_manifest(options.output, manifest)
-        flush_folder(options.output)
-    return manifest, True
+    return Outcome(manifest, len(plan.shards), len(pending), counts)
 
 
-def build_shard(task: ShardTask, tally: Tally) -> tuple[BuiltShard, RgbSums | None]:
-    """Decode, resize, encode and write the images of one shard, in order; list what cannot be decoded.
-
-    Returns:
-        What was built, and the sums over its pixels if it belongs to the train split.
-    """
-    sums = RgbSums(task.short_side) if task.shard.split == "train" else None
-    rejected = []
-    with ShardWriter(task.output, task.shard.stem) as writer:
-        for planned in task.shard.samples:
-            try:
-                data = read_image(task.root, task.scratch, planned.place)
-                pixels, jpeg = make_sample(data, task.short_side, task.quality)
-            except UnreadableImage as error:
-                rejected.append(Rejection(task.shard.split, printable(planned.source), str(error)))
-                tally.count(rejected=True)
-                continue
-            if sums is not None:
-                sums.add(pixels)
-            writer.add(planned.key, jpeg, f"{planned.label:0{task.label_width}d}")
-            tally.count()
-        shard = writer.commit() if writer.samples else None
-    return BuiltShard(task.shard.split, shard, tuple(rejected)), sums
+def _prepare_images(plan: Plan, unfinished: Unfinished) -> RawFiles:
+    """Return where the raw images are, after they were drawn or unpacked where they cannot be read in place."""
+    options = plan.options
+    if plan.source is None:
+        shutil.rmtree(unfinished.drawn, ignore_errors=True)  # of a build that was killed: some may be half-written
+        drawing = sample.draw_tasks(unfinished.drawn, options.seed)
+        run_shown(sample.draw, drawing, options, Progress("drawing", plan.images))
+        return RawFiles(unfinished.drawn, unfinished.scratch)
+    unpacking = plan.source.unpack_tasks(unfinished.scratch)
+    if unpacking:
+        progress = Progress("unpacking", sum(task.container.rows for task in unpacking))
+        run_shown(unpack, unpacking, options, progress)
+    return RawFiles(plan.source.root, unfinished.scratch)
 
 
-def _draw_sample(folder: Path, options: BuildOptions) -> None:
-    tasks = sample.draw_tasks(folder, options.seed)
-    with Progress("drawing", sum(len(task.sources) for task in tasks)) as progress:
-        run_tasks(sample.draw, tasks, options.workers, progress.show, lambda *_: None)
+def _kept_shards(plan: Plan, standing: Standing, unfinished: Unfinished, raw: RawFiles) -> dict[str, Record]:
+    """Return the shards that an earlier run has finished, by stem; remove whatever else it has left."""
+    unfinished.discard(standing.broken)
+    records = unfinished.finished(plan.shards)
+    mended = {
+        shard.stem
+        for shard in plan.shards
+        if shard.stem in records and not is_rejected_still(shard, records[shard.stem], raw)
+    }
+    unfinished.discard(mended)
+    kept = {stem: record for stem, record in records.items() if stem not in mended}
+    if standing.manifest is None:
+        shards = [record.shard for record in kept.values() if record.shard is not None]
+        remove_strays(plan.options.output, keep={name for shard in shards for name in (shard.tar, shard.index)})
+    return kept
 
 
-def _unpack(plan: Plan, scratch: Path) -> None:
-    tasks = plan.source.unpack_tasks(scratch) if plan.source else []
-    if tasks:
-        with Progress("unpacking", sum(task.container.rows for task in tasks)) as progress:
-            run_tasks(unpack, tasks, plan.options.workers, progress.show, lambda *_: None)
-
-
-def _build_shards(plan: Plan, root: Path, scratch: Path) -> tuple[list[BuiltShard], RgbSums]:
+def _build_shards(
+    plan: Plan, pending: Sequence[PlannedShard], kept: Mapping[str, Record], standing: Standing, raw: RawFiles
+) -> Counts:
     options, width = plan.options, label_width(len(plan.catalogue.classes))
     tasks = [
-        ShardTask(shard, root, scratch, options.output, options.short_side, options.quality, width)
-        for shard in plan.shards
+        ShardTask(
+            shard, raw, options.output, options.short_side, options.quality, width, standing.shards.get(shard.stem)
+        )
+        for shard in pending
     ]
-    built: dict[int, BuiltShard] = {}
-    total = RgbSums(options.short_side)
+    before = [entry for record in kept.values() for entry in record.rejected]
 
-    def collect(number: int, result: tuple[BuiltShard, RgbSums | None]) -> None:
-        built[number], sums = result
-        if sums is not None:
-            total.merge(sums)
+    def watch(counts: Counts) -> None:
+        check_rejected(plan, len(before) + counts.rejected, [*map(describe, before), *counts.reasons])
 
-    with Progress("building", sum(len(shard.images) for shard in plan.shards)) as progress:
-        run_tasks(build_shard, tasks, options.workers, progress.show, collect)
-    return [built[number] for number in range(len(tasks))], total
+    done = sum(len(shard.images) for shard in plan.shards if shard.stem in kept)
+    progress = Progress("building", done + sum(len(shard.images) for shard in pending), before=done)
+    return run_shown(build_shard, tasks, options, progress, watch=watch)
 
 
-def _check_readable(catalogue: Catalogue, built: Sequence[BuiltShard]) -> None:
-    """Raise `InputError` for a class of which no image of the train split could be read."""
-    reasons = {entry.source: entry.reason for shard in built for entry in shard.rejected}
-    train = catalogue.split("train")
-    readable = Counter(image.label for image in train if printable(image.source) not in reasons)
-    for label, entry in enumerate(catalogue.classes):
-        if not readable[label]:
-            first = next(printable(image.source) for image in train if image.label == label)
-            raise InputError(f"class {entry.id!r} has no readable image, e.g. {first}: {reasons[first]}")
-
-
-def _describe(plan: Plan, built: Sequence[BuiltShard], sums: RgbSums) -> Manifest:
-    """Write the mean image and return the manifest."""
+def _finish(plan: Plan, unfinished: Unfinished) -> Manifest:
+    """Put together what the shards have left, one at a time, and commit the folder as a data set."""
     options = plan.options
-    splits = {}
-    for split in SPLITS:
-        shards = tuple(entry.shard for entry in built if entry.split == split and entry.shard is not None)
-        splits[split] = Split(sum(shard.samples for shard in shards), shards)
+    sums = RgbSums(options.short_side)
+    shards: dict[str, list[Shard]] = {split: [] for split in SPLITS}
+    rejected: list[Rejection] = []
+    for planned, record, part in unfinished.load_all(plan.shards):
+        if record.shard is not None:
+            shards[planned.split].append(record.shard)
+        rejected.extend(record.rejected)
+        if part is not None:
+            sums.merge(part)
+    check_rejected(plan, len(rejected), map(describe, rejected))
+    check_readable(plan.catalogue, rejected)
     mean_image = io.BytesIO()
     np.save(mean_image, sums.mean_image())
-    write_whole(options.output / MEAN_IMAGE_NAME, mean_image.getvalue())
-    return Manifest(
+    write_whole(options.output / MEAN_IMAGE_NAME, mean_image.getbuffer())
+    manifest = Manifest(
         schema=SCHEMA,
         name=options.data_name,
         short_side=options.short_side,
@@ -181,7 +164,11 @@ def _describe(plan: Plan, built: Sequence[BuiltShard], sums: RgbSums) -> Manifes
         resample=RESAMPLE,
         seed=options.seed,
         classes=plan.catalogue.classes,
-        splits=splits,
+        splits={name: Split(sum(shard.samples for shard in listed), tuple(listed)) for name, listed in shards.items()},
         rgb=sums.finish(MEAN_IMAGE_NAME),
-        rejected=tuple(entry for shard in built for entry in shard.rejected),
+        rejected=tuple(rejected),
     )
+    manifest.check_files(options.output)
+    flush_folder(options.output)
+    write_manifest(options.output, manifest)
+    return manifest

@@ -12,10 +12,12 @@ from pathlib import Path
 from types import FrameType
 from typing import NoReturn
 
-from preprocess.build import build
-from preprocess.manifest import InputError, Manifest
+from preprocess.build import Outcome, build
+from preprocess.manifest import InputError
 from preprocess.plan import BuildOptions
 from preprocess.sources import LAYOUTS, printable
+from preprocess.unfinished import finished_shards
+from preprocess.verify import verify
 from preprocess.workers import WorkerDiedError
 
 
@@ -24,23 +26,50 @@ class InterruptedBySignal(BaseException):
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command; return its exit code: 0, 2 for bad input, 1 for a failure, 128 + n for signal n."""
-    start = time.monotonic()
+    """Run the command; return its exit code.
+
+    That is 0, 2 for bad input or no data set to verify, 1 for a failure or a broken data set, 128 + n for signal n.
+    """
+    parsed = vars(_parser().parse_args(arguments))
+    verifying, deep = parsed.pop("verify"), parsed.pop("deep")
     try:
-        options = BuildOptions(**vars(_parser().parse_args(arguments)))
-        manifest, built = build(options)
+        if deep and not verifying:
+            raise InputError("--deep is a kind of --verify: give both")
+        options = BuildOptions(**parsed)
+        return _verify(options, deep) if verifying else _build(options)
     except InputError as error:
         return _fail(2, str(error))
+    except InterruptedBySignal as interrupt:
+        return _fail(128 + interrupt.args[0], "interrupted" if verifying else f"interrupted; {_left(options)}")
     except WorkerDiedError as error:
-        return _fail(1, str(error))
+        return _fail(1, str(error) if verifying else f"{error}; {_left(options)}")
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
-        return _fail(1, f"cannot build: {where}{error.strerror or error}")
-    except InterruptedBySignal as interrupt:
-        return _fail(128 + interrupt.args[0], "interrupted; nothing half-built is left")
+        problem = f"{where}{error.strerror or error}"
+        return _fail(1, f"cannot verify: {problem}" if verifying else f"cannot build: {problem}; {_left(options)}")
+
+
+def _build(options: BuildOptions) -> int:
+    start = time.monotonic()
+    outcome = build(options)
     seconds = time.monotonic() - start
-    print(_summary(manifest, options.output, seconds) if built else _nothing_to_do(manifest, options.output))
+    place = printable(str(options.output))
+    if outcome.nothing_to_do:
+        print(f"{place} is complete ({outcome.manifest.name}): nothing to do")
+    else:
+        print(f"{_summary(outcome, seconds)}: {place}")
     return 0
+
+
+def _verify(options: BuildOptions, deep: bool) -> int:
+    manifest, faults = verify(options, deep)
+    for fault in faults:
+        _fail(1, f"{options.output / fault.file} {fault.problem}")
+    shards = len(list(manifest.shards()))
+    samples = sum(split.samples for split in manifest.splits.values())
+    found = f"broken files: {len(faults)}; the command that built it mends them" if faults else "whole"
+    print(f"{manifest.name}: {samples:,} samples in {shards} shards, {found}: {printable(str(options.output))}")
+    return 1 if faults else 0
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -64,6 +93,10 @@ def _parser() -> argparse.ArgumentParser:
     add("--workers", type=int, metavar="N", default=len(os.sched_getaffinity(0)), help="processes")
     add("--val-fraction", type=float, metavar="F", help="part of each class to keep for val, if IN has no val")
     add("--shard-samples", type=int, default=1000, help="images in a shard, at most")
+    add("--max-rejected", type=float, metavar="F", default=0.01, help="part of all images that may be unreadable")
+    add("--verify", action="store_true", help="build nothing: compare the files in DIR with its manifest, and name "
+        "the broken ones; needs no other option than --output")  # fmt: skip
+    add("--deep", action="store_true", help="with --verify: decode every image and read every label, too")
     return parser
 
 
@@ -80,17 +113,21 @@ def _raise_on_signals() -> None:
         signal.signal(signal.SIGINT, interrupt)
 
 
-def _summary(manifest: Manifest, output: Path, seconds: float) -> str:
-    samples = sum(split.samples for split in manifest.splits.values())
+def _summary(outcome: Outcome, seconds: float) -> str:
+    manifest, counts = outcome.manifest, outcome.counts
     parts = " + ".join(f"{split.samples:,} {name}" for name, split in manifest.splits.items())
+    built = "" if outcome.built == outcome.shards else f"{outcome.built} of {outcome.shards} shards built, "
     return (
         f"{manifest.name}: {parts} samples of {len(manifest.classes)} classes, {len(manifest.rejected)} rejected, "
-        f"{seconds:.1f} s, {samples / seconds:.0f} images/s: {printable(str(output))}"
+        f"{built}{seconds:.1f} s, {counts.images / seconds:.0f} images/s, {counts.bytes / 1e6 / seconds:.1f} MB/s"
     )
 
 
-def _nothing_to_do(manifest: Manifest, output: Path) -> str:
-    return f"{printable(str(output))} is complete ({manifest.name}): nothing to do"
+def _left(options: BuildOptions) -> str:
+    finished = finished_shards(options.output)
+    if not finished:
+        return "no shard was finished"
+    return f"finished shards are kept ({finished}): the same command continues"
 
 
 def _fail(code: int, message: str) -> int:

@@ -2,39 +2,69 @@
 
 from __future__ import annotations
 
-from preprocess.manifest import MANIFEST_NAME, InputError, Manifest, parse_manifest
-from preprocess.output_folder import LOCK_NAME, check_vacant
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from preprocess.manifest import MANIFEST_NAME, InputError, Manifest, Shard, parse_manifest
+from preprocess.output_folder import check_vacant
 from preprocess.plan import Plan
 from preprocess.shards import indexed_keys
 from preprocess.sources import printable
+from preprocess.verify import ShardCheck, check_mean_image, check_shards, shard_faults
 
 
-def finished_manifest(plan: Plan) -> Manifest | None:
-    """Return the manifest of an output folder that is complete and as planned; None when there is work to do.
+@dataclass(frozen=True)
+class Standing:
+    """What there is of a planned data set before a build; by default, nothing that is complete."""
 
-    A folder as planned from which a file is gone or cut short is work to do. Names, numbers and options are compared;
-    what the images show is not, neither here nor in the source.
+    manifest: Manifest | None = None
+    """Of a complete folder that is as planned."""
+    shards: Mapping[str, Shard] = field(default_factory=dict)
+    """The shards of this manifest, by stem."""
+    broken: frozenset[str] = frozenset()
+    """The stems of those that are not what the manifest says."""
+    has_statistics: bool = False
+    """Whether the mean image is there, and so all statistics."""
+
+    @property
+    def complete(self) -> Manifest:
+        """Return the manifest of a folder that has one."""
+        assert self.manifest is not None
+        return self.manifest
+
+    @property
+    def is_whole(self) -> bool:
+        """Return whether there is nothing to build."""
+        return self.has_statistics and not self.broken
+
+
+def look_at_output(plan: Plan) -> Standing:
+    """Compare the output folder with the plan; if it is complete, every file with its manifest.
+
+    Names, numbers and options are compared with the plan; what the images show is not.
 
     Raises:
         InputError: the folder is complete but not as planned, its manifest cannot be read, or it is not vacant.
     """
-    output = plan.options.output
-    if not (output / MANIFEST_NAME).is_file():
-        check_vacant(output)
-        return None
-    manifest = parse_manifest(output)
+    options = plan.options
+    if not (options.output / MANIFEST_NAME).is_file():
+        check_vacant(options.output)
+        return Standing()
+    manifest = parse_manifest(options.output)
     difference = _difference(manifest, plan)
     if difference:
         raise InputError(
-            f"output folder {output} is a complete data set with {difference}: choose another --output, or remove it"
+            f"output folder {options.output} is a complete data set with {difference}: "
+            "choose another --output, or remove it"
         )
-    try:
-        manifest.check_files(output)
-    except InputError:
-        check_vacant(output)
-        return None
-    (output / LOCK_NAME).unlink(missing_ok=True)
-    return manifest
+    faults = check_shards(manifest, options)
+    return Standing(
+        manifest,
+        shards={Path(shard.tar).stem: shard for shard in manifest.shards()},
+        broken=frozenset(Path(tar).stem for tar, found in faults.items() if found),
+        has_statistics=not check_mean_image(manifest, options.output),
+    )
 
 
 def _difference(manifest: Manifest, plan: Plan) -> str | None:
@@ -56,12 +86,20 @@ def _difference(manifest: Manifest, plan: Plan) -> str | None:
     for shard in plan.shards:
         keys = [s.key for s in shard.samples if (shard.split, printable(s.source)) not in rejected]
         if keys:
-            expected[f"{shard.stem}.idx"] = keys
-    listed = {shard.index for split in manifest.splits.values() for shard in split.shards}
-    if expected.keys() != listed:
+            expected[f"{shard.stem}.tar"] = keys
+    listed = {shard.tar: shard for shard in manifest.shards()}
+    if {tar: len(keys) for tar, keys in expected.items()} != {tar: shard.samples for tar, shard in listed.items()}:
         return "another number of images or --shard-samples"
-    for index, keys in expected.items():
-        path = options.output / index
-        if path.is_file() and indexed_keys(path) != keys:
+    for tar, keys in expected.items():
+        if not _is_indexed(options.output / listed[tar].index, keys) and not shard_faults(
+            ShardCheck(options.output, listed[tar], manifest.short_side, len(manifest.classes))
+        ):
             return "other images or another --shard-samples"
     return None
+
+
+def _is_indexed(index: Path, keys: list[str]) -> bool:
+    try:
+        return indexed_keys(index) == keys
+    except (OSError, ValueError):
+        return False  # damaged

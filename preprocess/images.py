@@ -10,7 +10,7 @@ import io
 import re
 import warnings
 
-from PIL import Image
+from PIL import Image, __version__, features
 
 from preprocess.manifest import InputError
 
@@ -26,6 +26,11 @@ MAX_ASPECT = 16  # beyond it, a short side of 256 makes a long side that no crop
 
 class UnreadableImage(InputError):  # noqa: N818 - the reason is the message, the name says what was met
     """A file that cannot become a sample; the message is a short reason without paths or addresses."""
+
+
+def codec_versions() -> dict[str, str]:
+    """Return the versions of the libraries that decide a sample's bytes."""
+    return {"Pillow": __version__, "libjpeg": str(features.version("libjpeg_turbo") or features.version("jpg"))}
 
 
 def decode_rgb(data: bytes) -> Image.Image:

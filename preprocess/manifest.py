@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
+
+from preprocess.whole_files import write_whole
 
 MANIFEST_NAME = "manifest.json"
 MEAN_IMAGE_NAME = "mean.npy"
@@ -99,12 +100,13 @@ class Manifest:
 
     def check_files(self, folder: Path) -> None:
         """Raise `InputError` unless every file that the manifest names is there, tars by exact size."""
-        for shard in self._shards():
+        for shard in self.shards():
             _check_file(folder / shard.tar, shard.bytes)
             _check_file(folder / shard.index, None)
         _check_file(folder / self.rgb.mean_image, None)
 
-    def _shards(self) -> Iterator[Shard]:
+    def shards(self) -> Iterator[Shard]:
+        """Yield the shards of all splits, in order."""
         for split in self.splits.values():
             yield from split.shards
 
@@ -121,13 +123,8 @@ def _check_file(path: Path, expected_bytes: int | None) -> None:
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:
     """Commit `folder` as a data set: write `manifest.json` aside, flush it to disk, rename it."""
-    partial = folder / f".{MANIFEST_NAME}.partial"
-    with partial.open("w", encoding="utf-8") as file:
-        json.dump(asdict(manifest), file, indent=1, ensure_ascii=False)
-        file.write("\n")
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(folder / MANIFEST_NAME)
+    page = json.dumps(asdict(manifest), indent=1, ensure_ascii=False)
+    write_whole(folder / MANIFEST_NAME, f"{page}\n".encode())
 
 
 def read_manifest(folder: Path | str) -> Manifest:

@@ -1,7 +1,7 @@
 """The folder that a build writes: whose it is while it is written, and what may lie in it.
 
-A build marks the folder with a lock file before it writes anything else. A folder that has neither this mark nor
-a manifest is somebody else's and stays untouched; one with the mark and no manifest is what a killed build left.
+A build marks the folder with a lock file before it writes anything else. A folder that has neither this mark, nor
+`.unfinished`, nor a manifest is somebody else's and stays untouched.
 """
 
 from __future__ import annotations
@@ -11,53 +11,28 @@ import fcntl
 import os
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
-from typing import BinaryIO
 
 from preprocess.manifest import MANIFEST_NAME, MEAN_IMAGE_NAME, InputError
+from preprocess.whole_files import PARTIAL_PATTERN, flush_folder, remove_partials
 
 LOCK_NAME = ".build.lock"
-DRAWN_NAME = ".drawn"  # the sample's raw images, while its shards are built
-SCRATCH_NAME = ".scratch"  # what containers of the input were unpacked into, likewise
-_OURS = re.compile(
-    rf"\.?((train|val)-\d{{6,}}\.(tar|idx)|{re.escape(MEAN_IMAGE_NAME)}|{re.escape(MANIFEST_NAME)})(\.partial)?"
-    rf"|{re.escape(LOCK_NAME)}|{re.escape(DRAWN_NAME)}|{re.escape(SCRATCH_NAME)}"
-)
-
-
-def partial_path(path: Path) -> Path:
-    """Return the name under which `path` is written before it is whole."""
-    return path.with_name(f".{path.name}.partial")
-
-
-def write_whole(path: Path, data: bytes) -> None:
-    """Write a file aside, flush it to disk, and give it its name."""
-    with partial_path(path).open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    partial_path(path).replace(path)
-
-
-def flush_folder(folder: Path) -> None:
-    """Flush the names in `folder` to disk."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+UNFINISHED_NAME = ".unfinished"
+_FINAL = rf"(train|val)-\d{{6,}}\.(tar|idx)|{re.escape(MEAN_IMAGE_NAME)}|{re.escape(MANIFEST_NAME)}"
+_PARTIAL = rf"\.({_FINAL}){PARTIAL_PATTERN}"
+_OURS = rf"{_FINAL}|{_PARTIAL}|{re.escape(LOCK_NAME)}|{re.escape(UNFINISHED_NAME)}"
 
 
 def check_vacant(folder: Path) -> None:
-    """Raise `InputError` unless a build may write into `folder`: absent, empty, or left by a killed build."""
+    """Raise `InputError` unless a build may write into `folder`: absent, empty, or left by an unfinished build."""
     if not folder.exists():
         return
     if not folder.is_dir():
         raise InputError(f"output {folder} is not a folder")
     names = sorted(entry.name for entry in folder.iterdir())
-    ours = LOCK_NAME in names or MANIFEST_NAME in names
-    foreign = [name for name in names if not (ours and _OURS.fullmatch(name))]
+    ours = not {LOCK_NAME, UNFINISHED_NAME, MANIFEST_NAME}.isdisjoint(names)
+    foreign = [name for name in names if not (ours and re.fullmatch(_OURS, name))]
     if foreign:
         raise InputError(
             f"output folder {folder} holds {foreign[0]!r}, which is not from a build: choose an empty or new one"
@@ -65,15 +40,16 @@ def check_vacant(folder: Path) -> None:
 
 
 @contextlib.contextmanager
-def claimed(folder: Path) -> Iterator[None]:
-    """Own `folder` for a build: make it, mark it, remove what an earlier build left.
+def claimed(folder: Path, complete: bool) -> Iterator[None]:
+    """Own `folder` for a build: make it and mark it; at the end, remove half-written files, the mark, an empty folder.
 
-    When the body raises before a manifest is there, all that lies in the folder is removed.
+    Args:
+        folder: the output.
+        complete: whether it had a manifest when it was looked at.
 
     Raises:
-        InputError: it cannot be made, holds foreign files, or another build is at work in it.
+        InputError: it cannot be made, another build is at work in it, or was until now.
     """
-    check_vacant(folder)
     created = not folder.exists()
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -81,20 +57,41 @@ def claimed(folder: Path) -> Iterator[None]:
         raise InputError(f"output folder {folder} cannot be made: {error.strerror}") from error
     with _locked(folder):
         try:
-            (folder / MANIFEST_NAME).unlink(missing_ok=True)
-            _clear(folder)
+            if (folder / MANIFEST_NAME).exists() != complete:
+                raise InputError(f"another build has just ended in {folder}: look at what it left")
+            if created:
+                flush_folder(folder.parent)
             yield
         finally:
-            if not (folder / MANIFEST_NAME).exists():
-                _clear(folder)
+            remove_partials(folder, _FINAL)
             (folder / LOCK_NAME).unlink(missing_ok=True)
             if created:
-                with contextlib.suppress(OSError):  # not empty: the build is whole
+                with contextlib.suppress(OSError):  # not empty: there is something to keep
                     folder.rmdir()
 
 
+def remove_strays(folder: Path, keep: Collection[str]) -> None:
+    """Remove what builds wrote into a folder without a manifest, but for the files named in `keep`."""
+    for entry in list(folder.iterdir()):
+        if re.fullmatch(_FINAL, entry.name) and entry.name not in keep:
+            entry.unlink()
+    remove_partials(folder, _FINAL)
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove what a build that was killed at its very end left beside the manifest.
+
+    Raises:
+        InputError: another build is at work in the folder.
+    """
+    names = {entry.name for entry in folder.iterdir()}
+    if {LOCK_NAME, UNFINISHED_NAME} & names or any(re.fullmatch(_PARTIAL, name) for name in names):
+        with claimed(folder, complete=True):
+            shutil.rmtree(folder / UNFINISHED_NAME, ignore_errors=True)
+
+
 @contextlib.contextmanager
-def _locked(folder: Path) -> Iterator[BinaryIO]:
+def _locked(folder: Path) -> Iterator[None]:
     # The system releases the lock when the process ends, however it ends.
     with (folder / LOCK_NAME).open("ab") as file:
         try:
@@ -103,14 +100,4 @@ def _locked(folder: Path) -> Iterator[BinaryIO]:
             raise InputError(f"another build is writing into {folder}") from None
         if os.fstat(file.fileno()).st_nlink == 0:
             raise InputError(f"another build has just ended in {folder}: look at what it left")
-        yield file
-
-
-def _clear(folder: Path) -> None:
-    for entry in folder.iterdir():
-        if entry.name == LOCK_NAME:
-            continue
-        if entry.is_dir():
-            shutil.rmtree(entry)
-        else:
-            entry.unlink()
+        yield

@@ -41,6 +41,8 @@ class BuildOptions:
     """Images in a shard, at most."""
     layout: str = "auto"
     """How the raw images lie in the input folder, one of `LAYOUTS`."""
+    max_rejected: float = 0.01
+    """Part of all images that may be rejected, 0 to 1; more is an error."""
 
     def __post_init__(self) -> None:
         """Raise `InputError` for a value out of range."""
@@ -54,6 +56,8 @@ class BuildOptions:
                 raise InputError(f"{_flag(field)} is {getattr(self, field)}; it must be at least 1")
         if self.val_fraction is not None and not 0 <= self.val_fraction < 1:
             raise InputError(f"--val-fraction is {self.val_fraction}; it must be at least 0 and below 1")
+        if not 0 <= self.max_rejected <= 1:
+            raise InputError(f"--max-rejected is {self.max_rejected}; it must be between 0 and 1")
         if self.name is not None and not self.name.strip():
             raise InputError("--name is empty; leave it out for the input folder's")
         if self.input is None and self.val_fraction is not None:
@@ -105,6 +109,11 @@ class Plan:
     """What the input folder holds; None for the embedded sample."""
     catalogue: Catalogue
     shards: tuple[PlannedShard, ...]
+
+    @property
+    def images(self) -> int:
+        """Return how many images there are, in all splits."""
+        return len(self.catalogue.images)
 
 
 def make_plan(options: BuildOptions) -> Plan:

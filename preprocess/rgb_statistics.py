@@ -5,8 +5,10 @@ Sums of integers do not depend on their order, so the result is the same for any
 
 from __future__ import annotations
 
+import io
 from collections.abc import Sequence
 from fractions import Fraction
+from pathlib import Path
 
 import numpy as np
 from PIL import Image
@@ -68,6 +70,29 @@ class RgbSums:
         self.sums += other.sums
         self.products += other.products
         self.square = np.add(self.square, other.square, dtype=np.uint64)
+
+    def to_bytes(self) -> memoryview:
+        """Return the sums as a file's content, exactly."""
+        file = io.BytesIO()  # NumPy writing to a full disk itself raises all kinds of errors
+        np.savez(file, allow_pickle=False, **vars(self))
+        return file.getbuffer()
+
+    @staticmethod
+    def load(path: Path, short_side: int) -> RgbSums:
+        """Read a file that holds what `to_bytes` gave, of images of this short side.
+
+        Raises:
+            OSError: there is no such file.
+            Exception: it is not whole, or not of such images.
+        """
+        loaded = RgbSums(short_side)
+        with np.load(path, allow_pickle=False) as arrays:
+            for name, empty in vars(loaded).items():
+                value = arrays[name]
+                if value.shape != np.shape(empty):
+                    raise ValueError(f"{name} is of shape {value.shape}")
+                setattr(loaded, name, value if value.shape else int(value))
+        return loaded
 
     def mean_image(self) -> np.ndarray:
         """Return the mean of the central squares: float32 (short_side, short_side, 3), 0-255 units."""

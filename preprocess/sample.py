@@ -82,7 +82,7 @@ def draw(task: DrawTask, tally: Tally) -> None:
     for source in task.sources:
         data = draw_file(task.seed, source, task.broken.get(source))
         (task.folder / source).write_bytes(data)
-        tally.count()
+        tally.count(size=len(data))
 
 
 def draw_file(seed: int, source: str, broken: str | None = None) -> bytes:

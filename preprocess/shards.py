@@ -20,8 +20,8 @@ from types import TracebackType
 from typing import TYPE_CHECKING
 from urllib.parse import quote
 
-from preprocess.manifest import Shard
-from preprocess.output_folder import partial_path, write_whole
+from preprocess.manifest import InputError, Shard
+from preprocess.whole_files import partial_path, write_whole
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer  # collections.abc has it from Python 3.12 on
@@ -71,9 +71,36 @@ def _key(text: str, source: str) -> str:
 
 
 def indexed_keys(index: Path) -> list[str]:
-    """Return the keys of the samples of a shard, in order, from the index that `ShardWriter` wrote."""
+    """Return the keys of the samples of a shard, in order, from the index that `ShardWriter` wrote.
+
+    Raises:
+        ValueError: that is not such an index.
+    """
     lines = index.read_text(encoding="ascii").splitlines()[1:]
-    return [line.split(" ")[3].partition(".")[0] for line in lines]
+    try:
+        return [line.split(" ")[3].partition(".")[0] for line in lines]
+    except IndexError:
+        raise ValueError(f"{index} is not an index of samples of two files") from None
+
+
+def index_of(tar_path: Path) -> str:
+    """Return the text of the index that belongs to a tar, from the tar itself.
+
+    Raises:
+        tarfile.TarError: that is not a whole tar.
+        ValueError: its files do not come in pairs of one key, an image and its label.
+    """
+    with tarfile.open(tar_path, "r:") as tar:
+        members = tar.getmembers()
+    if len(members) % 2:
+        raise ValueError(f"{members[-1].name} is one file too many")
+    lines = []
+    for image, label in zip(members[::2], members[1::2], strict=True):
+        key = image.name.partition(".")[0]
+        if (image.name, label.name) != (f"{key}.jpg", f"{key}.cls"):
+            raise ValueError(f"{image.name} is not an image that is followed by its label")
+        lines.append(" ".join(_index_entry(file.name, file.offset_data, file.size) for file in (image, label)))
+    return _index_text(lines)
 
 
 class ShardWriter:
@@ -100,20 +127,29 @@ class ShardWriter:
         files = [self._add_file(f"{key}.jpg", image), self._add_file(f"{key}.cls", label.encode("ascii"))]
         self._index.append(" ".join(files))
 
-    def commit(self) -> Shard:
-        """Finish the tar, write the index; each is flushed to disk before it gets its name."""
+    def commit(self, expected: Shard | None = None) -> Shard:
+        """Finish the tar, write the index; each is flushed to disk before it gets its name.
+
+        Raises:
+            InputError: this is not the shard that is `expected`; nothing has got its name.
+        """
         self._tar.close()
         self._stream.sync_and_close()
-        lines = [f"{INDEX_VERSION} {self.samples}", *self._index, ""]
-        write_whole(self._index_path, "\n".join(lines).encode("ascii"))
-        partial_path(self._tar_path).replace(self._tar_path)
-        return Shard(
+        shard = Shard(
             tar=self._tar_path.name,
             index=self._index_path.name,
             samples=self.samples,
             bytes=self._stream.size,
             sha256=self._stream.digest.hexdigest(),
         )
+        if expected not in (None, shard):
+            raise InputError(
+                f"{self._tar_path} is built with other bytes than the manifest says: the source has changed, or a "
+                "version of a library; choose another --output, or remove the folder"
+            )
+        write_whole(self._index_path, _index_text(self._index).encode("ascii"))
+        partial_path(self._tar_path).replace(self._tar_path)
+        return shard
 
     def __enter__(self) -> ShardWriter:
         """Return the writer itself."""
@@ -133,7 +169,15 @@ class ShardWriter:
         info.mode = 0o644
         offset = self._tar.offset + tarfile.BLOCKSIZE
         self._tar.addfile(info, io.BytesIO(data))
-        return f"{name.partition('.')[2]} {offset} {len(data)} {name}"
+        return _index_entry(name, offset, len(data))
+
+
+def _index_entry(name: str, offset: int, size: int) -> str:
+    return f"{name.partition('.')[2]} {offset} {size} {name}"
+
+
+def _index_text(lines: Sequence[str]) -> str:
+    return "\n".join([f"{INDEX_VERSION} {len(lines)}", *lines, ""])
 
 
 class _HashedFile(io.BufferedWriter):

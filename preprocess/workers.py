@@ -7,6 +7,7 @@ end with their parent even when that is killed, a flag that ends them between tw
 from __future__ import annotations
 
 import ctypes
+import itertools
 import multiprocessing
 import os
 import signal
@@ -16,6 +17,7 @@ from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wai
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from multiprocessing.connection import wait as wait_for_connection
+from multiprocessing.context import BaseContext
 from typing import Any, TypeVar
 
 Task = TypeVar("Task")
@@ -23,6 +25,20 @@ Result = TypeVar("Result")
 
 _REFRESH_SECONDS = 0.2
 _SIGNALS = {signal.SIGINT, signal.SIGTERM}
+_REASON_BYTES = 240
+_REASONS_SHOWN = 3
+
+
+@dataclass(frozen=True)
+class Counts:
+    """What tasks have counted so far."""
+
+    images: int = 0
+    bytes: int = 0
+    """Of input."""
+    rejected: int = 0
+    reasons: tuple[str, ...] = ()
+    """Some of the first rejections: which image, and why."""
 
 
 class WorkerDiedError(RuntimeError):
@@ -33,36 +49,66 @@ class StoppedError(Exception):
     """Raised in a worker when the parent wants no more of it."""
 
 
+class _Reason(ctypes.Structure):
+    _fields_ = (("text", ctypes.c_char * _REASON_BYTES),)
+
+
 @dataclass(frozen=True)
 class _Board:
     """Memory that parent and workers share. Plain words without locks: who dies cannot hold one."""
 
     stop: Any
-    done: Any
+    images: Any
+    bytes: Any
     rejected: Any
+    reasons: Any
+
+    @staticmethod
+    def of(context: BaseContext, tasks: int) -> _Board:
+        """Allocate a board in which every task has its own words."""
+        images, size, rejected = (context.RawArray(ctypes.c_int64, tasks) for _ in range(3))
+        return _Board(context.RawValue(ctypes.c_bool, False), images, size, rejected, context.RawArray(_Reason, tasks))
+
+    def read(self) -> Counts:
+        """Add up what the tasks have counted."""
+        rejected = sum(self.rejected)
+        reasons = itertools.islice((each.text for each in self.reasons if each.text), _REASONS_SHOWN * bool(rejected))
+        texts = tuple(reason.decode("utf-8", "ignore") for reason in reasons)
+        return Counts(sum(self.images), sum(self.bytes), rejected, texts)
 
 
 class Tally:
-    """What a task calls once for each image: it counts, and raises `StoppedError` when the work shall end."""
+    """What a task calls after each image: it counts, and raises `StoppedError` when the work shall end."""
 
     def __init__(self, board: _Board, task: int) -> None:
         """Count for task number `task`; no two tasks share a counter, so none needs a lock."""
         self._board = board
         self._task = task
 
-    def count(self, rejected: bool = False) -> None:
-        """Count one more image, done or rejected."""
+    def count(self, images: int = 1, size: int = 0, rejected: str = "") -> None:
+        """Count so many more images.
+
+        Args:
+            images: how many; 0 for a part of one.
+            size: bytes of input that were read for them.
+            rejected: where the image was rejected, which one and why.
+        """
         if self._board.stop.value:
             raise StoppedError
-        self._board.done[self._task] += 1
-        self._board.rejected[self._task] += rejected
+        if rejected:
+            if not self._board.rejected[self._task]:
+                reason = rejected.encode("utf-8", "backslashreplace")
+                self._board.reasons[self._task].text = reason[: _REASON_BYTES - 1]
+            self._board.rejected[self._task] += 1
+        self._board.bytes[self._task] += size
+        self._board.images[self._task] += images
 
 
 def run_tasks(
     function: Callable[[Task, Tally], Result],
     tasks: Sequence[Task],
     workers: int,
-    show: Callable[[int, int], None],
+    show: Callable[[Counts], None],
     collect: Callable[[int, Result], None],
 ) -> None:
     """Compute `function(task, tally)` for each task in `workers` processes.
@@ -71,26 +117,22 @@ def run_tasks(
         function: a module's function; it calls `tally.count()` after each image.
         tasks: anything that can be pickled.
         workers: how many processes, at most one for each task.
-        show: is called a few times a second with the numbers of images done and rejected so far.
+        show: is called a few times a second with what was counted so far, and once when all is done.
         collect: is called with a task's number and result as soon as it is there, in any order; nothing here
             keeps the result.
 
     Raises:
         WorkerDiedError: a worker ended unasked.
-        Exception: whatever `function` raised first; nothing runs any more when it arrives here.
+        Exception: whatever `function`, `show` or `collect` raised first; nothing runs any more when it arrives here.
     """
     context = multiprocessing.get_context("spawn")  # threads of the parent (BLAS, progress) make forks unsafe
-    board = _Board(
-        stop=context.RawValue(ctypes.c_bool, False),
-        done=context.RawArray(ctypes.c_int64, len(tasks)),
-        rejected=context.RawArray(ctypes.c_int64, len(tasks)),
-    )
+    board = _Board.of(context, len(tasks))
     executor = ProcessPoolExecutor(min(workers, len(tasks)) or 1, context, initializer=_start_worker, initargs=(board,))
     try:
         numbers = _submit(executor, function, tasks)
         while numbers:
             finished, _ = wait(numbers, _REFRESH_SECONDS, FIRST_COMPLETED)
-            show(sum(board.done), sum(board.rejected))
+            show(board.read())
             for future in finished:
                 collect(numbers.pop(future), future.result())
     except BrokenProcessPool:

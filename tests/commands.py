@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -20,3 +21,8 @@ def run_command(*arguments: object, **options: object) -> subprocess.CompletedPr
         check=False,
         **options,
     )
+
+
+def complaints(stderr: str) -> list[str]:
+    """Return the lines with which a command ended; the progress that a slow machine sees goes before them."""
+    return [line for line in stderr.splitlines() if not re.match(r"\w+: \d+/\d+ images, ", line)]

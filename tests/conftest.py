@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from commands import run_command
-from raw_data import TINY_SHARD_SAMPLES, TINY_SHORT_SIDE, write_raw_folder
+from raw_data import MAX_REJECTED, TINY_SHARD_SAMPLES, TINY_SHORT_SIDE, write_raw_folder
 
 
 @pytest.fixture(scope="session")
@@ -27,6 +27,7 @@ def tiny_shards(raw_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> P
     build = run_command(
         *("preprocess.build_shards", "--input", raw_folder, "--output", folder),
         *("--short-side", TINY_SHORT_SIDE, "--shard-samples", TINY_SHARD_SAMPLES, "--workers", 2),
+        *("--max-rejected", MAX_REJECTED),
     )
     assert build.returncode == 0, build.stderr
     return folder

@@ -12,6 +12,7 @@ from PIL import Image, ImageDraw
 RAW_CLASSES = ("blue-disc", "green-bars", "red-square")
 TINY_SHORT_SIDE = 64
 TINY_SHARD_SAMPLES = 16
+MAX_REJECTED = 0.02  # 3 of 151
 RAW_SAMPLES = {"train": 34, "val": 14}  # of each class
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 import psutil
 import pytest
 from commands import PROJECT
-from raw_data import write_raw_folder
+from raw_data import MAX_REJECTED, write_raw_folder
 
 README = (PROJECT / "README.md").read_text()
 SMALL = "--epochs 1 --batch-size 32 --network.name alexnet-small"
@@ -104,6 +104,7 @@ def test_the_way_of_imagenet(shell: Shell) -> None:
     shell.type(
         "python -m preprocess.build_shards --input /data/imagenet --output /data/imagenet-shards",
         {**data, "/data/imagenet": "./imagenet"},
+        extra=f"--max-rejected {MAX_REJECTED}",
     )
     trained = run_id(shell.type("python -m training.run alexnet-paper --data /data/imagenet-shards", data, extra=SMALL))
     evaluated = shell.type(

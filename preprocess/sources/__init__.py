@@ -13,7 +13,7 @@ from preprocess.sources.catalogue import (
     shuffle_key,
 )
 from preprocess.sources.layouts import LAYOUTS, open_source
-from preprocess.sources.reading import read_image
+from preprocess.sources.reading import RawFiles, read_image
 from preprocess.sources.records import UnpackTask, unpack
 from preprocess.sources.source import Source
 
@@ -23,6 +23,7 @@ __all__ = [
     "SPLITS",
     "Catalogue",
     "Place",
+    "RawFiles",
     "RawImage",
     "Record",
     "Source",

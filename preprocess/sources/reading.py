@@ -3,11 +3,26 @@
 from __future__ import annotations
 
 import os
+from dataclasses import dataclass
 from pathlib import Path
 
 from preprocess.images import UnreadableImage
 from preprocess.sources.catalogue import Place, Span, Whole
 from preprocess.sources.records import record_span
+
+
+@dataclass(frozen=True)
+class RawFiles:
+    """Where a build reads its images."""
+
+    root: Path
+    """The input folder."""
+    scratch: Path
+    """The folder into which containers were unpacked."""
+
+    def read(self, place: Place) -> bytes:
+        """Read one raw image; raise `UnreadableImage` as `read_image` does."""
+        return read_image(self.root, self.scratch, place)
 
 
 def read_image(root: Path, scratch: Path, place: Place) -> bytes:

@@ -17,8 +17,8 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 
 from preprocess.manifest import InputError
-from preprocess.output_folder import partial_path, write_whole
 from preprocess.sources.catalogue import Record
+from preprocess.whole_files import partial_path, write_whole
 from preprocess.workers import Tally
 
 Rows = Callable[[Path], Iterator[bytes]]
@@ -54,8 +54,7 @@ def unpack(task: UnpackTask, tally: Tally) -> None:
     container = task.container
     records, offsets = _paths(task.scratch, container.file)
     if records.is_file() and offsets.is_file():
-        for _ in range(container.rows):
-            tally.count()
+        tally.count(container.rows)
         return
     task.scratch.mkdir(parents=True, exist_ok=True)
     begins = [0]
@@ -63,7 +62,7 @@ def unpack(task: UnpackTask, tally: Tally) -> None:
         for data in container.read(task.root / container.file):
             file.write(data)
             begins.append(begins[-1] + len(data))
-            tally.count()
+            tally.count(size=len(data))
         file.flush()
         os.fsync(file.fileno())
     if len(begins) != container.rows + 1:

@@ -25,5 +25,15 @@ def read_samples(folder: Path, split: str) -> Iterator[tuple[str, bytes, str]]:
 
 
 def folder_bytes(folder: Path) -> dict[str, bytes]:
-    """Return what a folder holds, by name."""
-    return {path.name: path.read_bytes() for path in folder.iterdir()}
+    """Return what a folder holds, by relative path."""
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if not path.is_dir()}
+
+
+def changed_files(folder: Path, before: dict[str, tuple[int, int]]) -> set[str]:
+    """Return the files that were written, or written anew, since `file_identities(folder)` gave `before`."""
+    return {name for name, identity in file_identities(folder).items() if before.get(name) != identity}
+
+
+def file_identities(folder: Path) -> dict[str, tuple[int, int]]:
+    """Return inode and time of each file in a folder: they change whenever it is written anew."""
+    return {path.name: (path.stat().st_ino, path.stat().st_mtime_ns) for path in folder.iterdir() if path.is_file()}

@@ -13,14 +13,14 @@ import numpy as np
 import pytest
 from commands import run_command
 from PIL import Image
-from raw_data import RAW_CLASSES, TINY_SHARD_SAMPLES, TINY_SHORT_SIDE
+from raw_data import MAX_REJECTED, RAW_CLASSES, TINY_SHARD_SAMPLES, TINY_SHORT_SIDE
 from shard_reading import folder_bytes, read_json, read_samples
 from wds2idx import IndexCreator
 
 from preprocess.build_shards import main
 from preprocess.images import UnreadableImage, decode_rgb, resize_short_side
 
-TINY = ("--short-side", TINY_SHORT_SIDE, "--shard-samples", TINY_SHARD_SAMPLES)
+TINY = ("--short-side", TINY_SHORT_SIDE, "--shard-samples", TINY_SHARD_SAMPLES, "--max-rejected", MAX_REJECTED)
 REJECTED = {
     ("train", "train/red-square/empty.jpg", "empty file"),
     ("train", "train/red-square/truncated.jpg", "image file is truncated (4 bytes not processed)"),
@@ -159,7 +159,7 @@ def test_workers_and_places_do_not_show_in_the_bytes(tiny_shards: Path, raw_fold
 
 def test_options_show_in_the_bytes(tiny_shards: Path, raw_folder: Path, tmp_path: Path) -> None:
     options = ("--short-side", 32, "--quality", 60, "--seed", 5, "--name", "other", "--shard-samples", 60)
-    assert build("--input", raw_folder, "--output", tmp_path / "out", *options, "--workers", 2) == 0
+    assert build("--input", raw_folder, "--output", tmp_path / "out", *TINY, *options, "--workers", 2) == 0
     page = read_json(tmp_path / "out")
     named = [page[key] for key in ("name", "short_side", "jpeg_quality", "seed")]
     assert named == ["other", 32, 60, 5]
@@ -173,7 +173,7 @@ def test_options_show_in_the_bytes(tiny_shards: Path, raw_folder: Path, tmp_path
 
 
 def test_class_folders_without_a_val_split(raw_folder: Path, tmp_path: Path) -> None:
-    options = ("--val-fraction", 0.25, "--short-side", 16, "--workers", 2)
+    options = ("--val-fraction", 0.25, "--short-side", 16, "--workers", 2, "--max-rejected", 0.03)
     assert build("--input", raw_folder / "val", "--output", tmp_path / "out", *options) == 0
     page = read_json(tmp_path / "out")
     assert page["name"] == "val"
@@ -183,7 +183,7 @@ def test_class_folders_without_a_val_split(raw_folder: Path, tmp_path: Path) -> 
 
 
 def test_a_split_without_images_has_no_shards(raw_folder: Path, tmp_path: Path) -> None:
-    options = ("--val-fraction", 0, "--short-side", 16, "--workers", 2)
+    options = ("--val-fraction", 0, "--short-side", 16, "--workers", 2, "--max-rejected", 0.03)
     assert build("--input", raw_folder / "val", "--output", tmp_path / "out", *options) == 0
     assert read_json(tmp_path / "out")["splits"]["val"] == {"samples": 0, "shards": []}
 
@@ -266,10 +266,11 @@ def test_a_class_without_a_readable_image_is_an_error(
     shutil.copytree(raw_folder, source)
     for path in (source / "train" / "green-bars").iterdir():
         path.write_bytes(b"")
-    assert build("--input", source, "--output", tmp_path / "out", *TINY, "--workers", 2) == 2
+    arguments = ("--input", source, "--output", tmp_path / "out", *TINY, "--workers", 2, "--max-rejected", 1)
+    assert build(*arguments) == 2
     error = capsys.readouterr().err
     assert "class 'green-bars' has no readable image, e.g. train/green-bars/green-bars_000.JPEG: empty file" in error
-    assert not (tmp_path / "out").exists()
+    assert not (tmp_path / "out" / "manifest.json").exists()
 
 
 def test_names_that_are_hard_to_write_down(tmp_path: Path) -> None:
@@ -279,7 +280,7 @@ def test_names_that_are_hard_to_write_down(tmp_path: Path) -> None:
         (source / split / name).mkdir(parents=True)
         picture.save(source / split / name / "x y.jpg")
         (source / split / name / "gone\udcff.jpg").symlink_to("nowhere")
-    assert build("--input", source, "--output", tmp_path / "out", "--short-side", 8, "--workers", 1) == 0
+    assert build("--input", source, "--output", tmp_path / "out", "--short-side", 8, "--max-rejected", 0.5) == 0
     page = json.loads((tmp_path / "out" / "manifest.json").read_text(encoding="utf-8"))
     assert page["name"] == "höhere\nArt"
     assert [entry["id"] for entry in page["classes"]] == ["b.c", "größer als"]
@@ -299,6 +300,8 @@ def test_names_that_are_hard_to_write_down(tmp_path: Path) -> None:
         (("--shard-samples", -3), "--shard-samples is -3; it must be at least 1"),
         (("--val-fraction", 1), "--val-fraction is 1.0; it must be at least 0 and below 1"),
         (("--val-fraction", "nan"), "--val-fraction is nan; it must be at least 0 and below 1"),
+        (("--max-rejected", 1.5), "--max-rejected is 1.5; it must be between 0 and 1"),
+        (("--deep",), "--deep is a kind of --verify: give both"),
         (("--name", " "), "--name is empty; leave it out for the input folder's"),
         (("--input", "nowhere"), "input folder nowhere does not exist"),
     ],
@@ -324,10 +327,12 @@ def test_output_inside_the_input_or_on_a_file_is_refused(
 
 
 def test_the_command_as_typed(raw_folder: Path, tmp_path: Path) -> None:
-    options = ("--input", raw_folder, "--output", tmp_path / "out", "--short-side", 16)
+    options = ("--input", raw_folder, "--output", tmp_path / "out", "--short-side", 16, "--max-rejected", MAX_REJECTED)
     done = run_command("preprocess.build_shards", *options)
     assert (done.returncode, done.stderr) == (0, "")  # quiet where nobody watches
-    summary = r"tiny: 106 train \+ 42 val samples of 3 classes, 3 rejected, \d+\.\d s, \d+ images/s: (.*)\n"
+    summary = (
+        r"tiny: 106 train \+ 42 val samples of 3 classes, 3 rejected, \d+\.\d s, \d+ images/s, \d+\.\d MB/s: (.*)\n"
+    )
     assert re.fullmatch(summary, done.stdout)[1] == str(tmp_path / "out")
     missing = run_command("preprocess.build_shards", "--input", tmp_path / "nowhere", "--output", tmp_path / "new")
     assert (missing.returncode, missing.stdout) == (2, "")

@@ -15,11 +15,13 @@ import pytest
 from commands import PROJECT
 from PIL import Image
 from raw_data import encoded
-from shard_reading import folder_bytes
+from shard_reading import changed_files, file_identities, folder_bytes
 
 from preprocess.build_shards import main
 
 IMAGES = 80
+SHARDS = 5
+FIRST_RECORD = ".unfinished/[tv]*-*.json"
 DEADLINE_SECONDS = 120
 
 
@@ -56,8 +58,10 @@ def heed_interrupts() -> None:
 
 
 @contextlib.contextmanager
-def running(source: Path, output: Path, before: Callable[[], None] = heed_interrupts) -> Iterator[subprocess.Popen]:
-    """A build in a session of its own, in the middle of its first shards."""
+def running(
+    source: Path, output: Path, before: Callable[[], None] = heed_interrupts, until: str = ".train-*.partial"
+) -> Iterator[subprocess.Popen]:
+    """A build in a session of its own; by default, in the middle of its first shards."""
     process = subprocess.Popen(
         [sys.executable, "-m", "preprocess.build_shards", *arguments(source, output)],
         cwd=PROJECT,
@@ -68,7 +72,7 @@ def running(source: Path, output: Path, before: Callable[[], None] = heed_interr
         preexec_fn=before,
     )
     try:
-        wait_until(lambda: list(output.glob(".train-*.partial")) or process.poll() is not None)
+        wait_until(lambda: list(output.glob(until)) or process.poll() is not None)
         assert process.poll() is None, process.communicate()
         yield process
     finally:
@@ -99,7 +103,7 @@ def workers_of(process: subprocess.Popen) -> list[psutil.Process]:
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 @pytest.mark.parametrize("whole_group", [True, False])
-def test_interrupted_it_says_so_and_leaves_nothing(
+def test_interrupted_before_a_shard_is_finished_it_leaves_nothing(
     slow_folder: Path, tmp_path: Path, number: int, code: int, whole_group: bool
 ) -> None:
     output = tmp_path / "out"
@@ -107,9 +111,43 @@ def test_interrupted_it_says_so_and_leaves_nothing(
         (os.killpg if whole_group else os.kill)(process.pid, number)
         out, err = process.communicate(timeout=DEADLINE_SECONDS)
         assert process.returncode == code
-        assert (out, err) == ("", "build_shards: interrupted; nothing half-built is left\n")
+        assert (out, err) == ("", "build_shards: interrupted; no shard was finished\n")
         assert not output.exists()
         wait_until(lambda: not alive(process.pid))
+
+
+@pytest.mark.parametrize(
+    ("interrupt", "code", "said"),
+    [
+        (lambda process: os.killpg(process.pid, signal.SIGTERM), 143, "interrupted"),
+        (lambda process: workers_of(process)[0].kill(), 1, "a worker process died: it was killed, or memory ran out"),
+    ],
+    ids=["signal", "dead worker"],
+)
+def test_finished_shards_are_kept_and_the_rest_is_built(
+    slow_folder: Path,
+    undisturbed: dict[str, bytes],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    interrupt: Callable[[subprocess.Popen], None],
+    code: int,
+    said: str,
+) -> None:
+    output = tmp_path / "out"
+    with running(slow_folder, output, until=FIRST_RECORD) as process:
+        interrupt(process)
+        out, err = process.communicate(timeout=DEADLINE_SECONDS)
+        assert (process.returncode, out) == (code, "")
+        wait_until(lambda: not alive(process.pid))
+    kept = [path.stem for path in output.glob(FIRST_RECORD)]
+    assert err == f"build_shards: {said}; finished shards are kept ({len(kept)}): the same command continues\n"
+    whole = {f"{stem}.{ending}" for stem in kept for ending in ("tar", "idx")}
+    assert not list(output.rglob("*.partial"))
+    before = file_identities(output)
+    assert main(arguments(slow_folder, output)) == 0
+    assert f"{SHARDS - len(kept)} of {SHARDS} shards built" in capsys.readouterr().out
+    assert folder_bytes(output) == undisturbed
+    assert not changed_files(output, before) & whole
 
 
 @pytest.mark.parametrize("whole_group", [True, False])
@@ -124,22 +162,12 @@ def test_killed_it_leaves_no_data_set_and_no_process_and_is_built_again(
     left = folder_bytes(output)
     assert left
     assert "manifest.json" not in left
-    for name in ("train-000077.tar", ".val-000009.idx.partial", "mean.npy"):  # of a plan with more shards
+    # What was written without a record; and the partial file of a writer on another node.
+    for name in ("train-000003.tar", ".val-000000.idx.node-7-88.partial", "mean.npy"):
         (output / name).write_bytes(b"old")
-    (output / ".drawn" / "train").mkdir(parents=True)
+    (output / ".unfinished" / "drawn" / "train").mkdir(parents=True)
     assert main(arguments(slow_folder, output)) == 0
     assert folder_bytes(output) == undisturbed
-
-
-def test_a_worker_that_dies_is_an_error_and_not_a_hang(slow_folder: Path, tmp_path: Path) -> None:
-    output = tmp_path / "out"
-    with running(slow_folder, output) as process:
-        workers_of(process)[0].kill()
-        out, err = process.communicate(timeout=DEADLINE_SECONDS)
-        assert process.returncode == 1
-        assert (out, err) == ("", "build_shards: a worker process died: it was killed, or memory ran out\n")
-        assert not output.exists()
-        wait_until(lambda: not alive(process.pid))
 
 
 def test_a_second_build_keeps_out_and_one_in_the_background_ignores_ctrl_c(
@@ -171,5 +199,5 @@ def test_a_file_that_cannot_be_written_is_one_line_and_leaves_nothing(slow_folde
         preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)),
     )
     assert (process.returncode, process.stdout) == (1, "")
-    assert process.stderr == "build_shards: cannot build: File too large\n"
+    assert process.stderr == "build_shards: cannot build: File too large; no shard was finished\n"
     assert not (tmp_path / "out").exists()

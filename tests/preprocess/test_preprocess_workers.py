@@ -1,12 +1,12 @@
 import pytest
 
 from preprocess.manifest import InputError
-from preprocess.workers import Tally, run_tasks
+from preprocess.workers import Counts, Tally, run_tasks
 
 
 def squared(task: int, tally: Tally) -> int:
     for image in range(task):
-        tally.count(rejected=image == 0)
+        tally.count(size=10, rejected="" if image else f"{task}: none")
     return task * task
 
 
@@ -19,10 +19,10 @@ def endless_or_failing(task: str, tally: Tally) -> None:
 
 def test_every_result_is_collected_with_its_number_and_all_images_are_counted() -> None:
     results, shown = {}, []
-    run_tasks(squared, [5, 0, 3, 2], 2, lambda *counts: shown.append(counts), results.__setitem__)
+    run_tasks(squared, [5, 0, 3, 2], 2, shown.append, results.__setitem__)
     assert results == {0: 25, 1: 0, 2: 9, 3: 4}
-    assert shown[-1] == (10, 3)
-    assert shown == sorted(shown)
+    assert shown[-1] == Counts(images=10, bytes=100, rejected=3, reasons=("5: none", "3: none", "2: none"))
+    assert shown == sorted(shown, key=lambda counts: counts.images)
 
 
 @pytest.mark.timeout(100)

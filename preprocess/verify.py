@@ -1,0 +1,186 @@
+"""Is a complete folder what its manifest says? Each file that is not is named, with what is wrong."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import tarfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from preprocess.manifest import MANIFEST_NAME, Manifest, Shard, parse_manifest
+from preprocess.plan import BuildOptions
+from preprocess.pools import run_shown
+from preprocess.progress import Progress
+from preprocess.shards import index_of, label_width
+from preprocess.workers import Tally
+
+
+@dataclass(frozen=True)
+class Fault:
+    """A file of a data set that is not what the manifest says."""
+
+    file: str
+    problem: str
+
+
+@dataclass(frozen=True)
+class ShardCheck:
+    """One shard to be checked; `deep` asks for its images and labels too."""
+
+    folder: Path
+    shard: Shard
+    short_side: int
+    classes: int
+    deep: bool = False
+
+
+def verify(options: BuildOptions, deep: bool) -> tuple[Manifest, list[Fault]]:
+    """Compare the folder `options.output` with its manifest; no other folder is looked at.
+
+    Args:
+        options: say where the data set is, and where to work.
+        deep: decode every image and read every label too.
+
+    Raises:
+        InputError: there is no data set.
+    """
+    manifest = parse_manifest(options.output)
+    faults = [
+        Fault(MANIFEST_NAME, f"says {split.samples} samples for {name}, its shards have {held}")
+        for name, split in manifest.splits.items()
+        if (held := sum(shard.samples for shard in split.shards)) != split.samples
+    ]
+    shards = check_shards(manifest, options, "verifying", deep)
+    faults += [fault for found in shards.values() for fault in found]
+    return manifest, faults + check_mean_image(manifest, options.output)
+
+
+def check_shards(
+    manifest: Manifest, options: BuildOptions, what: str = "checking", deep: bool = False
+) -> dict[str, list[Fault]]:
+    """Check all shards, several at a time; return what is wrong with each, by the tar's name."""
+    shards = list(manifest.shards())
+    side, classes = manifest.short_side, len(manifest.classes)
+    tasks = [ShardCheck(options.output, shard, side, classes, deep) for shard in shards]
+    found: dict[int, list[Fault]] = {}
+    progress = Progress(what, sum(shard.samples for shard in shards), bad="broken")
+    run_shown(check_shard, tasks, options, progress, found.__setitem__)
+    return {shard.tar: found[number] for number, shard in enumerate(shards)}
+
+
+def check_shard(task: ShardCheck, tally: Tally) -> list[Fault]:
+    """Return what `shard_faults` finds, and count."""
+    faults = shard_faults(task)
+    broken = f"{faults[0].file} {faults[0].problem}" if faults else ""
+    tally.count(images=task.shard.samples, size=task.shard.bytes, rejected=broken)
+    return faults
+
+
+def shard_faults(task: ShardCheck) -> list[Fault]:
+    """Return what is wrong with the tar and the index of one shard: at most one fault for each."""
+    shard = task.shard
+    tar_problem, index = _check_tar(task)
+    index_problem = _check_index(task.folder / shard.index, shard, index)
+    problems = ((shard.tar, tar_problem), (shard.index, index_problem))
+    return [Fault(name, problem) for name, problem in problems if problem]
+
+
+def check_mean_image(manifest: Manifest, folder: Path) -> list[Fault]:
+    """Return what is wrong with the mean image: at most one fault."""
+    name = manifest.rgb.mean_image
+    shape = (manifest.short_side, manifest.short_side, 3)
+    try:
+        mean = np.load(folder / name, allow_pickle=False)
+    except FileNotFoundError:
+        return [Fault(name, "is missing")]
+    except (OSError, EOFError, ValueError) as error:
+        return [Fault(name, f"cannot be read: {_text(error)}")]
+    if (mean.shape, mean.dtype) != (shape, np.float32):
+        return [Fault(name, f"is {mean.dtype} of shape {mean.shape}, not float32 of {shape}")]
+    if not (mean.min() >= 0 and mean.max() <= 255):  # NaN is neither
+        return [Fault(name, "holds values that are no grey levels")]
+    return []
+
+
+def _check_tar(task: ShardCheck) -> tuple[str, str | None]:
+    """Return what is wrong with a tar, or nothing, and the index that belongs to it, if it has one."""
+    shard, path = task.shard, task.folder / task.shard.tar
+    try:
+        size = path.stat().st_size
+        if size != shard.bytes:
+            return f"has {size} bytes, not {shard.bytes}", None
+        with path.open("rb") as file:
+            if hashlib.file_digest(file, "sha256").hexdigest() != shard.sha256:
+                return "has another SHA-256 than the manifest says", None
+        index = index_of(path)
+        samples = index.count("\n") - 1
+        if samples != shard.samples:
+            return f"holds {samples} samples, not {shard.samples}", index
+        return (_check_samples(task, path) if task.deep else ""), index
+    except FileNotFoundError:
+        return "is missing", None
+    except (OSError, tarfile.TarError, ValueError) as error:
+        return f"cannot be read: {_text(error)}", None
+
+
+def _check_index(path: Path, shard: Shard, expected: str | None) -> str:
+    """Return what is wrong with an index; `expected` is None where the tar is broken and cannot tell."""
+    try:
+        text = path.read_text(encoding="ascii")
+    except FileNotFoundError:
+        return "is missing"
+    except (OSError, ValueError) as error:
+        return f"cannot be read: {_text(error)}"
+    if expected is None:
+        lines = len(text.splitlines()) - 1
+        return "" if lines == shard.samples else f"lists {lines} samples, not {shard.samples}"
+    if text == expected:
+        return ""
+    found, right = text.splitlines(), expected.splitlines()
+    line = next((at for at, pair in enumerate(zip(found, right, strict=False)) if pair[0] != pair[1]), None)
+    if line is None:
+        return f"has {len(found)} lines, not {len(right)}"
+    return f"line {line + 1} is not what the tar holds: {found[line][:80]!r}"
+
+
+def _check_samples(task: ShardCheck, path: Path) -> str:
+    """Return what is wrong with the first broken sample of a tar, and how many there are."""
+    broken = []
+    with tarfile.open(path, "r:") as tar:
+        files = iter(tar)
+        for image, label in zip(files, files, strict=True):
+            pixels, number = (tar.extractfile(file) for file in (image, label))
+            assert pixels is not None
+            assert number is not None
+            problem = _check_image(pixels.read(), task.short_side) or _check_label(number.read(), task.classes)
+            if problem:
+                broken.append(f"sample {image.name.removesuffix('.jpg')}: {problem}")
+    others = f" (and {len(broken) - 1} more samples)" if len(broken) > 1 else ""
+    return f"{broken[0]}{others}" if broken else ""
+
+
+def _check_image(data: bytes, short_side: int) -> str:
+    try:
+        with Image.open(io.BytesIO(data), formats=("JPEG",)) as image:
+            image.load()
+            if (image.mode, min(image.size)) != ("RGB", short_side):
+                size = "x".join(map(str, image.size))
+                return f"is {image.mode} of {size} pixels, not RGB with a short side of {short_side}"
+    except Exception as error:  # a broken file raises nearly anything in Pillow's parsers
+        return f"does not decode: {_text(error)}"
+    return ""
+
+
+def _check_label(data: bytes, classes: int) -> str:
+    text = data.decode("ascii", "replace")
+    if len(text) != label_width(classes) or not text.isdecimal() or int(text) >= classes:
+        return f"label {text!r} is not one of {classes} classes in {label_width(classes)} digits"
+    return ""
+
+
+def _text(error: Exception) -> str:
+    return str(getattr(error, "strerror", None) or error or type(error).__name__)
