@@ -47,6 +47,7 @@ class ShardTask:
     short_side: int
     quality: int
     label_width: int
+    apply_exif: bool
 
 
 @dataclass(frozen=True)
@@ -101,7 +102,7 @@ def build_shard(task: ShardTask, tally: Tally) -> tuple[BuiltShard, RgbSums | No
         for planned in task.shard.samples:
             try:
                 data = read_bytes(task.root, planned.source)
-                pixels, jpeg = make_sample(data, task.short_side, task.quality)
+                pixels, jpeg = make_sample(data, task.short_side, task.quality, task.apply_exif)
             except UnreadableImage as error:
                 rejected.append(Rejection(task.shard.split, printable(planned.source), str(error)))
                 tally.count(rejected=True)
@@ -123,7 +124,8 @@ def _draw_sample(folder: Path, options: BuildOptions) -> None:
 def _build_shards(plan: Plan, root: Path) -> tuple[list[BuiltShard], RgbSums]:
     options, width = plan.options, label_width(len(plan.catalogue.classes))
     tasks = [
-        ShardTask(shard, root, options.output, options.short_side, options.quality, width) for shard in plan.shards
+        ShardTask(shard, root, options.output, options.short_side, options.quality, width, options.apply_exif)
+        for shard in plan.shards
     ]
     built: dict[int, BuiltShard] = {}
     total = RgbSums(options.short_side)
@@ -171,4 +173,5 @@ def _describe(plan: Plan, built: Sequence[BuiltShard], sums: RgbSums) -> Manifes
         splits=splits,
         rgb=sums.finish(MEAN_IMAGE_NAME),
         rejected=tuple(entry for shard in built for entry in shard.rejected),
+        apply_exif=options.apply_exif,
     )

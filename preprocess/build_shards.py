@@ -61,6 +61,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--workers", type=int, metavar="N", default=len(os.sched_getaffinity(0)), help="processes")
     add("--val-fraction", type=float, metavar="F", help="part of each class to keep for val, if IN has no val")
     add("--shard-samples", type=int, default=1000, help="images in a shard, at most")
+    add("--apply-exif", action="store_true", help="turn images as their EXIF orientation says; ImageFolder does not")
     return parser
 
 

@@ -37,6 +37,8 @@ class BuildOptions:
     """Part of each class to keep for val, 0 or more and below 1, where the input has no val split."""
     shard_samples: int = 1000
     """Images in a shard, at most."""
+    apply_exif: bool = False
+    """Turn images as their EXIF orientation says."""
 
     def __post_init__(self) -> None:
         """Raise `InputError` for a value out of range."""
