@@ -124,7 +124,14 @@ def _build_shards(
     options, width = plan.options, label_width(len(plan.catalogue.classes))
     tasks = [
         ShardTask(
-            shard, raw, options.output, options.short_side, options.quality, width, standing.shards.get(shard.stem)
+            shard=shard,
+            raw=raw,
+            output=options.output,
+            short_side=options.short_side,
+            quality=options.quality,
+            apply_exif=options.apply_exif,
+            label_width=width,
+            expected=standing.shards.get(shard.stem),
         )
         for shard in pending
     ]
@@ -167,6 +174,7 @@ def _finish(plan: Plan, unfinished: Unfinished) -> Manifest:
         splits={name: Split(sum(shard.samples for shard in listed), tuple(listed)) for name, listed in shards.items()},
         rgb=sums.finish(MEAN_IMAGE_NAME),
         rejected=tuple(rejected),
+        apply_exif=options.apply_exif,
     )
     manifest.check_files(options.output)
     flush_folder(options.output)

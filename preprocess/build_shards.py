@@ -91,12 +91,15 @@ def _parser() -> argparse.ArgumentParser:
     add("--quality", type=int, default=95, help="JPEG quality")
     add("--seed", type=int, default=0, help="decides the order of the samples and the choice for val")
     add("--workers", type=int, metavar="N", default=len(os.sched_getaffinity(0)), help="processes")
+    add("--ray", metavar="ADDRESS", help="build on all nodes of a Ray cluster instead: `auto` for that of this "
+        "machine or job, or HOST:PORT of its head; input and output must lie where every node finds them")  # fmt: skip
     add("--val-fraction", type=float, metavar="F", help="part of each class to keep for val, if IN has no val")
     add("--shard-samples", type=int, default=1000, help="images in a shard, at most")
     add("--max-rejected", type=float, metavar="F", default=0.01, help="part of all images that may be unreadable")
     add("--verify", action="store_true", help="build nothing: compare the files in DIR with its manifest, and name "
         "the broken ones; needs no other option than --output")  # fmt: skip
     add("--deep", action="store_true", help="with --verify: decode every image and read every label, too")
+    add("--apply-exif", action="store_true", help="turn images as their EXIF orientation says; ImageFolder does not")
     return parser
 
 

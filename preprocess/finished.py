@@ -75,6 +75,7 @@ def _difference(manifest: Manifest, plan: Plan) -> str | None:
         ("short side", manifest.short_side, options.short_side),
         ("quality", manifest.jpeg_quality, options.quality),
         ("seed", manifest.seed, options.seed),
+        ("--apply-exif", manifest.apply_exif, options.apply_exif),
     )
     for what, there, asked in pairs:
         if there != asked:

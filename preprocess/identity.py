@@ -13,7 +13,7 @@ from preprocess.plan import Plan
 BYTES_VERSION = 1
 """Of our own code: one more with every change that gives other bytes for the same input and options."""
 
-_INDIFFERENT = ("input", "output", "name", "layout", "workers", "max_rejected")
+_INDIFFERENT = ("input", "output", "name", "layout", "workers", "ray", "max_rejected")
 """Options that do not change the bytes, or that show in what else is compared. All others, also new ones, do."""
 _SIZES = 64
 _MENDED_SIZES = 1 / 8  # so many may differ: a source's broken files may be mended between two runs

@@ -91,6 +91,8 @@ class Manifest:
     splits: Mapping[str, Split]
     rgb: Rgb
     rejected: tuple[Rejection, ...]
+    apply_exif: bool = False
+    """Whether images are turned as their EXIF orientation says."""
 
     def split(self, name: str) -> Split:
         """Return the split `name`; raise `InputError` naming the ones that there are."""

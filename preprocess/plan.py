@@ -41,8 +41,12 @@ class BuildOptions:
     """Images in a shard, at most."""
     layout: str = "auto"
     """How the raw images lie in the input folder, one of `LAYOUTS`."""
+    ray: str | None = None
+    """Address of a Ray cluster to build on, or `auto`; None for processes of this machine."""
     max_rejected: float = 0.01
     """Part of all images that may be rejected, 0 to 1; more is an error."""
+    apply_exif: bool = False
+    """Turn images as their EXIF orientation says."""
 
     def __post_init__(self) -> None:
         """Raise `InputError` for a value out of range."""

@@ -39,5 +39,10 @@ def run_shown(
         watch(counts)
 
     with progress:
-        run_tasks(function, tasks, options.workers, show, collect)
+        if options.ray is None:
+            run_tasks(function, tasks, options.workers, show, collect)
+        else:
+            from preprocess.ray_pool import run_tasks_on_ray  # nobody else needs Ray
+
+            run_tasks_on_ray(function, tasks, options.ray, show, collect)
     return last

@@ -6,7 +6,6 @@ Sums of integers do not depend on their order, so the result is the same for any
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
 from fractions import Fraction
 from pathlib import Path
 
@@ -16,11 +15,15 @@ from PIL import Image
 from preprocess.manifest import Rgb
 
 # With pixels taken around 128, a product is at most 2^14 in magnitude, so float32, which holds every integer up
-# to 2^24, sums 2^10 of them without an error, in any order. BLAS then does the work at the speed of memory.
+# to 2^24, sums 2^10 of them without an error, in any order: BLAS does the work. Its dot products of 2^10 numbers
+# are never spread over threads. What is worked on at a time stays in a processor's own cache.
 _CENTRE = 128
 _BLOCK = 1024
-_PAIRS = ((0, 0), (0, 1), (0, 2), (1, 1), (1, 2), (2, 2))
+_BLOCKS_AT_A_TIME = 32
+_ONES = np.ones(_BLOCK, np.float32)
+_LARGEST_RECENT = 2**16 // 256  # uint16 holds as many squares
 _DIGITS = 12  # LAPACK's last bits depend on the processor; the manifest's must not
+_SAVED = ("pixels", "images", "sums", "products", "square")
 
 
 class RgbSums:
@@ -41,16 +44,33 @@ class RgbSums:
         self.images = 0
         self.sums = np.zeros(3, np.int64)
         self.products = np.zeros((3, 3), np.int64)
-        self.square = np.zeros((3, short_side, short_side), np.uint32)
+        self._square = np.zeros((3, short_side, short_side), np.uint32)
+        self._recent = np.zeros((3, short_side, short_side), np.uint16)  # half the memory to go through each time
+        self._recent_images = 0
+
+    @property
+    def square(self) -> np.ndarray:
+        """Sums of the central squares."""
+        self._gather_recent()
+        return self._square
 
     def add(self, image: Image.Image) -> None:
         """Add all pixels of one RGB image, and its central square.
 
         The square lies where torchvision's CenterCrop cuts it: half of an odd margin is rounded to even.
         """
-        planes = [np.asarray(channel) for channel in image.split()]
         pixels = image.width * image.height
-        centred_sums, centred_products = _centred_sums(planes, pixels)
+        padding = bytes([_CENTRE]) * (-pixels % _BLOCK)  # adds nothing to what is summed around the centre
+        parts = [part for band in "RGB" for part in (image.tobytes("raw", band), padding)]
+        planes = np.frombuffer(bytearray().join(parts), np.uint8).reshape(3, -1)
+        side = self._recent.shape[1]
+        top, left = round((image.height - side) / 2), round((image.width - side) / 2)
+        squares = planes[:, :pixels].reshape(3, image.height, image.width)[:, top : top + side, left : left + side]
+        np.add(self._recent, squares, out=self._recent)
+        self._recent_images += 1
+        if self._recent_images == _LARGEST_RECENT:
+            self._gather_recent()
+        centred_sums, centred_products = _centred_sums(planes)
         sums = centred_sums + pixels * _CENTRE
         self.pixels += pixels
         self.images += 1
@@ -58,10 +78,6 @@ class RgbSums:
         # sum(x y) = sum((x - c)(y - c)) + c sum(x) + c sum(y) - n c^2
         shift = _CENTRE * (sums[:, None] + sums[None, :]) - pixels * _CENTRE**2
         self.products += centred_products + shift
-        side = self.square.shape[1]
-        top, left = round((image.height - side) / 2), round((image.width - side) / 2)
-        for total, plane in zip(self.square, planes, strict=True):
-            np.add(total, plane[top : top + side, left : left + side], out=total)
 
     def merge(self, other: RgbSums) -> None:
         """Add the sums of other images."""
@@ -69,12 +85,12 @@ class RgbSums:
         self.images += other.images
         self.sums += other.sums
         self.products += other.products
-        self.square = np.add(self.square, other.square, dtype=np.uint64)
+        self._square = np.add(self.square, other.square, dtype=np.uint64)
 
     def to_bytes(self) -> memoryview:
         """Return the sums as a file's content, exactly."""
         file = io.BytesIO()  # NumPy writing to a full disk itself raises all kinds of errors
-        np.savez(file, allow_pickle=False, **vars(self))
+        np.savez(file, allow_pickle=False, **{name: getattr(self, name) for name in _SAVED})
         return file.getbuffer()
 
     @staticmethod
@@ -87,11 +103,11 @@ class RgbSums:
         """
         loaded = RgbSums(short_side)
         with np.load(path, allow_pickle=False) as arrays:
-            for name, empty in vars(loaded).items():
-                value = arrays[name]
+            for name in _SAVED:
+                value, empty = arrays[name], getattr(loaded, name)
                 if value.shape != np.shape(empty):
                     raise ValueError(f"{name} is of shape {value.shape}")
-                setattr(loaded, name, value if value.shape else int(value))
+                setattr(loaded, name.replace("square", "_square"), value if value.shape else int(value))
         return loaded
 
     def mean_image(self) -> np.ndarray:
@@ -130,19 +146,28 @@ class RgbSums:
             mean_image=mean_image,
         )
 
+    def _gather_recent(self) -> None:
+        self._square += self._recent
+        self._recent[:] = 0
+        self._recent_images = 0
 
-def _centred_sums(planes: Sequence[np.ndarray], pixels: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return int64 (3,) and (3, 3): the sums of x - c and of (x - c)(y - c) over three uint8 planes."""
-    centred = np.empty((3, -(-pixels // _BLOCK) * _BLOCK), np.float32)
-    centred[:, pixels:] = 0
-    for row, plane in zip(centred, planes, strict=True):
-        np.subtract(plane.reshape(-1), np.float32(_CENTRE), out=row[:pixels])
-    blocks = centred.reshape(3, -1, _BLOCK)
-    sums = (blocks @ np.ones(_BLOCK, np.float32)).sum(axis=1, dtype=np.float64)
-    products = np.empty((3, 3))
-    for i, j in _PAIRS:
-        products[i, j] = products[j, i] = np.vecdot(blocks[i], blocks[j]).sum(dtype=np.float64)
-    return sums.astype(np.int64), products.astype(np.int64)
+
+def _centred_sums(planes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return int64 (3,) and (3, 3): the sums of x - c and of (x - c)(y - c) over three rows of bytes, overwritten."""
+    np.bitwise_xor(planes, _CENTRE, out=planes)  # as int8, this is x - c
+    centred = planes.view(np.int8).reshape(3, -1, _BLOCK)
+    sums = np.empty(centred.shape[:2], np.float32)
+    products = np.empty((3, *sums.shape), np.float32)
+    for first in range(0, centred.shape[1], _BLOCKS_AT_A_TIME):
+        some = slice(first, first + _BLOCKS_AT_A_TIME)
+        floats = centred[:, some].astype(np.float32)
+        np.vecdot(floats, _ONES, out=sums[:, some])
+        np.vecdot(floats[:, None], floats, out=products[:, :, some])
+    return _total(sums), _total(products)
+
+
+def _total(block_sums: np.ndarray) -> np.ndarray:
+    return block_sums.sum(axis=-1, dtype=np.float64).astype(np.int64)
 
 
 def _rounded(values: np.ndarray) -> tuple[float, ...]:

@@ -26,6 +26,7 @@ class ShardTask:
     output: Path
     short_side: int
     quality: int
+    apply_exif: bool
     label_width: int
     expected: Shard | None
     """What the shard has to become, where a manifest says so."""
@@ -46,7 +47,7 @@ def build_shard(task: ShardTask, tally: Tally) -> None:
             data = b""
             try:
                 data = task.raw.read(planned.place)
-                pixels, jpeg = make_sample(data, task.short_side, task.quality)
+                pixels, jpeg = make_sample(data, task.short_side, task.quality, task.apply_exif)
             except UnreadableImage as error:
                 rejected.append(Rejection(task.shard.split, printable(planned.source), str(error)))
                 digests.append(hashlib.sha256(data).hexdigest())

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import io
 import os
 import posixpath
 import re
@@ -16,15 +15,12 @@ import tarfile
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
+from tarfile import BLOCKSIZE, RECORDSIZE
 from types import TracebackType
-from typing import TYPE_CHECKING
 from urllib.parse import quote
 
 from preprocess.manifest import InputError, Shard
 from preprocess.whole_files import partial_path, write_whole
-
-if TYPE_CHECKING:
-    from typing_extensions import Buffer  # collections.abc has it from Python 3.12 on
 
 INDEX_VERSION = "v1.2"  # of DALI's webdataset reader: `<ext> <offset> <size> <name>` for each file of a sample
 MAX_KEY_BYTES = 96  # a USTAR name without the prefix field, less the ending
@@ -113,8 +109,9 @@ class ShardWriter:
         """Open `.<stem>.tar.partial` in `folder`."""
         self._tar_path = folder / f"{stem}.tar"
         self._index_path = folder / f"{stem}.idx"
-        self._stream = _HashedFile(partial_path(self._tar_path))
-        self._tar = tarfile.open(fileobj=self._stream, mode="w", format=tarfile.USTAR_FORMAT)  # noqa: SIM115
+        self._file = partial_path(self._tar_path).open("wb")
+        self._size = 0
+        self._digest = hashlib.sha256()
         self._index: list[str] = []
 
     @property
@@ -124,8 +121,15 @@ class ShardWriter:
 
     def add(self, key: str, image: bytes, label: str) -> None:
         """Append one sample: JPEG bytes, and the label in zero-padded ASCII."""
-        files = [self._add_file(f"{key}.jpg", image), self._add_file(f"{key}.cls", label.encode("ascii"))]
-        self._index.append(" ".join(files))
+        files = (("jpg", image), ("cls", label.encode("ascii")))
+        blocks, entries, offset = [], [], self._size
+        for ending, data in files:
+            name = f"{key}.{ending}"
+            blocks += [_header(name, len(data)), data, bytes(-len(data) % BLOCKSIZE)]
+            entries.append(_index_entry(name, offset + BLOCKSIZE, len(data)))
+            offset += sum(map(len, blocks[-3:]))
+        self._write(b"".join(blocks))
+        self._index.append(" ".join(entries))
 
     def commit(self, expected: Shard | None = None) -> Shard:
         """Finish the tar, write the index; each is flushed to disk before it gets its name.
@@ -133,14 +137,17 @@ class ShardWriter:
         Raises:
             InputError: this is not the shard that is `expected`; nothing has got its name.
         """
-        self._tar.close()
-        self._stream.sync_and_close()
+        self._write(bytes(2 * BLOCKSIZE))
+        self._write(bytes(-self._size % RECORDSIZE))
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        self._file.close()
         shard = Shard(
             tar=self._tar_path.name,
             index=self._index_path.name,
             samples=self.samples,
-            bytes=self._stream.size,
-            sha256=self._stream.digest.hexdigest(),
+            bytes=self._size,
+            sha256=self._digest.hexdigest(),
         )
         if expected not in (None, shard):
             raise InputError(
@@ -160,16 +167,13 @@ class ShardWriter:
     ) -> None:
         """Close and remove whatever was not committed."""
         with contextlib.suppress(OSError):  # closing flushes: on a full disk, what is thrown away here anyway
-            self._stream.close()
+            self._file.close()
         partial_path(self._tar_path).unlink(missing_ok=True)
 
-    def _add_file(self, name: str, data: bytes) -> str:
-        info = tarfile.TarInfo(name)  # mtime, uid and gid are 0, user and group unnamed
-        info.size = len(data)
-        info.mode = 0o644
-        offset = self._tar.offset + tarfile.BLOCKSIZE
-        self._tar.addfile(info, io.BytesIO(data))
-        return _index_entry(name, offset, len(data))
+    def _write(self, data: bytes) -> None:
+        self._digest.update(data)
+        self._file.write(data)
+        self._size += len(data)
 
 
 def _index_entry(name: str, offset: int, size: int) -> str:
@@ -180,21 +184,32 @@ def _index_text(lines: Sequence[str]) -> str:
     return "\n".join([f"{INDEX_VERSION} {len(lines)}", *lines, ""])
 
 
-class _HashedFile(io.BufferedWriter):
-    """A new binary file that knows its size and SHA-256 while it is written."""
+def _empty_header() -> bytes:
+    info = tarfile.TarInfo("")  # mtime, uid and gid are 0, user and group unnamed
+    info.mode = 0o644
+    return info.tobuf(tarfile.USTAR_FORMAT)
 
-    def __init__(self, path: Path) -> None:
-        super().__init__(io.FileIO(path, "wb"))
-        self.size = 0
-        self.digest = hashlib.sha256()
 
-    def write(self, data: Buffer) -> int:
-        self.digest.update(data)
-        written = super().write(data)
-        self.size += written
-        return written
+_EMPTY_HEADER = _empty_header()
+_EMPTY_SUM = int(_EMPTY_HEADER[148:154], 8)
 
-    def sync_and_close(self) -> None:
-        self.flush()
-        os.fsync(self.fileno())
-        self.close()
+
+def _header(name: str, size: int) -> bytes:
+    """Return the USTAR header of a file: what `tarfile` writes, in a tenth of the time.
+
+    Three fields differ from file to file: the name, the size in octal, and the sum of all bytes of the header.
+    """
+    name_bytes, octal = name.encode("ascii"), b"%011o" % size
+    if len(name_bytes) > tarfile.LENGTH_NAME:
+        raise ValueError(f"{name} is too long for USTAR")
+    total = _EMPTY_SUM + sum(name_bytes) + sum(octal) - sum(b"00000000000")
+    return b"".join(
+        (
+            name_bytes.ljust(tarfile.LENGTH_NAME, b"\0"),
+            _EMPTY_HEADER[100:124],  # mode, uid, gid
+            octal,
+            _EMPTY_HEADER[135:148],  # its NUL, mtime
+            b"%06o" % total,
+            _EMPTY_HEADER[154:],
+        )
+    )

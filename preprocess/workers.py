@@ -26,7 +26,7 @@ Result = TypeVar("Result")
 _REFRESH_SECONDS = 0.2
 _SIGNALS = {signal.SIGINT, signal.SIGTERM}
 _REASON_BYTES = 240
-_REASONS_SHOWN = 3
+REASONS_SHOWN = 3
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ class _Board:
     def read(self) -> Counts:
         """Add up what the tasks have counted."""
         rejected = sum(self.rejected)
-        reasons = itertools.islice((each.text for each in self.reasons if each.text), _REASONS_SHOWN * bool(rejected))
+        reasons = itertools.islice((each.text for each in self.reasons if each.text), REASONS_SHOWN * bool(rejected))
         texts = tuple(reason.decode("utf-8", "ignore") for reason in reasons)
         return Counts(sum(self.images), sum(self.bytes), rejected, texts)
 

@@ -37,6 +37,8 @@ class TrainedOn:
     """In the order of the labels."""
     rgb: Rgb
     """Colour statistics of the train split, in 0-255 units."""
+    apply_exif: bool = False
+    """Whether its images were turned as their EXIF orientation says."""
 
 
 def describe_data(folder: str) -> TrainedOn:
@@ -49,6 +51,7 @@ def describe_data(folder: str) -> TrainedOn:
         jpeg_quality=manifest.jpeg_quality,
         classes=manifest.classes,
         rgb=manifest.rgb,
+        apply_exif=manifest.apply_exif,
     )
 
 

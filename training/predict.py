@@ -34,7 +34,8 @@ def read_sample(path: Path, trained: Trained) -> bytes:
     """Return the JPEG that the build would have made of this file; `InputError` if it cannot."""
     try:
         data = path.read_bytes()
-        return make_sample(data, trained.data.short_side, trained.data.jpeg_quality)[1]
+        known = trained.data
+        return make_sample(data, known.short_side, known.jpeg_quality, known.apply_exif)[1]
     except OSError as error:
         raise InputError(f"image {path} cannot be read: {error.strerror}") from error
     except UnreadableImage as error:

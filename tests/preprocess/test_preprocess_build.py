@@ -43,7 +43,7 @@ def test_the_manifest_has_the_fields_of_the_contract(tiny_shards: Path) -> None:
     page = read_json(tiny_shards)
     assert list(page) == [
         *("schema", "name", "short_side", "jpeg_quality", "chroma", "resample", "seed"),
-        *("classes", "splits", "rgb", "rejected"),
+        *("classes", "splits", "rgb", "rejected", "apply_exif"),
     ]
     constants = {key: page[key] for key in list(page)[:7]}
     assert constants == {
@@ -172,6 +172,20 @@ def test_options_show_in_the_bytes(tiny_shards: Path, raw_folder: Path, tmp_path
         assert min(sample.size) == 32
 
 
+def test_exif_is_applied_to_all_samples_and_recorded(tiny_shards: Path, raw_folder: Path, tmp_path: Path) -> None:
+    assert build("--input", raw_folder, "--output", tmp_path / "out", *TINY, "--apply-exif", "--workers", 2) == 0
+    flags = [read_json(folder)["apply_exif"] for folder in (tiny_shards, tmp_path / "out")]
+    assert flags == [False, True]
+    folders = (tiny_shards, tmp_path / "out")
+    plain, turned = ({key: jpeg for key, jpeg, _ in read_samples(folder, "train")} for folder in folders)
+    assert [key for key in plain if plain[key] != turned[key]] == ["train/red-square/turned"]
+    sizes = []
+    for jpegs in (plain, turned):
+        with Image.open(io.BytesIO(jpegs["train/red-square/turned"])) as sample:
+            sizes.append(sample.size)
+    assert sizes[0] == sizes[1][::-1]
+
+
 def test_class_folders_without_a_val_split(raw_folder: Path, tmp_path: Path) -> None:
     options = ("--val-fraction", 0.25, "--short-side", 16, "--workers", 2, "--max-rejected", 0.03)
     assert build("--input", raw_folder / "val", "--output", tmp_path / "out", *options) == 0
@@ -211,6 +225,7 @@ def test_over_a_complete_folder_there_is_nothing_to_do(
         (("--seed", 1), "seed 0, not 1"),
         (("--name", "mine"), "name tiny, not mine"),
         (("--shard-samples", 15), "another number of images or --shard-samples"),
+        (("--apply-exif",), "--apply-exif False, not True"),
     ],
 )
 def test_a_complete_folder_of_other_options_is_kept(

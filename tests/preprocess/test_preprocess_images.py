@@ -1,12 +1,16 @@
 import io
+import re
 import struct
 import zlib
 
 import numpy as np
+import odd_images
 import pytest
-from PIL import Image, JpegImagePlugin
+from odd_images import opened_rgb
+from PIL import Image, ImageOps, JpegImagePlugin
 from raw_data import encoded
 
+from preprocess import decoding
 from preprocess.images import (
     UnreadableImage,
     decode_rgb,
@@ -14,6 +18,8 @@ from preprocess.images import (
     make_sample,
     resize_short_side,
 )
+
+KINDS = odd_images.every_kind()
 
 
 @pytest.fixture(scope="module")
@@ -30,16 +36,88 @@ def png_header(width: int, height: int) -> bytes:
     return b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + chunk + struct.pack(">I", zlib.crc32(chunk)) + end
 
 
-@pytest.mark.parametrize(
-    ("mode", "kind"),
-    [("L", "JPEG"), ("CMYK", "JPEG"), ("P", "PNG"), ("RGBA", "PNG"), ("LA", "PNG"), ("1", "PNG"), ("P", "GIF")],
-)
-def test_every_mode_becomes_the_rgb_that_pillow_makes(picture: Image.Image, mode: str, kind: str) -> None:
-    data = encoded(picture.convert(mode), kind)
-    decoded = decode_rgb(data)
+@pytest.fixture(params=["simplejpeg", "Pillow"])
+def jpeg_decoder(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Have JPEGs decoded by one library, then by the other."""
+    if request.param == "simplejpeg":
+        pytest.importorskip("simplejpeg")
+    else:
+        monkeypatch.setattr(decoding, "simplejpeg", None)
+    return request.param
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_kind_becomes_the_rgb_that_pillow_makes(kind: str, jpeg_decoder: str) -> None:
+    decoded = decode_rgb(KINDS[kind])
     assert decoded.mode == "RGB"
-    with Image.open(io.BytesIO(data)) as reference:
-        assert np.array_equal(np.asarray(decoded), np.asarray(reference.convert("RGB")))
+    if kind != "16-bit grey png":  # the next test
+        assert np.array_equal(np.asarray(decoded), opened_rgb(KINDS[kind]))
+    original = odd_images.picture() if not re.search("grey|bilevel", kind) else odd_images.picture().convert("L")
+    tolerance = {"bilevel png": 128}.get(kind, 20 if re.search("palette|gif", kind) else 4)
+    assert np.abs(np.asarray(decoded, np.int16) - np.asarray(original.convert("RGB"))).mean() < tolerance
+
+
+@pytest.mark.parametrize("kind", ["16-bit grey png", "palette png with transparency", "cmyk jpeg", "alpha png"])
+def test_a_large_image_is_converted_in_strips_to_the_same_pixels(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = np.asarray(decode_rgb(KINDS[kind]))
+    monkeypatch.setattr(decoding, "_STRIP_PIXELS", 7 * whole.shape[1] + 3)
+    assert np.array_equal(np.asarray(decode_rgb(KINDS[kind])), whole)
+
+
+def test_webp_is_read_or_refused_by_name() -> None:
+    try:
+        data = encoded(odd_images.picture(), "WEBP")
+    except (KeyError, OSError):
+        with pytest.raises(UnreadableImage, match="WebP, which Pillow is built without"):
+            decode_rgb(b"RIFF\x20\0\0\0WEBPVP8 ")
+    else:
+        assert decode_rgb(data).size == odd_images.picture().size
+
+
+def test_simplejpeg_and_pillow_decode_the_same_pixels(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("simplejpeg")
+    rng = np.random.default_rng(5)
+    for number in range(24):
+        noise = Image.fromarray(rng.integers(0, 256, [*rng.integers(1, 40, 2).tolist(), 3], np.uint8))
+        big = noise.resize(rng.integers(1, 200, 2).tolist(), Image.Resampling.BICUBIC)
+        big = big.convert("L") if number % 8 == 7 else big
+        data = encoded(big, quality=50 + number, subsampling=number % 3, progressive=number % 2)
+        with monkeypatch.context() as patch:
+            ours = np.asarray(decode_rgb(data))
+            patch.setattr(decoding, "simplejpeg", None)
+            assert np.array_equal(ours, np.asarray(decode_rgb(data)))
+
+
+@pytest.mark.parametrize("scale", [2, 4, 8])
+@pytest.mark.parametrize("kind", ["RGB", "CMYK", "L"])
+def test_scaled_decoding_stays_within_one_grey_level(scale: int, kind: str, jpeg_decoder: str) -> None:
+    side = 24
+    rng = np.random.default_rng(scale)
+    size = (3 * scale * side + 5, 4 * scale * side + 3)
+    # As photographs have it: half the amplitude at twice the frequency.
+    layers = [
+        rng.uniform(-1, 1, (size[1] // step + 2, size[0] // step + 2, 3)) * step for step in (2, 4, 8, 16, 32, 64)
+    ]
+    total = np.zeros((size[1], size[0], 3))
+    for layer in layers:
+        for band in range(3):
+            plane = Image.fromarray(layer[:, :, band].astype(np.float32))
+            total[:, :, band] += np.asarray(plane.resize(size, Image.Resampling.BICUBIC))
+    photograph = Image.fromarray(np.clip(127 + 1.2 * total, 0, 255).astype(np.uint8))
+    data = encoded(photograph.convert(kind), quality=92)
+    decoded = decoding.decode(data, side)
+    assert (decoded.scale, decoded.image.width) == (scale, -(-size[0] // scale))
+    pixels, _ = make_sample(data, side, 95)
+    exact = resize_short_side(decode_rgb(data), side)
+    assert pixels.size == exact.size
+    difference = np.asarray(pixels, np.int16) - np.asarray(exact, np.int16)
+    assert np.abs(difference).mean() < 1
+    assert np.asarray(exact).std() > 20
+
+
+def test_a_jpeg_is_not_scaled_when_it_is_barely_larger() -> None:
+    assert decoding.decode(encoded(Image.new("RGB", (300, 144))), 25).scale == 1
+    assert decoding.decode(encoded(Image.new("RGB", (300, 150))), 25).scale == 2
 
 
 def test_16_bit_grey_keeps_its_gradations() -> None:
@@ -58,6 +136,30 @@ def test_exif_orientation_is_not_applied_and_nothing_is_carried_along(picture: I
         assert sample.size == (60, 40)
         assert not sample.getexif()
         assert not {"comment", "icc_profile", "dpi"} & sample.info.keys()
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("kind", ["JPEG", "PNG"])
+def test_exif_orientation_is_applied_when_asked_for(orientation: int, kind: str) -> None:
+    image = odd_images.picture()
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    data = encoded(image, kind, exif=exif)
+    with Image.open(io.BytesIO(data)) as opened:
+        turned = ImageOps.exif_transpose(opened.convert("RGB"))
+    assert np.array_equal(np.asarray(decode_rgb(data, apply_exif=True)), np.asarray(turned))
+    pixels, jpeg = make_sample(data, 20, 95, apply_exif=True)
+    expected = resize_short_side(turned, 20)
+    assert pixels.size == expected.size
+    assert np.abs(np.asarray(pixels, np.int16) - np.asarray(expected, np.int16)).max() <= 1
+    with Image.open(io.BytesIO(jpeg)) as sample:
+        assert not sample.getexif()
+
+
+def test_rubbish_in_exif_does_not_cost_the_image() -> None:
+    for exif in (b"Exif\0\0rubbish", b"Exif\0\0MM\0\x2a\0\0\0\x08\0\x05\x01\x12", b"Exif\0\0II\x2a\0\xff\xff\xff\x7f"):
+        data = encoded(odd_images.picture(), exif=exif)
+        assert make_sample(data, 20, 95, apply_exif=True)[0].size == (31, 20)
 
 
 @pytest.mark.parametrize(
@@ -122,13 +224,40 @@ def test_broken_files_are_refused_with_a_stable_reason(picture: Image.Image) -> 
             assert str(caught.value) == reason
 
 
-@pytest.mark.parametrize("size", [(10_000, 9_000), (60_000, 60_000)])
+@pytest.mark.parametrize(
+    ("size", "reason"),
+    [((60_000, 60_000), "more than 178,956,970 pixels"), ((10_000, 9_000), "343 MiB are needed to decode it")],
+)
 def test_decompression_bombs_are_refused_from_their_headers(
-    size: tuple[int, int], recwarn: pytest.WarningsRecorder
+    size: tuple[int, int], reason: str, recwarn: pytest.WarningsRecorder
 ) -> None:
-    with pytest.raises(UnreadableImage, match="more than 89,478,485 pixels"):
+    with pytest.raises(UnreadableImage, match=reason):
         decode_rgb(png_header(*size))
     assert not recwarn.list
+
+
+def test_a_jpeg_of_endless_scans_is_refused() -> None:
+    data = encoded(Image.new("RGB", (2100, 2100)), progressive=True)
+    scan = data[data.rindex(b"\xff\xda") : -2]
+    assert decode_rgb(data[:-2] + 100 * scan + data[-2:]).size == (2100, 2100)
+    with pytest.raises(UnreadableImage, match="more than 500 scans"):
+        decode_rgb(data[:-2] + 500 * scan + data[-2:])
+
+
+def test_damaged_files_are_samples_or_refused() -> None:
+    good, reasons = 0, []
+    for data in odd_images.mutations(200, seed=1):
+        try:
+            pixels, jpeg = make_sample(data, 16, 95)
+        except UnreadableImage as error:
+            reasons.append(str(error))
+            continue
+        good += 1
+        with Image.open(io.BytesIO(jpeg)) as sample:
+            sample.load()
+            assert (sample.mode, sample.size, min(sample.size)) == ("RGB", pixels.size, 16)
+    assert 40 < good < 160
+    assert all(0 < len(reason) <= 120 and "0x" not in reason for reason in reasons)
 
 
 def test_absurd_aspect_ratios_are_refused() -> None:

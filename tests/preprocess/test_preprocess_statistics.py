@@ -84,6 +84,13 @@ def test_the_mean_image_is_that_of_the_central_squares(images: list[Image.Image]
     np.testing.assert_allclose(mean, np.mean(squares, axis=0), rtol=1e-6)
 
 
+def test_the_mean_image_stays_exact_over_many_images() -> None:
+    white, black = Image.new("RGB", (5, 4), "white"), Image.new("RGB", (4, 4))
+    sums = sums_of([white] * 600 + [black] * 200, side=4)
+    assert sums.square.min() == sums.square.max() == 600 * 255
+    assert np.array_equal(sums.mean_image(), np.full((4, 4, 3), 191.25, np.float32))
+
+
 @pytest.mark.parametrize(("margin", "left"), [(0, 0), (1, 0), (2, 1), (3, 2), (4, 2), (5, 2), (7, 4)])
 def test_the_central_square_lies_where_center_crop_cuts_it(margin: int, left: int) -> None:
     ramp = np.tile(np.arange(8 + margin, dtype=np.uint8)[None, :, None], (8, 1, 3))

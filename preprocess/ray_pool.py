@@ -1,0 +1,133 @@
+"""The same tasks over all nodes of a Ray cluster: where a node dies, its tasks run again on the others.
+
+The output folder, and the input, must lie where every node finds them under the same path.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import ray
+from ray.exceptions import RayError, RayTaskError
+
+from preprocess.manifest import InputError
+from preprocess.workers import REASONS_SHOWN, Counts, Result, Task, WorkerDiedError
+
+_ATTEMPTS = 6  # of one task: nodes may die now and then, but an image that kills every worker must end the build
+_IN_FLIGHT = 2  # tasks for each core: the next one waits at the node, and the queue stays short
+_REFRESH_SECONDS = 0.5
+_CANCEL_SECONDS = 20.0
+
+
+class LocalTally:
+    """What a task calls after each image; the counts travel back with its result."""
+
+    def __init__(self) -> None:
+        self.counts = Counts()
+
+    def count(self, images: int = 1, size: int = 0, rejected: str = "") -> None:
+        """Count so many more images, as `workers.Tally` does."""
+        so_far = self.counts
+        reasons = (rejected,) if rejected and not so_far.reasons else ()
+        self.counts = Counts(
+            so_far.images + images, so_far.bytes + size, so_far.rejected + bool(rejected), so_far.reasons + reasons
+        )
+
+
+def run_tasks_on_ray(
+    function: Callable[[Task, Any], Result],
+    tasks: Sequence[Task],
+    address: str,
+    show: Callable[[Counts], None],
+    collect: Callable[[int, Result], None],
+) -> None:
+    """Compute `function(task, tally)` for each task on the cluster at `address`, one core each.
+
+    Args:
+        function: as for `workers.run_tasks`; it must bear that a task which was lost with its node is
+            computed again.
+        tasks: as for `workers.run_tasks`.
+        address: `auto` for the cluster of this machine or job, or `HOST:PORT` of its head.
+        show: is called with what finished tasks have counted.
+        collect: as for `workers.run_tasks`.
+
+    Raises:
+        InputError: there is no cluster at `address`.
+        WorkerDiedError: a task has lost its worker `_ATTEMPTS` times.
+        Exception: whatever `function`, `show` or `collect` raised first.
+    """
+    with _joined(address):
+        compute = ray.remote(_compute).options(max_retries=_ATTEMPTS - 1, scheduling_strategy="SPREAD")
+        waiting = iter(enumerate(tasks))
+        running: dict[Any, int] = {}
+        total = Counts()
+        try:
+            while True:
+                # Asked each time: nodes come and go.
+                room = int(_IN_FLIGHT * ray.cluster_resources().get("CPU", 1)) - len(running)
+                for number, task in itertools.islice(waiting, max(0, room)):
+                    running[compute.remote(function, task)] = number
+                if not running:
+                    break
+                done, _ = ray.wait(list(running), timeout=_REFRESH_SECONDS)
+                for reference in done:
+                    result, counts = _result(reference)
+                    total = _sum(total, counts)
+                    collect(running.pop(reference), result)
+                show(total)
+        finally:
+            _cancel(list(running))
+
+
+def _compute(function: Callable[[Task, Any], Result], task: Task) -> tuple[Result, Counts]:
+    tally = LocalTally()
+    return function(task, tally), tally.counts
+
+
+@contextlib.contextmanager
+def _joined(address: str) -> Iterator[None]:
+    joined_before = ray.is_initialized()
+    try:
+        ray.init(address=address, ignore_reinit_error=True, logging_level=logging.WARNING)
+    except (ConnectionError, ValueError, RuntimeError) as error:
+        reason = str(error).split(". ")[0]
+        raise InputError(
+            f"--ray {address}: cannot join a Ray cluster ({reason}); valid are `auto` where one runs, "
+            "or HOST:PORT of its head"
+        ) from error
+    try:
+        yield
+    finally:
+        if not joined_before:
+            ray.shutdown()
+
+
+def _result(reference: Any) -> Any:
+    try:
+        return ray.get(reference)
+    except RayTaskError as error:
+        # What the function itself raised, without the lines of the other process.
+        raise error.cause from None
+    except RayError as error:
+        raise WorkerDiedError(f"a task lost its worker {_ATTEMPTS} times: {str(error).splitlines()[0]}") from error
+
+
+def _cancel(references: Sequence[Any]) -> None:
+    """End what still runs, so that nothing writes any more when the caller tidies up."""
+    for reference in references:
+        ray.cancel(reference, force=True)
+    if references:
+        ray.wait(list(references), num_returns=len(references), timeout=_CANCEL_SECONDS)
+
+
+def _sum(one: Counts, other: Counts) -> Counts:
+    return Counts(
+        one.images + other.images,
+        one.bytes + other.bytes,
+        one.rejected + other.rejected,
+        (one.reasons + other.reasons)[:REASONS_SHOWN],
+    )
