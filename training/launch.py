@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import tempfile
 from dataclasses import replace
 from pathlib import Path
@@ -107,7 +108,9 @@ def _join_ray() -> None:
         )
     for name, value in RAY_TRAIN_SETTINGS.items():
         os.environ.setdefault(name, value)
+    on_sigterm = signal.getsignal(signal.SIGTERM)
     ray.init(ignore_reinit_error=True, logging_level=logging.WARNING)
+    signal.signal(signal.SIGTERM, on_sigterm)  # Ray has put one in its place that leaves without cleaning up
 
 
 def _check_data(config: Config) -> None:
