@@ -70,6 +70,12 @@ class Shell:
         assert done.returncode == 0, f"{command}\n{done.stdout}"
         return done.stdout
 
+    def export(self, command: str) -> None:
+        """Take a line of the README that sets a variable for the lines after it."""
+        assert command in readme_commands(), f"the README has no {command!r}"
+        self.typed.append(command)
+        self.exports += f"{command};"
+
 
 def run_id(output: str) -> str:
     found = re.search(r"^(?:.*\) )?run ([0-9a-f]{32})$", output, re.MULTILINE)
@@ -189,12 +195,16 @@ def uploaded_job(shell: Shell) -> str:
 def test_jobs_on_a_head_of_one_s_own(shell: Shell) -> None:
     if not (shell.folder / "shards" / "manifest.json").is_file():
         subprocess.run(["python", "-m", "preprocess.build_shards"], cwd=shell.folder, env=shell.environment, check=True)
+    shell.export("export RAY_AUTH_MODE=token")
+    shell.type("ray get-auth-token --generate > /dev/null")
     shell.type("ray start --head")
     try:
         trained = run_id(shell.type("ray job submit -- python -m training.run", extra="--epochs 1"))
         assert (shell.folder / "runs" / trained / "epoch-0001" / "checkpoint.json").is_file()
     finally:
         end_all_of(shell)
+        # Where `ray stop` did not come by, the next Ray of this machine would look for the dead one.
+        Path("/tmp/ray/ray_current_cluster").unlink(missing_ok=True)
 
 
 def end_all_of(shell: Shell) -> None:

@@ -22,6 +22,9 @@ def run_command(main: Callable[[Sequence[str]], None]) -> int:
 
     def on_sigterm(signum: int, _frame: FrameType | None) -> None:
         received.append(signum)
+        # Ray's own handler was there first: it prints where the process stood, and has set an alarm that would abort
+        # the cleaning up after three seconds.
+        signal.alarm(0)
         signal.raise_signal(signal.SIGINT)
 
     signal.signal(signal.SIGTERM, on_sigterm)

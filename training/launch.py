@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import tempfile
 from dataclasses import replace
 from pathlib import Path
@@ -37,6 +38,8 @@ from training.worker import DivergenceError, Session, open_session, snapshot, tr
 
 COLLECTIVE_TIMEOUT_SECONDS = 300
 """A worker that waits longer than this for its peers fails, and the training starts again from its checkpoint."""
+METRICS_SECONDS = 10.0
+"""How long a checkpoint waits for MLflow to take the metrics of before it; training does not stop for a dead server."""
 RAY_TRAIN_SETTINGS = {
     # How often Ray Train looks at its workers, in seconds: every report of a checkpoint waits for one look.
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
@@ -105,7 +108,9 @@ def _join_ray() -> None:
         )
     for name, value in RAY_TRAIN_SETTINGS.items():
         os.environ.setdefault(name, value)
+    on_sigterm = signal.getsignal(signal.SIGTERM)
     ray.init(ignore_reinit_error=True, logging_level=logging.WARNING)
+    signal.signal(signal.SIGTERM, on_sigterm)  # Ray has put one in its place that leaves without cleaning up
 
 
 def _check_data(config: Config) -> None:
@@ -194,6 +199,9 @@ def train_worker(arguments: dict[str, Any]) -> Any:
 
     def save(session: Session, metrics: dict[str, float]) -> None:
         progress.epoch_done(session.epoch)
+        if metric_log is not None:
+            # A training that starts again from this checkpoint logs nothing of before it.
+            metric_log.flush(METRICS_SECONDS)
         _report(session, arguments["run_id"], metrics)
 
     stored = ray.train.get_checkpoint()

@@ -129,7 +129,7 @@ class MetricLog:
         self._client = MlflowClient(uri)
         self._run_id = run_id
         self._last_step: dict[str, int] = {}
-        self._queue: queue.SimpleQueue[list[Metric] | None] = queue.SimpleQueue()
+        self._queue: queue.SimpleQueue[list[Metric] | threading.Event | None] = queue.SimpleQueue()
         self._pending: list[Metric] = []
         self._thread = threading.Thread(target=self._send_all, name="mlflow", daemon=True)
         self._thread.start()
@@ -138,6 +138,12 @@ class MetricLog:
         """Send these metrics soon."""
         now = int(time.time() * 1000)
         self._queue.put([Metric(key, value, now, step) for key, value in metrics.items()])
+
+    def flush(self, seconds: float) -> bool:
+        """Wait until the server has all points so far, but not longer than this; return whether it has them."""
+        sent = threading.Event()
+        self._queue.put(sent)
+        return sent.wait(seconds)
 
     def close(self) -> None:
         """Send the rest; raise `TimeoutError` if the server does not take it."""
@@ -151,9 +157,12 @@ class MetricLog:
     def _send_all(self) -> None:
         open_ended = True
         while open_ended:
-            batch = self._queue.get()
-            open_ended = batch is not None
-            self._pending += batch or []
+            item = self._queue.get()
+            if isinstance(item, threading.Event):
+                item.set()
+                continue
+            open_ended = item is not None
+            self._pending += item or []
             while self._pending and not self._send():
                 time.sleep(RETRY_SECONDS)
 

@@ -23,6 +23,8 @@ def checkpoint(tiny_shards: Path, tmp_path_factory: pytest.TempPathFactory) -> P
         data=str(tiny_shards),
         epochs=3,
         batch_size=8,
+        label_smoothing=0.0,
+        network=dataclasses.replace(base.network, dropout=0.3),
         optimizer=dataclasses.replace(base.optimizer, learning_rate=0.005),
     )
 
