@@ -26,6 +26,7 @@ from preprocess.build_shards import main
 from preprocess.images import UnreadableImage, decode_rgb
 from preprocess.manifest import InputError
 from preprocess.sources import Record, Source, open_source, read_image, unpack
+from preprocess.whole_files import partial_path
 
 TRAIN, VAL = "train-00000-of-00001.parquet", "validation-00000-of-00001.parquet"
 
@@ -33,8 +34,8 @@ TRAIN, VAL = "train-00000-of-00001.parquet", "validation-00000-of-00001.parquet"
 class CountOnly:
     images = 0
 
-    def count(self) -> None:
-        self.images += 1
+    def count(self, images: int = 1, **_others: object) -> None:
+        self.images += images
 
 
 def opened(root: Path) -> Source:
@@ -77,7 +78,8 @@ def test_what_is_unpacked_is_not_unpacked_again_and_what_is_half_is(wnid_folders
     assert unpacked(source, scratch) == images  # the progress counts them all the same
     assert {path: path.stat().st_mtime_ns for path in scratch.iterdir()} == times
     (scratch / "train-00000-of-00002.parquet.npy").unlink()
-    (scratch / "train-00001-of-00002.parquet.records").rename(scratch / ".train-00001-of-00002.parquet.records.partial")
+    records = scratch / "train-00001-of-00002.parquet.records"
+    records.rename(partial_path(records))
     unpacked(source, scratch)
     assert folder_bytes(scratch) == before
 

@@ -21,7 +21,7 @@ def test_every_damaged_file_is_a_sample_or_a_listed_rejection(tmp_path: Path) ->
         path.write_bytes(data)
     done = run_command(
         *("preprocess.build_shards", "--input", tmp_path / "in", "--output", tmp_path / "out"),
-        *("--val-fraction", 0.1, "--short-side", 32, "--workers", 2),
+        *("--val-fraction", 0.1, "--short-side", 32, "--workers", 2, "--max-rejected", 1),
     )
     assert done.returncode == 0, done.stderr
     page = read_json(tmp_path / "out")

@@ -31,7 +31,7 @@ from preprocess.images import UnreadableImage
 from preprocess.manifest import ClassEntry, InputError
 from preprocess.sources import Source, Span, open_source, read_image
 
-OPTIONS = ("--short-side", "16", "--shard-samples", "40", "--workers", "1", "--name", "tiny")
+OPTIONS = ("--short-side", "16", "--max-rejected", "0.02", "--shard-samples", "40", "--workers", "1", "--name", "tiny")
 WRITERS = {
     "ilsvrc": write_ilsvrc,
     "kaggle": write_kaggle,
