@@ -61,7 +61,7 @@ def run_tasks_on_ray(
         Exception: whatever `function`, `show` or `collect` raised first.
     """
     with _joined(address):
-        compute = ray.remote(_compute).options(max_retries=_ATTEMPTS - 1, scheduling_strategy="SPREAD")
+        compute: Any = ray.remote(_compute).options(max_retries=_ATTEMPTS - 1, scheduling_strategy="SPREAD")
         waiting = iter(enumerate(tasks))
         running: dict[Any, int] = {}
         total = Counts()
