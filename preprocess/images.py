@@ -59,14 +59,14 @@ def resize_short_side(image: Image.Image, short_side: int) -> Image.Image:
 
 
 def encode_jpeg(image: Image.Image, quality: int) -> bytes:
-    """Encode RGB as a baseline 4:2:0 JPEG without EXIF, profile or comment; same pixels, same bytes."""
+    """Encode RGB (or RGBX) as a baseline 4:2:0 JPEG without EXIF, profile or comment; same pixels, same bytes."""
     buffer = io.BytesIO()
     image.save(buffer, "JPEG", quality=quality, subsampling=CHROMA, comment=b"")
     return buffer.getvalue()
 
 
 def make_sample(data: bytes, short_side: int, quality: int, apply_exif: bool = False) -> tuple[Image.Image, bytes]:
-    """Turn a raw file into a sample: the resized RGB pixels before encoding, and the JPEG of them.
+    """Turn a raw file into a sample: the resized pixels (RGB or RGBX) before encoding, and the JPEG of them.
 
     A JPEG whose short side is at least 6, 12 or 24 times `short_side` is decoded at 1/2, 1/4 or 1/8 of its size, from
     the low frequencies of its blocks, and resized from there: within 1 grey level of the resized whole, on average over
@@ -76,7 +76,7 @@ def make_sample(data: bytes, short_side: int, quality: int, apply_exif: bool = F
         UnreadableImage: as `decode_rgb` and `resize_short_side` say.
     """
     decoded = decode(data, short_side, apply_exif)
-    pixels = _turned(_plain(_resized(decoded, short_side)), decoded.orientation)
+    pixels = _turned(_resized(decoded, short_side), decoded.orientation)
     return pixels, encode_jpeg(pixels, quality)
 
 

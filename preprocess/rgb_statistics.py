@@ -55,22 +55,23 @@ class RgbSums:
         return self._square
 
     def add(self, image: Image.Image) -> None:
-        """Add all pixels of one RGB image, and its central square.
+        """Add all pixels of one RGB (or RGBX) image, and its central square.
 
         The square lies where torchvision's CenterCrop cuts it: half of an odd margin is rounded to even.
         """
         pixels = image.width * image.height
-        padding = bytes([_CENTRE]) * (-pixels % _BLOCK)  # adds nothing to what is summed around the centre
-        parts = [part for band in "RGB" for part in (image.tobytes("raw", band), padding)]
-        planes = np.frombuffer(bytearray().join(parts), np.uint8).reshape(3, -1)
         side = self._recent.shape[1]
         top, left = round((image.height - side) / 2), round((image.width - side) / 2)
-        squares = planes[:, :pixels].reshape(3, image.height, image.width)[:, top : top + side, left : left + side]
-        np.add(self._recent, squares, out=self._recent)
+        centred = np.zeros((3, -(-pixels // _BLOCK) * _BLOCK), np.uint8)  # zeros at the end add nothing
+        for number, band in enumerate("RGB"):
+            values = np.frombuffer(image.tobytes("raw", band), np.uint8)
+            plane = values.reshape(image.height, image.width)
+            self._recent[number] += plane[top : top + side, left : left + side]
+            np.bitwise_xor(values, _CENTRE, out=centred[number, :pixels])  # as int8, this is x - c
         self._recent_images += 1
         if self._recent_images == _LARGEST_RECENT:
             self._gather_recent()
-        centred_sums, centred_products = _centred_sums(planes)
+        centred_sums, centred_products = _centred_sums(centred.view(np.int8))
         sums = centred_sums + pixels * _CENTRE
         self.pixels += pixels
         self.images += 1
@@ -152,18 +153,20 @@ class RgbSums:
         self._recent_images = 0
 
 
-def _centred_sums(planes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return int64 (3,) and (3, 3): the sums of x - c and of (x - c)(y - c) over three rows of bytes, overwritten."""
-    np.bitwise_xor(planes, _CENTRE, out=planes)  # as int8, this is x - c
-    centred = planes.view(np.int8).reshape(3, -1, _BLOCK)
-    sums = np.empty(centred.shape[:2], np.float32)
-    products = np.empty((3, *sums.shape), np.float32)
-    for first in range(0, centred.shape[1], _BLOCKS_AT_A_TIME):
+def _centred_sums(centred: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return int64 (3,) and (3, 3): the sums and the sums of products of three rows of int8, whole blocks of them."""
+    blocks = centred.reshape(3, -1, _BLOCK)
+    sums, squares, neighbours = (np.empty((rows, blocks.shape[1]), np.float32) for rows in (3, 3, 2))
+    outer = np.empty(blocks.shape[1], np.float32)
+    for first in range(0, blocks.shape[1], _BLOCKS_AT_A_TIME):
         some = slice(first, first + _BLOCKS_AT_A_TIME)
-        floats = centred[:, some].astype(np.float32)
+        floats = blocks[:, some].astype(np.float32)
         np.vecdot(floats, _ONES, out=sums[:, some])
-        np.vecdot(floats[:, None], floats, out=products[:, :, some])
-    return _total(sums), _total(products)
+        np.vecdot(floats, floats, out=squares[:, some])
+        np.vecdot(floats[:2], floats[1:], out=neighbours[:, some])
+        np.vecdot(floats[0], floats[2], out=outer[some])
+    (rr, gg, bb), (rg, gb), rb = _total(squares), _total(neighbours), _total(outer)
+    return _total(sums), np.array([[rr, rg, rb], [rg, gg, gb], [rb, gb, bb]])
 
 
 def _total(block_sums: np.ndarray) -> np.ndarray:

@@ -6,7 +6,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from preprocess.images import UnreadableImage
+from preprocess.decoding import MAX_BYTES, UnreadableImage
 from preprocess.sources.catalogue import Place, Span, Whole
 from preprocess.sources.records import record_span
 
@@ -34,11 +34,12 @@ def read_image(root: Path, scratch: Path, place: Place) -> bytes:
         place: where the image is.
 
     Raises:
-        UnreadableImage: the system says no, or the archive ends before the image does.
+        UnreadableImage: the system says no, the archive ends before the image does, or the file alone takes more
+            memory than `MAX_BYTES`.
     """
     try:
         if isinstance(place, Whole):
-            return (root / place.file).read_bytes()
+            return _read_span(root / place.file)
         if isinstance(place, Span):
             return _read_span(root / place.file, place.offset, place.size)
         return _read_span(*record_span(scratch, place))
@@ -46,9 +47,13 @@ def read_image(root: Path, scratch: Path, place: Place) -> bytes:
         raise UnreadableImage(f"cannot be read: {error.strerror}") from error
 
 
-def _read_span(path: Path, offset: int, size: int) -> bytes:
+def _read_span(path: Path, offset: int = 0, size: int | None = None) -> bytes:
+    """Read `size` bytes from `offset` on; without a size, the whole file."""
     with path.open("rb", buffering=0) as file:
-        data = os.pread(file.fileno(), size, offset)
-    if len(data) < size:
-        raise UnreadableImage(f"{len(data)} of {size} bytes: its archive ends there")
+        wanted = os.fstat(file.fileno()).st_size if size is None else size
+        if wanted > MAX_BYTES:
+            raise UnreadableImage(f"a file of {wanted >> 20} MiB, more than {MAX_BYTES >> 20}")
+        data = os.pread(file.fileno(), wanted, offset)
+    if len(data) < wanted:
+        raise UnreadableImage(f"{len(data)} of {wanted} bytes: its archive ends there")
     return data

@@ -103,6 +103,13 @@ def test_a_broken_link_is_a_broken_image_and_a_pipe_is_none(tmp_path: Path) -> N
         read_image(root, tmp_path, Whole("a/gone.jpg"))
 
 
+def test_a_file_too_large_for_a_workers_memory_is_refused_unread(tmp_path: Path) -> None:
+    root = fill(tmp_path, "a/1.jpg")
+    os.truncate(root / "a" / "1.jpg", 1 << 40)  # a hole, no disk space
+    with pytest.raises(UnreadableImage, match=r"^a file of 1048576 MiB, more than 288$"):
+        read_image(root, tmp_path, Whole("a/1.jpg"))
+
+
 @pytest.mark.parametrize(
     ("files", "val_fraction", "message"),
     [
