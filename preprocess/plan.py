@@ -7,7 +7,7 @@ files give the same bytes.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -126,6 +126,9 @@ def make_plan(options: BuildOptions) -> Plan:
     Raises:
         InputError: as `open_source` says, or the output lies in the input folder.
     """
+    if options.ray is not None:  # no node has our working directory
+        source_path = options.input.absolute() if options.input is not None else None
+        options = replace(options, input=source_path, output=options.output.absolute())
     if options.input is None:
         catalogue = sample.catalogue()
         return Plan(options, None, catalogue, divide(catalogue, options.seed, options.shard_samples))

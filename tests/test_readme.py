@@ -162,6 +162,7 @@ def test_jobs_on_a_cluster_of_one(shell: Shell) -> None:
         shell.exports = f"{up}; "
         shutil.rmtree(shell.folder / "shards", ignore_errors=True)
         shell.type("ray job submit -- python -m preprocess.build_shards")
+        built_by_all_nodes(shell)
         trained = run_id(shell.type("ray job submit -- python -m training.run", extra="--epochs 2"))
         evaluated = shell.type(
             "ray job submit -- python -m training.evaluate --run RUN_ID --data shards", {"RUN_ID": trained}
@@ -172,6 +173,22 @@ def test_jobs_on_a_cluster_of_one(shell: Shell) -> None:
     finally:
         shell.exports = ""
         shell.type("python -m cluster.local down")
+
+
+def built_by_all_nodes(shell: Shell) -> None:
+    """Run the README's build on the cluster, and compare its bytes with those of the same build without one."""
+    raw, alone = shell.folder / "raw", shell.folder / "alone"
+    write_raw_folder(raw)
+    options = f"--max-rejected {MAX_REJECTED} --shard-samples 40"
+    command = next(line for line in readme_commands() if line.endswith("--ray auto"))
+    shell.type(
+        command,
+        {"/data/imagenet-shards": "spread", "/data/imagenet": "raw"},
+        extra=options,
+    )
+    arguments = ["python", "-m", "preprocess.build_shards", "--input", raw, "--output", alone, *options.split()]
+    subprocess.run(arguments, cwd=shell.folder, env=shell.environment, check=True)
+    subprocess.run(["diff", "-r", shell.folder / "spread", alone], check=True)
 
 
 def uploaded_job(shell: Shell) -> str:
