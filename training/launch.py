@@ -99,7 +99,10 @@ def launch(config: Config, project: Path) -> str:
 
 
 def _join_ray() -> None:
-    """Join the Ray of the job that this is, or start one on this machine."""
+    """Join the Ray that RAY_ADDRESS names, as every job does, or start one on this machine.
+
+    Ray would also look for a head that was started here once, and wait in vain where that was killed.
+    """
     address = os.environ.get("RAY_ADDRESS", "")
     if address.startswith(("http://", "https://")):
         raise InputError(
@@ -109,7 +112,7 @@ def _join_ray() -> None:
     for name, value in RAY_TRAIN_SETTINGS.items():
         os.environ.setdefault(name, value)
     on_sigterm = signal.getsignal(signal.SIGTERM)
-    ray.init(ignore_reinit_error=True, logging_level=logging.WARNING)
+    ray.init(address or "local", ignore_reinit_error=True, logging_level=logging.WARNING)
     signal.signal(signal.SIGTERM, on_sigterm)  # Ray has put one in its place that leaves without cleaning up
 
 

@@ -34,7 +34,7 @@ STEPS_PER_EPOCH = 35
 def project(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A folder for stores, and one Ray for all runs; it counts more cores than there are, for meshes of four."""
     folder = tmp_path_factory.mktemp("project")
-    ray.init(num_cpus=4, logging_level="ERROR")
+    ray.init("local", num_cpus=4, logging_level="ERROR")
     yield folder
     ray.shutdown()
 
