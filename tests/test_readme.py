@@ -220,6 +220,8 @@ def test_jobs_on_a_head_of_one_s_own(shell: Shell) -> None:
         assert (shell.folder / "runs" / trained / "epoch-0001" / "checkpoint.json").is_file()
     finally:
         end_all_of(shell)
+        # Where `ray stop` did not come by, the next Ray of this machine would look for the dead one.
+        Path("/tmp/ray/ray_current_cluster").unlink(missing_ok=True)
 
 
 def end_all_of(shell: Shell) -> None:
