@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from preprocess import sample
+from preprocess import colour_sums, sample
 from preprocess.finished import Standing, look_at_output
 from preprocess.identity import identity
 from preprocess.images import CHROMA, RESAMPLE
@@ -140,6 +140,8 @@ def _build_shards(
     def watch(counts: Counts) -> None:
         check_rejected(plan, len(before) + counts.rejected, [*map(describe, before), *counts.reasons])
 
+    if pending:
+        colour_sums.prepare()
     done = sum(len(shard.images) for shard in plan.shards if shard.stem in kept)
     progress = Progress("building", done + sum(len(shard.images) for shard in pending), before=done)
     return run_shown(build_shard, tasks, options, progress, watch=watch)

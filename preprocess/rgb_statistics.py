@@ -12,15 +12,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from preprocess.colour_sums import PAIRS, add_image
 from preprocess.manifest import Rgb
 
-# With pixels taken around 128, a product is at most 2^14 in magnitude, so float32, which holds every integer up
-# to 2^24, sums 2^10 of them without an error, in any order: BLAS does the work. Its dot products of 2^10 numbers
-# are never spread over threads. What is worked on at a time stays in a processor's own cache.
-_CENTRE = 128
-_BLOCK = 1024
-_BLOCKS_AT_A_TIME = 32
-_ONES = np.ones(_BLOCK, np.float32)
 _LARGEST_RECENT = 2**16 // 256  # uint16 holds as many squares
 _DIGITS = 12  # LAPACK's last bits depend on the processor; the manifest's must not
 _SAVED = ("pixels", "images", "sums", "products", "square")
@@ -34,7 +28,7 @@ class RgbSums:
         images: how many images were added.
         sums: int64 (3,), of R, G and B.
         products: int64 (3, 3), of the products of two channels; int64 lasts for 1.4e14 pixels.
-        square: (3, short_side, short_side), of the central squares, pixel by pixel: uint32 while images are
+        square: (short_side, short_side, 3), of the central squares, pixel by pixel: uint32 while images are
             added (16 million of them), uint64 once merged.
     """
 
@@ -44,8 +38,8 @@ class RgbSums:
         self.images = 0
         self.sums = np.zeros(3, np.int64)
         self.products = np.zeros((3, 3), np.int64)
-        self._square = np.zeros((3, short_side, short_side), np.uint32)
-        self._recent = np.zeros((3, short_side, short_side), np.uint16)  # half the memory to go through each time
+        self._square = np.zeros((short_side, short_side, 3), np.uint32)
+        self._recent = np.zeros((short_side, short_side, 4), np.uint16)  # less memory to go through each time
         self._recent_images = 0
 
     @property
@@ -57,28 +51,20 @@ class RgbSums:
     def add(self, image: Image.Image) -> None:
         """Add all pixels of one RGB (or RGBX) image, and its central square.
 
-        The square lies where torchvision's CenterCrop cuts it: half of an odd margin is rounded to even.
+        Raises:
+            ValueError: the image is smaller than the square.
         """
-        pixels = image.width * image.height
-        side = self._recent.shape[1]
-        top, left = round((image.height - side) / 2), round((image.width - side) / 2)
-        centred = np.zeros((3, -(-pixels // _BLOCK) * _BLOCK), np.uint8)  # zeros at the end add nothing
-        for number, band in enumerate("RGB"):
-            values = np.frombuffer(image.tobytes("raw", band), np.uint8)
-            plane = values.reshape(image.height, image.width)
-            self._recent[number] += plane[top : top + side, left : left + side]
-            np.bitwise_xor(values, _CENTRE, out=centred[number, :pixels])  # as int8, this is x - c
+        sums = np.zeros(9, np.int64)
+        add_image(image, sums, self._recent)
+        self.pixels += image.height * image.width
+        self.images += 1
+        self.sums += sums[:3]
+        products = np.empty((3, 3), np.int64)
+        products[PAIRS] = products.T[PAIRS] = sums[3:]
+        self.products += products
         self._recent_images += 1
         if self._recent_images == _LARGEST_RECENT:
             self._gather_recent()
-        centred_sums, centred_products = _centred_sums(centred.view(np.int8))
-        sums = centred_sums + pixels * _CENTRE
-        self.pixels += pixels
-        self.images += 1
-        self.sums += sums
-        # sum(x y) = sum((x - c)(y - c)) + c sum(x) + c sum(y) - n c^2
-        shift = _CENTRE * (sums[:, None] + sums[None, :]) - pixels * _CENTRE**2
-        self.products += centred_products + shift
 
     def merge(self, other: RgbSums) -> None:
         """Add the sums of other images."""
@@ -114,7 +100,7 @@ class RgbSums:
     def mean_image(self) -> np.ndarray:
         """Return the mean of the central squares: float32 (short_side, short_side, 3), 0-255 units."""
         mean = self.square / np.float64(self.images)
-        return np.ascontiguousarray(mean.transpose(1, 2, 0), np.float32)
+        return mean.astype(np.float32)
 
     def finish(self, mean_image: str) -> Rgb:
         """Divide: mean, covariance (by n, not n - 1), eigenvalues descending, eigenvectors in columns.
@@ -148,29 +134,9 @@ class RgbSums:
         )
 
     def _gather_recent(self) -> None:
-        self._square += self._recent
+        self._square += self._recent[:, :, :3]
         self._recent[:] = 0
         self._recent_images = 0
-
-
-def _centred_sums(centred: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return int64 (3,) and (3, 3): the sums and the sums of products of three rows of int8, whole blocks of them."""
-    blocks = centred.reshape(3, -1, _BLOCK)
-    sums, squares, neighbours = (np.empty((rows, blocks.shape[1]), np.float32) for rows in (3, 3, 2))
-    outer = np.empty(blocks.shape[1], np.float32)
-    for first in range(0, blocks.shape[1], _BLOCKS_AT_A_TIME):
-        some = slice(first, first + _BLOCKS_AT_A_TIME)
-        floats = blocks[:, some].astype(np.float32)
-        np.vecdot(floats, _ONES, out=sums[:, some])
-        np.vecdot(floats, floats, out=squares[:, some])
-        np.vecdot(floats[:2], floats[1:], out=neighbours[:, some])
-        np.vecdot(floats[0], floats[2], out=outer[some])
-    (rr, gg, bb), (rg, gb), rb = _total(squares), _total(neighbours), _total(outer)
-    return _total(sums), np.array([[rr, rg, rb], [rg, gg, gb], [rb, gb, bb]])
-
-
-def _total(block_sums: np.ndarray) -> np.ndarray:
-    return block_sums.sum(axis=-1, dtype=np.float64).astype(np.int64)
 
 
 def _rounded(values: np.ndarray) -> tuple[float, ...]:

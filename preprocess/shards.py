@@ -14,6 +14,7 @@ import re
 import tarfile
 from collections import Counter
 from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from tarfile import BLOCKSIZE, RECORDSIZE
 from types import TracebackType
@@ -25,6 +26,7 @@ from preprocess.whole_files import partial_path, write_whole
 INDEX_VERSION = "v1.2"  # of DALI's webdataset reader: `<ext> <offset> <size> <name>` for each file of a sample
 MAX_KEY_BYTES = 96  # a USTAR name without the prefix field, less the ending
 _KEY_DIGEST_CHARACTERS = 16
+_SYNC_BYTES = 4 << 20  # a thread sends so much to the disk at a time, or `commit` would wait for all of it
 
 
 def shard_stem(split: str, number: int) -> str:
@@ -113,6 +115,9 @@ class ShardWriter:
         self._size = 0
         self._digest = hashlib.sha256()
         self._index: list[str] = []
+        self._synced = 0
+        self._thread = ThreadPoolExecutor(1)
+        self._syncing: Future[None] | None = None
 
     @property
     def samples(self) -> int:
@@ -140,6 +145,7 @@ class ShardWriter:
         self._write(bytes(2 * BLOCKSIZE))
         self._write(bytes(-self._size % RECORDSIZE))
         self._file.flush()
+        self._end_sync()
         os.fsync(self._file.fileno())
         self._file.close()
         shard = Shard(
@@ -166,6 +172,7 @@ class ShardWriter:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         """Close and remove whatever was not committed."""
+        self._thread.shutdown()
         with contextlib.suppress(OSError):  # closing flushes: on a full disk, what is thrown away here anyway
             self._file.close()
         partial_path(self._tar_path).unlink(missing_ok=True)
@@ -174,6 +181,14 @@ class ShardWriter:
         self._digest.update(data)
         self._file.write(data)
         self._size += len(data)
+        if self._size - self._synced >= _SYNC_BYTES and (self._syncing is None or self._syncing.done()):
+            self._end_sync()
+            self._synced = self._size
+            self._syncing = self._thread.submit(os.fdatasync, self._file.fileno())
+
+    def _end_sync(self) -> None:
+        if self._syncing is not None:
+            self._syncing.result()  # the system tells of an error of the disk only once
 
 
 def _index_entry(name: str, offset: int, size: int) -> str:

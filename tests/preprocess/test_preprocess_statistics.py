@@ -1,12 +1,24 @@
 import itertools
+from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from preprocess import colour_sums
 from preprocess.rgb_statistics import RgbSums
 
 SIDE = 24
+
+
+@pytest.fixture(autouse=True, params=["C", "NumPy"])
+def kind(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Everything here holds for both ways to compute the sums."""
+    if request.param == "NumPy":
+        monkeypatch.setattr(colour_sums, "_library", lambda: None)
+    else:
+        assert colour_sums._library() is not None, "this machine has no compiler"
+    return request.param
 
 
 @pytest.fixture(scope="module")
@@ -115,3 +127,26 @@ def test_channels_are_not_mixed_up() -> None:
 def test_no_pixels_are_an_error() -> None:
     with pytest.raises(ValueError, match="no pixels"):
         RgbSums(SIDE).finish("mean.npy")
+
+
+def test_an_image_smaller_than_the_square_is_an_error() -> None:
+    with pytest.raises(ValueError, match="an image of 23x24 pixels has no square of 24"):
+        sums_of([Image.new("RGB", (23, 24))])
+
+
+@pytest.mark.parametrize("kind", ["C"], indirect=True)
+def test_without_a_compiler_there_is_one_warning(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, images: list[Image.Image]
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setenv("CC", "no-such-compiler -O1")
+    with_compiler = sums_of(images).finish("mean.npy")
+    colour_sums._library.cache_clear()
+    try:
+        with pytest.warns(UserWarning, match="cannot be compiled with no-such-compiler -O1: NumPy computes") as caught:
+            colour_sums.prepare()
+        assert sums_of(images).finish("mean.npy") == with_compiler
+        assert len(caught) == 1
+    finally:
+        colour_sums._library.cache_clear()
+    assert not list(tmp_path.rglob("*.so"))
