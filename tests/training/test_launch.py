@@ -18,6 +18,7 @@ import torch
 from commands import PROJECT, run_command
 from mlflow import MlflowClient
 from mlflow.entities import Run
+from raw_data import MAX_REJECTED
 
 from preprocess.manifest import InputError
 from training.checkpoint import MODEL, read_checkpoint, read_model
@@ -65,7 +66,10 @@ def four_classes(raw_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> 
             shutil.copytree(raw_folder / split / name, raw / split / name)
         shutil.copytree(raw_folder / split / "blue-disc", raw / split / "more-discs")
     shards = tmp_path_factory.mktemp("shards") / "four"
-    build = run_command("preprocess.build_shards", "--input", raw, "--output", shards, "--short-side", 64)
+    build = run_command(
+        *("preprocess.build_shards", "--input", raw, "--output", shards, "--short-side", 64),
+        *("--max-rejected", MAX_REJECTED),
+    )
     assert build.returncode == 0, build.stderr
     return shards
 
