@@ -5,6 +5,7 @@ In C it is one pass over bytes; NumPy takes as long as decoding the image does.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import hashlib
 import os
@@ -18,40 +19,42 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from preprocess.pixel_memory import pixel_memory
 from preprocess.whole_files import write_whole
 
 _SOURCE = Path(__file__).with_suffix(".c")
 _COMPILE = ("-O3", "-shared", "-fPIC")
+_SEAL_BYTES = hashlib.sha256().digest_size
 PAIRS = np.triu_indices(3)
 """Which two channels the last six sums multiply."""
 
 
 def add_image(image: Image.Image, sums: np.ndarray, square: np.ndarray) -> None:
-    """Add an image to sums over all its pixels, and its central square, byte by byte, to a sum of squares.
+    """Add an image to sums over all its pixels, and its central square, level by level, to a sum of squares.
 
     The square lies where torchvision's CenterCrop cuts it: half of an odd margin is rounded to even.
 
     Args:
         image: RGB, or RGBX.
         sums: int64 (9,): of R, G, B, RR, RG, RB, GG, GB and BB.
-        square: uint16 (side, side, 4); the fourth channel holds nothing of use.
+        square: uint16 (3, side, side).
 
     Raises:
         ValueError: the image is smaller than the square.
     """
-    pixels = image.tobytes("raw", "RGBX")
-    (width, height), side = image.size, len(square)
+    (width, height), side = image.size, square.shape[-1]
     if min(width, height) < side:
         raise ValueError(f"an image of {width}x{height} pixels has no square of {side}")
     top, left = round((height - side) / 2), round((width - side) / 2)
     library = _library()
     if library is not None:
-        library.add_image(pixels, width, height, top, left, side, sums.ctypes, square.ctypes)
+        with pixel_memory(image) as pixels:
+            library.add_image(pixels, width, height, top, left, side, sums.ctypes.data, square.ctypes.data)
         return
-    rows = np.frombuffer(pixels, np.uint8).reshape(height, width, 4)
-    square += rows[top : top + side, left : left + side]
+    rows = np.frombuffer(image.tobytes("raw", "RGBX"), np.uint8).reshape(height, width, 4)[:, :, :3]
+    square += rows[top : top + side, left : left + side].transpose(2, 0, 1)
     # Exact: float64 holds every integer up to 2^53, and no image has 2^37 pixels.
-    colours = rows.reshape(-1, 4)[:, :3].astype(np.float64)
+    colours = rows.reshape(-1, 3).astype(np.float64)
     sums += np.concatenate([colours.sum(axis=0), (colours.T @ colours)[PAIRS]]).astype(np.int64)
 
 
@@ -69,26 +72,51 @@ def prepare() -> None:
 def _library() -> ctypes.CDLL | None:
     """Return the compiled functions, from the user's cache if they are there; None where they cannot be compiled."""
     try:
-        library = ctypes.CDLL(str(_compiled()))
+        library = _loaded(_compiled())
     except (OSError, subprocess.CalledProcessError):
         return None
-    library.add_image.argtypes = (ctypes.c_char_p, *(ctypes.c_size_t,) * 5, ctypes.c_void_p, ctypes.c_void_p)
+    library.add_image.argtypes = (ctypes.c_void_p, *(ctypes.c_size_t,) * 5, ctypes.c_void_p, ctypes.c_void_p)
     library.add_image.restype = None
     return library
 
 
-def _compiled() -> Path:
-    made_of = (platform.machine(), *_COMPILE, _SOURCE.read_text())
-    digest = hashlib.sha256("\n".join(made_of).encode()).hexdigest()[:16]
-    path = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "twotower" / f"colour_sums-{digest}.so"
-    if not path.exists():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory() as folder:
-            built = Path(folder) / path.name
-            command = [*_compiler(), *_COMPILE, str(_SOURCE), "-o", str(built)]
-            subprocess.run(command, check=True, capture_output=True)
-            write_whole(path, built.read_bytes())
-    return path
+def _loaded(content: bytes) -> ctypes.CDLL:
+    """Load a library from memory: a file that is cut short later, while it is mapped, ends the process."""
+    descriptor = os.memfd_create("colour_sums")
+    try:
+        with os.fdopen(descriptor, "wb", closefd=False) as file:
+            file.write(content)
+        return ctypes.CDLL(f"/proc/self/fd/{descriptor}")
+    finally:
+        os.close(descriptor)
+
+
+def _compiled() -> bytes:
+    """Return the library, from the cache if what lies there is whole; a cache that cannot be used is done without."""
+    made_of = "\n".join((platform.machine(), *_COMPILE, _SOURCE.read_text()))
+    name = f"colour_sums-{hashlib.sha256(made_of.encode()).hexdigest()[:16]}.sealed"
+    path = None
+    with contextlib.suppress(RuntimeError):  # no home is known
+        path = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "twotower" / name
+    if path is not None:
+        with contextlib.suppress(OSError):
+            sealed = path.read_bytes()
+            if _sealed(sealed[_SEAL_BYTES:]) == sealed:
+                return sealed[_SEAL_BYTES:]
+    with tempfile.TemporaryDirectory() as folder:
+        built = Path(folder) / "colour_sums.so"
+        command = [*_compiler(), *_COMPILE, str(_SOURCE), "-o", str(built)]
+        subprocess.run(command, check=True, capture_output=True)
+        content = built.read_bytes()
+    if path is not None:
+        with contextlib.suppress(OSError):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_whole(path, _sealed(content))
+    return content
+
+
+def _sealed(content: bytes) -> bytes:
+    return hashlib.sha256(content).digest() + content
 
 
 def _compiler() -> list[str]:

@@ -39,7 +39,7 @@ class RgbSums:
         self.sums = np.zeros(3, np.int64)
         self.products = np.zeros((3, 3), np.int64)
         self._square = np.zeros((short_side, short_side, 3), np.uint32)
-        self._recent = np.zeros((short_side, short_side, 4), np.uint16)  # less memory to go through each time
+        self._recent = np.zeros((3, short_side, short_side), np.uint16)  # less memory to go through each time
         self._recent_images = 0
 
     @property
@@ -134,7 +134,7 @@ class RgbSums:
         )
 
     def _gather_recent(self) -> None:
-        self._square += self._recent[:, :, :3]
+        self._square += self._recent.transpose(1, 2, 0)
         self._recent[:] = 0
         self._recent_images = 0
 

@@ -39,21 +39,24 @@ def read_image(root: Path, scratch: Path, place: Place) -> bytes:
     """
     try:
         if isinstance(place, Whole):
-            return _read_span(root / place.file)
+            return _read_span(f"{root}/{place.file}")
         if isinstance(place, Span):
-            return _read_span(root / place.file, place.offset, place.size)
+            return _read_span(f"{root}/{place.file}", place.offset, place.size)
         return _read_span(*record_span(scratch, place))
     except OSError as error:
         raise UnreadableImage(f"cannot be read: {error.strerror}") from error
 
 
-def _read_span(path: Path, offset: int = 0, size: int | None = None) -> bytes:
+def _read_span(path: str | Path, offset: int = 0, size: int | None = None) -> bytes:
     """Read `size` bytes from `offset` on; without a size, the whole file."""
-    with path.open("rb", buffering=0) as file:
-        wanted = os.fstat(file.fileno()).st_size if size is None else size
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        wanted = os.fstat(descriptor).st_size if size is None else size
         if wanted > MAX_BYTES:
             raise UnreadableImage(f"a file of {wanted >> 20} MiB, more than {MAX_BYTES >> 20}")
-        data = os.pread(file.fileno(), wanted, offset)
+        data = os.pread(descriptor, wanted, offset)
+    finally:
+        os.close(descriptor)
     if len(data) < wanted:
         raise UnreadableImage(f"{len(data)} of {wanted} bytes: its archive ends there")
     return data

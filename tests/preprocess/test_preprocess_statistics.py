@@ -1,4 +1,7 @@
 import itertools
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -59,6 +62,45 @@ def test_the_sums_are_exact_at_the_extremes(level: int) -> None:
     pixels = all_pixels([Image.fromarray(flat)])
     assert np.array_equal(sums.sums, pixels.sum(axis=0))
     assert np.array_equal(sums.products, pixels.T @ pixels)
+
+
+@pytest.mark.parametrize("width", [1, 7, 15, 31, 33, 1023, 1024, 1025, 2047, 2049])
+def test_the_sums_are_exact_at_awkward_sizes(width: int) -> None:
+    rng = np.random.default_rng(width)
+    for height in (1, 3, 18):
+        pixels = rng.integers(0, 256, (height, width, 3), np.uint8)
+        sums = sums_of([Image.fromarray(pixels)], side := min(height, width))
+        flat = pixels.reshape(-1, 3).astype(np.int64)
+        assert np.array_equal(sums.sums, flat.sum(axis=0))
+        assert np.array_equal(sums.products, flat.T @ flat)
+        top, left = round((height - side) / 2), round((width - side) / 2)
+        assert np.array_equal(sums.square, pixels[top : top + side, left : left + side])
+
+
+@pytest.mark.parametrize("height", [2047, 2048, 2049, 2100])
+def test_the_sums_are_exact_where_pillow_keeps_an_image_in_pieces(height: int) -> None:
+    # 2048 rows of 2048 pixels are 16 MiB, the most that Pillow allocates in one piece.
+    pixels = np.arange(height * 2048 * 3, dtype=np.uint32).astype(np.uint8).reshape(height, 2048, 3)
+    pixels[::7] += 100
+    flat = pixels.reshape(-1, 3).astype(np.int64)
+    sums = sums_of([Image.fromarray(pixels)])
+    assert np.array_equal(sums.products, flat.T @ flat)
+
+
+def test_an_image_on_borrowed_memory_counts_as_any_other() -> None:
+    pixels = np.random.default_rng(1).integers(0, 256, (30, SIDE, 4), np.uint8)
+    borrowed = Image.frombuffer("RGBX", (SIDE, 30), pixels, "raw", "RGBX", 0, 1)
+    own = Image.fromarray(np.ascontiguousarray(pixels[:, :, :3]))
+    assert sums_of([borrowed]).finish("mean.npy") == sums_of([own]).finish("mean.npy")
+
+
+def test_adding_an_image_neither_changes_nor_keeps_it() -> None:
+    image = Image.new("RGB", (SIDE, 40), (1, 2, 3))
+    references, before = sys.getrefcount(image), image.tobytes()
+    sums = sums_of([image])
+    assert (sys.getrefcount(image), image.tobytes()) == (references, before)
+    del image
+    assert sums.finish("mean.npy").mean == (1, 2, 3)
 
 
 def test_any_division_of_the_work_gives_the_same(images: list[Image.Image]) -> None:
@@ -135,6 +177,60 @@ def test_an_image_smaller_than_the_square_is_an_error() -> None:
 
 
 @pytest.mark.parametrize("kind", ["C"], indirect=True)
+@pytest.mark.parametrize("damage", ["cut", "empty", "flipped", "folder"])
+def test_a_damaged_cached_library_is_compiled_again(tmp_path: Path, damage: str) -> None:
+    # In a process of its own: a library that is not whole ends it.
+    environment = {**os.environ, "XDG_CACHE_HOME": str(tmp_path)}
+    add_one = (
+        "from PIL import Image; from preprocess import colour_sums; from preprocess.rgb_statistics import RgbSums; "
+        "sums = RgbSums(4); sums.add(Image.new('RGB', (5, 4), 'white')); "
+        "assert colour_sums._library() is not None; print(sums.sums)"
+    )
+    command = [sys.executable, "-c", add_one]
+    subprocess.run(command, env=environment, check=True)
+    (cached,) = (tmp_path / "twotower").iterdir()
+    content = bytearray(cached.read_bytes())
+    if damage == "cut":
+        cached.write_bytes(content[: len(content) // 2])
+    elif damage == "empty":
+        cached.write_bytes(b"")
+    elif damage == "flipped":
+        content[len(content) // 4 :: 64] = bytes(len(content[len(content) // 4 :: 64]))
+        cached.write_bytes(content)
+    else:
+        cached.unlink()
+        cached.mkdir()
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "[5100 5100 5100]\n", "")
+    if damage != "folder":
+        assert cached.stat().st_size > len(content) // 2
+
+
+@pytest.mark.parametrize("kind", ["C"], indirect=True)
+@pytest.mark.parametrize("where", ["a file", "no home"])
+def test_no_cache_is_needed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str) -> None:
+    monkeypatch.chdir(tmp_path)
+    if where == "a file":
+        (tmp_path / "cache").touch()
+        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    else:
+        monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+        monkeypatch.setenv("HOME", "")
+        monkeypatch.setattr(Path, "home", _no_home)
+    before = sorted(tmp_path.iterdir())
+    colour_sums._library.cache_clear()
+    try:
+        assert colour_sums._library() is not None
+    finally:
+        colour_sums._library.cache_clear()
+    assert sorted(tmp_path.iterdir()) == before
+
+
+def _no_home() -> Path:
+    raise RuntimeError("Could not determine home directory.")  # as for a user whom the system does not know
+
+
+@pytest.mark.parametrize("kind", ["C"], indirect=True)
 def test_without_a_compiler_there_is_one_warning(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, images: list[Image.Image]
 ) -> None:
@@ -149,4 +245,4 @@ def test_without_a_compiler_there_is_one_warning(
         assert len(caught) == 1
     finally:
         colour_sums._library.cache_clear()
-    assert not list(tmp_path.rglob("*.so"))
+    assert not list(tmp_path.iterdir())
