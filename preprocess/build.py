@@ -6,14 +6,13 @@ nor how often the build was interrupted shows in the bytes.
 
 from __future__ import annotations
 
-import io
 import shutil
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-import numpy as np
-
 from preprocess import colour_sums, sample
+from preprocess.changed_source import changed_shards
 from preprocess.finished import Standing, look_at_output
 from preprocess.identity import identity
 from preprocess.images import CHROMA, RESAMPLE
@@ -34,7 +33,7 @@ from preprocess.rejections import check_readable, check_rejected, describe
 from preprocess.rgb_statistics import RgbSums
 from preprocess.shard_task import ShardTask, build_shard, is_rejected_still
 from preprocess.shards import label_width
-from preprocess.sources import SPLITS, RawFiles, unpack
+from preprocess.sources import SPLITS, RawFiles, printable, unpack
 from preprocess.unfinished import Record, Unfinished, continued
 from preprocess.whole_files import flush_folder, write_whole
 from preprocess.workers import Counts
@@ -64,6 +63,9 @@ def build(options: BuildOptions) -> Outcome:
         OSError: the output cannot be written, e.g. a full disk.
     """
     plan = make_plan(options)
+    if plan.source is not None and plan.source.ignored:
+        names = ", ".join(map(printable, plan.source.ignored))
+        print(f"build_shards: not looked at in {options.input}: the folders {names}", file=sys.stderr)
     standing = look_at_output(plan)
     if standing.is_whole:
         remove_leftovers(options.output)
@@ -105,6 +107,10 @@ def _kept_shards(plan: Plan, standing: Standing, unfinished: Unfinished, raw: Ra
     """Return the shards that an earlier run has finished, by stem; remove whatever else it has left."""
     unfinished.discard(standing.broken)
     records = unfinished.finished(plan.shards)
+    if plan.source is not None:  # the sample is drawn, the same each time
+        other = changed_shards(plan.shards, records, raw, plan.options.output)
+        unfinished.discard(other)
+        records = {stem: record for stem, record in records.items() if stem not in other}
     mended = {
         shard.stem
         for shard in plan.shards
@@ -161,9 +167,7 @@ def _finish(plan: Plan, unfinished: Unfinished) -> Manifest:
             sums.merge(part)
     check_rejected(plan, len(rejected), map(describe, rejected))
     check_readable(plan.catalogue, rejected)
-    mean_image = io.BytesIO()
-    np.save(mean_image, sums.mean_image())
-    write_whole(options.output / MEAN_IMAGE_NAME, mean_image.getbuffer())
+    write_whole(options.output / MEAN_IMAGE_NAME, sums.mean_image_file())
     manifest = Manifest(
         schema=SCHEMA,
         name=options.data_name,

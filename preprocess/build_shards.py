@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import signal
+
+if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C during the imports ends it, without a traceback
+
 import argparse
 import os
-import signal
 import sys
 import time
 from collections.abc import Sequence
@@ -17,7 +21,7 @@ from preprocess.manifest import InputError
 from preprocess.plan import BuildOptions
 from preprocess.sources import LAYOUTS, printable
 from preprocess.unfinished import finished_shards
-from preprocess.verify import verify
+from preprocess.verify import Fault, verify
 from preprocess.workers import WorkerDiedError
 
 
@@ -67,9 +71,17 @@ def _verify(options: BuildOptions, deep: bool) -> int:
         _fail(1, f"{options.output / fault.file} {fault.problem}")
     shards = len(list(manifest.shards()))
     samples = sum(split.samples for split in manifest.splits.values())
-    found = f"broken files: {len(faults)}; the command that built it mends them" if faults else "whole"
+    found = f"broken files: {len(faults)}; {_advice(options, faults)}" if faults else "whole"
     print(f"{manifest.name}: {samples:,} samples in {shards} shards, {found}: {printable(str(options.output))}")
     return 1 if faults else 0
+
+
+def _advice(options: BuildOptions, faults: Sequence[Fault]) -> str:
+    if any(fault.in_manifest for fault in faults):
+        return (
+            f"a rerun cannot mend what the manifest says itself: remove {printable(str(options.output))}, build again"
+        )
+    return "the command that built it mends them"
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -116,6 +128,15 @@ def _raise_on_signals() -> None:
         signal.signal(signal.SIGINT, interrupt)
 
 
+def _open_closed_streams() -> None:
+    # Where a standard stream was closed (`2>&-`), the next file would get its number: a shard that errors go into.
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        if getattr(sys, name) is None:
+            descriptor = os.open(os.devnull, os.O_RDWR)
+            assert descriptor == number
+            setattr(sys, name, os.fdopen(descriptor, "r" if name == "stdin" else "w"))
+
+
 def _summary(outcome: Outcome, seconds: float) -> str:
     manifest, counts = outcome.manifest, outcome.counts
     parts = " + ".join(f"{split.samples:,} {name}" for name, split in manifest.splits.items())
@@ -139,5 +160,6 @@ def _fail(code: int, message: str) -> int:
 
 
 if __name__ == "__main__":
+    _open_closed_streams()
     _raise_on_signals()
     sys.exit(main())

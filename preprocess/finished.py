@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -48,7 +49,7 @@ def look_at_output(plan: Plan) -> Standing:
         InputError: the folder is complete but not as planned, its manifest cannot be read, or it is not vacant.
     """
     options = plan.options
-    if not (options.output / MANIFEST_NAME).is_file():
+    if not os.path.isfile(options.output / MANIFEST_NAME):  # noqa: PTH113 - Path's raises where the system says no
         check_vacant(options.output)
         return Standing()
     manifest = parse_manifest(options.output)

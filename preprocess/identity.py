@@ -10,21 +10,19 @@ from typing import Any
 from preprocess.images import codec_versions
 from preprocess.plan import Plan
 
-BYTES_VERSION = 1
+BYTES_VERSION = 2
 """Of our own code: one more with every change that gives other bytes for the same input and options."""
 
 _INDIFFERENT = ("input", "output", "name", "layout", "workers", "ray", "max_rejected")
 """Options that do not change the bytes, or that show in what else is compared. All others, also new ones, do."""
-_SIZES = 64
-_MENDED_SIZES = 1 / 8  # so many may differ: a source's broken files may be mended between two runs
 _DIGESTS = {"classes": "other classes", "images": "other images"}
 
 
 def identity(plan: Plan) -> dict[str, Any]:
     """Describe a build: two with the same description may share their shards.
 
-    Images are known by their names, labels and places in shards. What they show would take long to compare; the file
-    sizes of some of them stand for it.
+    Images are known by their names, labels and places in shards. Whether their files are the same is compared shard
+    by shard, in `changed_source`.
     """
     options = {
         name.replace("_", " "): value for name, value in asdict(plan.options).items() if name not in _INDIFFERENT
@@ -41,33 +39,15 @@ def identity(plan: Plan) -> dict[str, Any]:
         **codec_versions(),
         "classes": hashlib.sha256(repr(plan.catalogue.classes).encode()).hexdigest(),
         "images": images.hexdigest(),
-        "sizes": _sizes(plan),
     }
 
 
 def difference(there: dict[str, Any], asked: dict[str, Any]) -> str | None:
     """Say in what the build that is there differs from the one asked for; None if they are the same."""
     for what in dict.fromkeys((*asked, *there)):
-        if what != "sizes" and there.get(what) != asked.get(what):
+        if there.get(what) != asked.get(what):
             return _DIGESTS.get(what) or f"{what} {_text(there.get(what))}, not {_text(asked.get(what))}"
-    sizes = list(zip(there["sizes"], asked["sizes"], strict=True))
-    if sum(one != other for one, other in sizes) > _MENDED_SIZES * len(sizes):
-        return "image files of other sizes"
     return None
-
-
-def _sizes(plan: Plan) -> list[int | None]:
-    root = plan.options.input
-    if root is None:
-        return []
-    images = plan.catalogue.images
-    sizes: list[int | None] = []
-    for image in images[:: -(-len(images) // _SIZES)]:
-        try:
-            sizes.append((root / image.place.file).stat().st_size)
-        except OSError:
-            sizes.append(None)
-    return sizes
 
 
 def _text(value: object) -> str:

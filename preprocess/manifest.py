@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import MISSING, asdict, dataclass, fields, is_dataclass
 from pathlib import Path
-from typing import Any
+from types import UnionType
+from typing import Any, get_args, get_origin, get_type_hints
 
 from preprocess.whole_files import write_whole
 
@@ -65,6 +67,8 @@ class Rgb:
     eigenvalues: tuple[float, ...]
     eigenvectors: tuple[tuple[float, ...], ...]
     mean_image: str
+    mean_image_sha256: str | None = None
+    """Of that file, in hex; None in a manifest that an earlier version wrote."""
 
 
 @dataclass(frozen=True)
@@ -144,13 +148,14 @@ def parse_manifest(folder: Path | str) -> Manifest:
     """Read the description of a data set without a look at the files that it names.
 
     Raises:
-        InputError: no such folder, no manifest, not JSON, another schema, or a missing field.
+        InputError: no such folder, no manifest, not JSON, another schema, or a field that is missing, unknown or of
+            another type.
     """
     folder = Path(folder)
-    if not folder.is_dir():
+    if not os.path.isdir(folder):  # noqa: PTH112 - Path's raises where the system says no
         raise InputError(f"data folder {folder} does not exist; make one with python -m preprocess.build_shards")
     path = folder / MANIFEST_NAME
-    if not path.is_file():
+    if not os.path.isfile(path):  # noqa: PTH113
         raise InputError(f"{folder} has no {MANIFEST_NAME}, so it is not a complete folder of shards")
     return _parse(path)
 
@@ -163,34 +168,56 @@ def manifest_digest(folder: Path | str) -> str:
 def _parse(path: Path) -> Manifest:
     try:
         page = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"{path} cannot be read as JSON: {error}") from error
     if not isinstance(page, dict) or page.get("schema") != SCHEMA:
         found = page.get("schema") if isinstance(page, dict) else page
         raise InputError(f"{path} has schema {found!r}; this version reads schema {SCHEMA}")
     try:
         return _from_json(page)
-    except (KeyError, TypeError, AttributeError) as error:
-        raise InputError(f"{path} is not a valid manifest: {error!r}") from error
+    except InputError as error:
+        raise InputError(f"{path} is not a valid manifest: {error}") from error
 
 
-def rgb_from_json(page: dict[str, Any]) -> Rgb:
-    """Return the colour statistics that `dataclasses.asdict` and JSON turned into `page`."""
-    matrices = {name: tuple(map(tuple, page[name])) for name in ("covariance", "eigenvectors")}
-    vectors = {name: tuple(page[name]) for name in ("mean", "eigenvalues")}
-    return Rgb(**{**page, **matrices, **vectors})
+def rgb_from_json(page: Any) -> Rgb:
+    """Return the colour statistics that `dataclasses.asdict` and JSON turned into `page`; raise `InputError` if none"""
+    rgb: Rgb = _typed(page, Rgb, "rgb")
+    triples = (rgb.mean, rgb.eigenvalues, rgb.covariance, rgb.eigenvectors, *rgb.covariance, *rgb.eigenvectors)
+    if any(len(triple) != 3 for triple in triples):
+        raise InputError("rgb is not of three channels")
+    return rgb
 
 
 def _from_json(page: dict[str, Any]) -> Manifest:
-    return Manifest(
-        **{
-            **page,
-            "classes": tuple(ClassEntry(**entry) for entry in page["classes"]),
-            "splits": {
-                name: Split(split["samples"], tuple(Shard(**shard) for shard in split["shards"]))
-                for name, split in page["splits"].items()
-            },
-            "rgb": rgb_from_json(page["rgb"]),
-            "rejected": tuple(Rejection(**entry) for entry in page["rejected"]),
-        }
-    )
+    manifest: Manifest = _typed(page, Manifest, "")
+    rgb_from_json(page["rgb"])
+    files = [name for shard in manifest.shards() for name in (shard.tar, shard.index)]
+    for name in (*files, manifest.rgb.mean_image):
+        if Path(name).name != name or "\0" in name:
+            raise InputError(f"{name!r} is not the name of a file in the folder")
+    if manifest.short_side < 1 or not manifest.classes:
+        raise InputError(f"short_side is {manifest.short_side} and there are {len(manifest.classes)} classes")
+    return manifest
+
+
+def _typed(value: Any, kind: Any, place: str) -> Any:
+    """Turn what JSON gave into `kind`, a type as the dataclasses above have them; `InputError` where it is another."""
+    origin, inner = get_origin(kind), get_args(kind)
+    if is_dataclass(kind) and isinstance(kind, type) and isinstance(value, dict):
+        hints = get_type_hints(kind)
+        missing = [each.name for each in fields(kind) if each.default is MISSING and each.name not in value]
+        for name in (*missing, *(name for name in value if name not in hints)):
+            raise InputError(f"{place}.{name} is {'missing' if name in missing else 'unknown'}".lstrip("."))
+        return kind(**{name: _typed(each, hints[name], f"{place}.{name}".lstrip(".")) for name, each in value.items()})
+    if origin is tuple and isinstance(value, list):
+        return tuple(_typed(each, inner[0], f"{place}[{number}]") for number, each in enumerate(value))
+    if origin is Mapping and isinstance(value, dict):
+        return {name: _typed(each, inner[1], f"{place}.{name}") for name, each in value.items()}
+    if origin is UnionType and value is None:
+        return None
+    plain = inner[0] if origin is UnionType else kind
+    if plain is float and type(value) is int:
+        return float(value)
+    if type(value) is plain and (plain is not int or value >= 0 or place == "seed"):
+        return value
+    raise InputError(f"{place} is {str(value)[:40]!r}, not {getattr(plain, '__name__', plain)}")

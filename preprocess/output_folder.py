@@ -26,11 +26,14 @@ _OURS = rf"{_FINAL}|{_PARTIAL}|{re.escape(LOCK_NAME)}|{re.escape(UNFINISHED_NAME
 
 def check_vacant(folder: Path) -> None:
     """Raise `InputError` unless a build may write into `folder`: absent, empty, or left by an unfinished build."""
-    if not folder.exists():
+    try:
+        names = sorted(entry.name for entry in folder.iterdir())
+    except FileNotFoundError:
         return
-    if not folder.is_dir():
-        raise InputError(f"output {folder} is not a folder")
-    names = sorted(entry.name for entry in folder.iterdir())
+    except OSError as error:
+        if isinstance(error, NotADirectoryError) and os.path.exists(folder):  # noqa: PTH110 - Path's may raise
+            raise InputError(f"output {folder} is not a folder") from None
+        raise InputError(f"output folder {folder} cannot be used: {error.strerror}") from error
     ours = not {LOCK_NAME, UNFINISHED_NAME, MANIFEST_NAME}.isdisjoint(names)
     foreign = [name for name in names if not (ours and re.fullmatch(_OURS, name))]
     if foreign:
@@ -93,7 +96,11 @@ def remove_leftovers(folder: Path) -> None:
 @contextlib.contextmanager
 def _locked(folder: Path) -> Iterator[None]:
     # The system releases the lock when the process ends, however it ends.
-    with (folder / LOCK_NAME).open("ab") as file:
+    try:
+        lock = (folder / LOCK_NAME).open("ab")
+    except PermissionError as error:
+        raise InputError(f"output folder {folder} cannot be written: {error.strerror}") from error
+    with lock as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

@@ -6,6 +6,7 @@ files give the same bytes.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -76,7 +77,7 @@ class BuildOptions:
         """Return the data set's name."""
         if self.name is not None:
             return printable(self.name)
-        return sample.NAME if self.input is None else printable(self.input.resolve().name)
+        return sample.NAME if self.input is None else printable(Path(os.path.realpath(self.input)).name)
 
 
 class PlannedSample(NamedTuple):
@@ -132,7 +133,7 @@ def make_plan(options: BuildOptions) -> Plan:
     if options.input is None:
         catalogue = sample.catalogue()
         return Plan(options, None, catalogue, divide(catalogue, options.seed, options.shard_samples))
-    if options.output.resolve().is_relative_to(options.input.resolve()):
+    if Path(os.path.realpath(options.output)).is_relative_to(os.path.realpath(options.input)):
         raise InputError(f"output {options.output} lies in the input folder {options.input}: choose another")
     source = open_source(options.input, options.layout, options.val_fraction, options.seed)
     return Plan(options, source, source.catalogue, divide(source.catalogue, options.seed, options.shard_samples))

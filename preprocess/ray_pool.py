@@ -8,6 +8,8 @@ from __future__ import annotations
 import contextlib
 import itertools
 import logging
+import os
+import socket
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -21,6 +23,7 @@ _ATTEMPTS = 6  # of one task: nodes may die now and then, but an image that kill
 _IN_FLIGHT = 2  # tasks for each core: the next one waits at the node, and the queue stays short
 _REFRESH_SECONDS = 0.5
 _CANCEL_SECONDS = 20.0
+_ANSWER_SECONDS = 5.0
 
 
 class LocalTally:
@@ -92,9 +95,11 @@ def _compute(function: Callable[[Task, Any], Result], task: Task) -> tuple[Resul
 def _joined(address: str) -> Iterator[None]:
     joined_before = ray.is_initialized()
     try:
+        if not joined_before:
+            _check_answers(os.environ.get("RAY_ADDRESS", "") if address == "auto" else address)
         ray.init(address=address, ignore_reinit_error=True, logging_level=logging.WARNING)
-    except (ConnectionError, ValueError, RuntimeError) as error:
-        reason = str(error).split(". ")[0]
+    except (OSError, ValueError, RuntimeError) as error:
+        reason = str(getattr(error, "strerror", None) or error).split(". ")[0]
         raise InputError(
             f"--ray {address}: cannot join a Ray cluster ({reason}); valid are `auto` where one runs, "
             "or HOST:PORT of its head"
@@ -104,6 +109,13 @@ def _joined(address: str) -> Iterator[None]:
     finally:
         if not joined_before:
             ray.shutdown()
+
+
+def _check_answers(address: str) -> None:
+    """Raise `OSError` where nobody listens at `HOST:PORT`: Ray itself would go on trying for minutes."""
+    host, _, port = address.rpartition(":")
+    if host and port.isdecimal() and "/" not in address:
+        socket.create_connection((host.strip("[]"), int(port)), _ANSWER_SECONDS).close()
 
 
 def _result(reference: Any) -> Any:

@@ -5,6 +5,7 @@ Sums of integers do not depend on their order, so the result is the same for any
 
 from __future__ import annotations
 
+import hashlib
 import io
 from fractions import Fraction
 from pathlib import Path
@@ -102,6 +103,12 @@ class RgbSums:
         mean = self.square / np.float64(self.images)
         return mean.astype(np.float32)
 
+    def mean_image_file(self) -> bytes:
+        """Return `mean_image()` as the content of a `.npy` file."""
+        file = io.BytesIO()
+        np.save(file, self.mean_image())
+        return file.getvalue()
+
     def finish(self, mean_image: str) -> Rgb:
         """Divide: mean, covariance (by n, not n - 1), eigenvalues descending, eigenvectors in columns.
 
@@ -109,7 +116,7 @@ class RgbSums:
         the exact values, eigenvalues and eigenvectors are rounded to 12 digits.
 
         Args:
-            mean_image: name of the file that holds `mean_image()`.
+            mean_image: name of the file that holds `mean_image_file()`.
 
         Raises:
             ValueError: no pixels were added.
@@ -131,6 +138,7 @@ class RgbSums:
             eigenvalues=_rounded(values),
             eigenvectors=tuple(_rounded(row) for row in vectors),
             mean_image=mean_image,
+            mean_image_sha256=hashlib.sha256(self.mean_image_file()).hexdigest(),
         )
 
     def _gather_recent(self) -> None:

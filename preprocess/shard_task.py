@@ -42,6 +42,7 @@ def build_shard(task: ShardTask, tally: Tally) -> None:
     sums = RgbSums(task.short_side) if task.shard.split == "train" else None
     rejected: list[Rejection] = []
     digests: list[str] = []
+    stamps = task.raw.stamps(image.place for image in task.shard.images)  # before they are read
     with ShardWriter(task.output, task.shard.stem) as writer:
         for planned in task.shard.samples:
             data = b""
@@ -59,7 +60,8 @@ def build_shard(task: ShardTask, tally: Tally) -> None:
             tally.count(size=len(data))
         shard = writer.commit(task.expected) if writer.samples else None
     index_bytes = (task.output / shard.index).stat().st_size if shard else 0
-    save_record(task.output, task.shard.stem, Record(shard, index_bytes, tuple(rejected), tuple(digests)), sums)
+    record = Record(shard, index_bytes, tuple(rejected), tuple(digests), tuple(stamps.values()))
+    save_record(task.output, task.shard.stem, record, sums)
 
 
 def is_rejected_still(shard: PlannedShard, record: Record, raw: RawFiles) -> bool:

@@ -23,6 +23,7 @@ from preprocess.manifest import MANIFEST_NAME, InputError, Rejection, Shard
 from preprocess.output_folder import UNFINISHED_NAME, remove_strays
 from preprocess.plan import PlannedShard
 from preprocess.rgb_statistics import RgbSums
+from preprocess.stamps import Stamp
 from preprocess.whole_files import flush_folder, remove_partials, write_whole
 
 _PLAN_NAME = "plan.json"
@@ -41,6 +42,8 @@ class Record:
     rejected: tuple[Rejection, ...]
     digests: tuple[str, ...]
     """Of what the files of the rejected images held."""
+    stamps: tuple[Stamp, ...]
+    """Of the files that it was built from, in the order in which the plan first names them."""
 
     def lies_in(self, output: Path) -> bool:
         """Return whether tar and index are there, with their sizes."""
@@ -155,6 +158,7 @@ class Unfinished:
                 index_bytes=page["index_bytes"],
                 rejected=tuple(Rejection(**entry) for entry in page["rejected"]),
                 digests=tuple(page["digests"]),
+                stamps=tuple(entry and (entry[0], entry[1]) for entry in page["stamps"]),
             )
             sums = RgbSums.load(path.with_suffix(".npz"), self._short_side) if shard.split == "train" else None
         except OSError:
@@ -206,8 +210,10 @@ def continued(output: Path, short_side: int, identity: dict[str, Any], of_use: b
 
 def finished_shards(output: Path) -> int:
     """Return how many shards of an unfinished build in `output` are finished."""
-    folder = output / UNFINISHED_NAME
-    return len(_stems(folder)) if folder.is_dir() else 0
+    try:
+        return len(_stems(output / UNFINISHED_NAME))
+    except OSError:
+        return 0
 
 
 def _stems(folder: Path) -> set[str]:

@@ -25,6 +25,8 @@ class Fault:
 
     file: str
     problem: str
+    in_manifest: bool = False
+    """Whether the manifest agrees with the file, or with nothing: the same build again changes neither."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +52,7 @@ def verify(options: BuildOptions, deep: bool) -> tuple[Manifest, list[Fault]]:
     """
     manifest = parse_manifest(options.output)
     faults = [
-        Fault(MANIFEST_NAME, f"says {split.samples} samples for {name}, its shards have {held}")
+        Fault(MANIFEST_NAME, f"says {split.samples} samples for {name}, its shards have {held}", in_manifest=True)
         for name, split in manifest.splits.items()
         if (held := sum(shard.samples for shard in split.shards)) != split.samples
     ]
@@ -83,22 +85,31 @@ def check_shard(task: ShardCheck, tally: Tally) -> list[Fault]:
 def shard_faults(task: ShardCheck) -> list[Fault]:
     """Return what is wrong with the tar and the index of one shard: at most one fault for each."""
     shard = task.shard
-    tar_problem, index = _check_tar(task)
-    index_problem = _check_index(task.folder / shard.index, shard, index)
-    problems = ((shard.tar, tar_problem), (shard.index, index_problem))
-    return [Fault(name, problem) for name, problem in problems if problem]
+    index = None
+    tar = Fault(shard.tar, _check_file(task.folder / shard.tar, shard))
+    if not tar.problem:
+        problem, index = _check_content(task)
+        tar = Fault(shard.tar, problem, in_manifest=True)
+    faults = (tar, Fault(shard.index, _check_index(task.folder / shard.index, shard, index)))
+    return [fault for fault in faults if fault.problem]
 
 
 def check_mean_image(manifest: Manifest, folder: Path) -> list[Fault]:
     """Return what is wrong with the mean image: at most one fault."""
-    name = manifest.rgb.mean_image
+    name, digest = manifest.rgb.mean_image, manifest.rgb.mean_image_sha256
     shape = (manifest.short_side, manifest.short_side, 3)
     try:
+        if digest is not None:
+            with (folder / name).open("rb") as file:
+                if hashlib.file_digest(file, "sha256").hexdigest() != digest:
+                    return [Fault(name, "has another SHA-256 than the manifest says")]
         mean = np.load(folder / name, allow_pickle=False)
     except FileNotFoundError:
         return [Fault(name, "is missing")]
-    except (OSError, EOFError, ValueError) as error:
+    except Exception as error:  # a broken header raises nearly anything in NumPy's parser
         return [Fault(name, f"cannot be read: {_text(error)}")]
+    if not isinstance(mean, np.ndarray):
+        return [Fault(name, "is an archive of arrays, not one")]
     if (mean.shape, mean.dtype) != (shape, np.float32):
         return [Fault(name, f"is {mean.dtype} of shape {mean.shape}, not float32 of {shape}")]
     if not (mean.min() >= 0 and mean.max() <= 255):  # NaN is neither
@@ -106,23 +117,31 @@ def check_mean_image(manifest: Manifest, folder: Path) -> list[Fault]:
     return []
 
 
-def _check_tar(task: ShardCheck) -> tuple[str, str | None]:
-    """Return what is wrong with a tar, or nothing, and the index that belongs to it, if it has one."""
-    shard, path = task.shard, task.folder / task.shard.tar
+def _check_file(path: Path, shard: Shard) -> str:
+    """Return in what a tar differs from the manifest as a file, or nothing."""
     try:
         size = path.stat().st_size
         if size != shard.bytes:
-            return f"has {size} bytes, not {shard.bytes}", None
+            return f"has {size} bytes, not {shard.bytes}"
         with path.open("rb") as file:
             if hashlib.file_digest(file, "sha256").hexdigest() != shard.sha256:
-                return "has another SHA-256 than the manifest says", None
+                return "has another SHA-256 than the manifest says"
+    except FileNotFoundError:
+        return "is missing"
+    except OSError as error:
+        return f"cannot be read: {_text(error)}"
+    return ""
+
+
+def _check_content(task: ShardCheck) -> tuple[str, str | None]:
+    """Return what is wrong inside a tar, or nothing, and the index that belongs to it, if it has one."""
+    shard, path = task.shard, task.folder / task.shard.tar
+    try:
         index = index_of(path)
         samples = index.count("\n") - 1
         if samples != shard.samples:
             return f"holds {samples} samples, not {shard.samples}", index
         return (_check_samples(task, path) if task.deep else ""), index
-    except FileNotFoundError:
-        return "is missing", None
     except (OSError, tarfile.TarError, ValueError) as error:
         return f"cannot be read: {_text(error)}", None
 

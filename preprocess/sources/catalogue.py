@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from operator import attrgetter
@@ -78,7 +79,8 @@ class Catalogue:
             found: the images, in any order.
 
         Raises:
-            InputError: a source that is there twice, or a class without an image in the train split.
+            InputError: a source that is there twice, two classes that are the same in text, or a class without an
+                image in the train split.
         """
         ids = sorted(names)
         label = {name: number for number, name in enumerate(ids)}
@@ -91,8 +93,11 @@ class Catalogue:
         for name in ids:
             if label[name] not in there:
                 raise InputError(f"class {printable(name)!r} has no image in the train split")
-        entries = (ClassEntry(id=printable(name), name=printable(names[name])) for name in ids)
-        return Catalogue(tuple(entries), tuple(images))
+        entries = tuple(ClassEntry(id=printable(name), name=printable(names[name])) for name in ids)
+        for entry, times in Counter(entry.id for entry in entries).items():
+            if times > 1:
+                raise InputError(f"{times} classes are {entry!r} in text: their names are no UTF-8, rename one")
+        return Catalogue(entries, tuple(images))
 
     def split(self, name: str) -> list[RawImage]:
         """Return the images of one split."""

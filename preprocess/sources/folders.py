@@ -3,8 +3,9 @@
     IN/train/<class>/**  IN/val/<class>/**     (IN/test is the val split when there is no IN/val)
     IN/<class>/**  or  IN/train/<class>/**     with a fraction of each class kept for the val split
 
-IN's own `train`, `val` and `test` are never classes. A file counts as an image by its ending (`IMAGE_ENDINGS`, in
-any case), hidden or not, at any depth; all other files are ignored. Symbolic links are followed, loops are not.
+IN's own `train`, `val` and `test` are never classes; a build names the folders of IN that it does not look at. A file
+counts as an image by its ending (`IMAGE_ENDINGS`, in any case), hidden or not, at any depth; all other files are
+ignored. Symbolic links are followed, loops are not.
 """
 
 from __future__ import annotations
@@ -45,13 +46,20 @@ def read(root: Path, val_fraction: float | None, seed: int) -> Source:
     classes = list_classes(train, *(("", _SPLIT_FOLDERS) if train == root else ("train/",)))
     names = {name: name for name in classes}
     if val is None:
-        return Source(root, Catalogue.of(names, _kept_apart(classes, val_fraction or 0.0, seed)))
+        ignored = _others(root, _SPLIT_FOLDERS, there=True) if train == root else _others(root, ("train",))
+        return Source(root, Catalogue.of(names, _kept_apart(classes, val_fraction or 0.0, seed)), ignored=ignored)
     listing = {"train": classes, "val": list_classes(val, f"{val.name}/")}
     for name in sorted(listing["train"].keys() ^ listing["val"].keys()):
         there, absent = (train, val) if name in listing["train"] else (val, train)
         raise InputError(f"class {printable(name)!r} is in {there} but not in {absent}: both need the same classes")
     found = (image for split, classes in listing.items() for image in _found(split, classes))
-    return Source(root, Catalogue.of(names, found))
+    return Source(root, Catalogue.of(names, found), ignored=_others(root, ("train", val.name)))
+
+
+def _others(root: Path, splits: Sequence[str], there: bool = False) -> tuple[str, ...]:
+    """Return the folders in `root` that are none of `splits` and not hidden; with `there`, those that are some."""
+    folders = (entry.name for entry in scan(root) if _is_folder(entry) and not entry.name.startswith("."))
+    return tuple(sorted(name for name in folders if (name in splits) == there))
 
 
 def list_classes(folder: Path, prefix: str, ignored: Sequence[str] = ()) -> dict[str, list[str]]:

@@ -69,17 +69,19 @@ def _beside(root: Path, name: str) -> Path:
 
 def _read_solution(path: Path, classes: Collection[str], mapping: Path) -> dict[str, str]:
     """Read `ImageId,PredictionString`: the class id is the prediction's first word, boxes follow."""
-    rows = csv.reader(read_lines(path))
-    if next(rows, None) != ["ImageId", "PredictionString"]:
-        raise InputError(f"{path} does not begin with the line ImageId,PredictionString")
+    rows = csv.reader(read_lines(path), strict=True)
     class_of = {}
-    for row in rows:
+    try:
+        if next(rows, None) != ["ImageId", "PredictionString"]:
+            raise InputError(f"{path} does not begin with the line ImageId,PredictionString")
+        listed = [(rows.line_num, row) for row in rows]
+    except csv.Error as error:  # a quote that is not closed: the rest of the file would be one word
+        raise InputError(f"{path}, line {rows.line_num} is not CSV: {error}") from error
+    for number, row in listed:
         words = row[1].split() if len(row) == 2 else []
         if not words:
-            raise InputError(
-                f"{path}, line {rows.line_num} is {','.join(row)!r}; an image id and its class should be there"
-            )
+            raise InputError(f"{path}, line {number} is {','.join(row)!r}; an image id and its class should be there")
         if words[0] not in classes:
-            raise InputError(f"{path}, line {rows.line_num} has class {words[0]!r}, which {mapping} does not list")
+            raise InputError(f"{path}, line {number} has class {words[0]!r}, which {mapping} does not list")
         class_of[f"{row[0]}.JPEG"] = words[0]
     return class_of

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import stat
 from collections.abc import Callable
 from pathlib import Path
 
@@ -30,11 +31,20 @@ def open_source(root: Path, layout: str, val_fraction: float | None, seed: int) 
         seed: decides which images are kept.
 
     Raises:
-        InputError: no such folder, one that fits several layouts, one that is incomplete, or `val_fraction` where
-            the layout has its own val split.
+        InputError: no such folder, one that cannot be looked through, one that fits several layouts, one that is
+            incomplete, or `val_fraction` where the layout has its own val split.
     """
-    if not root.is_dir():
-        raise InputError(f"input folder {root} {'is not a folder' if root.exists() else 'does not exist'}")
+    try:
+        if not stat.S_ISDIR(root.stat().st_mode):
+            raise InputError(f"input folder {root} is not a folder")
+        return _opened(root, layout, val_fraction, seed)
+    except FileNotFoundError:
+        raise InputError(f"input folder {root} does not exist") from None
+    except OSError as error:
+        raise InputError(f"{error.filename or root} cannot be read: {error.strerror}") from error
+
+
+def _opened(root: Path, layout: str, val_fraction: float | None, seed: int) -> Source:
     if layout == "auto":
         layout = _find(root)
     if layout == _FOLDERS:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 from preprocess.decoding import MAX_BYTES, UnreadableImage
-from preprocess.sources.catalogue import Place, Span, Whole
-from preprocess.sources.records import record_span
+from preprocess.sources.catalogue import Place, Record, Span, Whole
+from preprocess.sources.records import record_span, unpacked_stamp
+from preprocess.stamps import Stamp, stamp
 
 
 @dataclass(frozen=True)
@@ -23,6 +25,14 @@ class RawFiles:
     def read(self, place: Place) -> bytes:
         """Read one raw image; raise `UnreadableImage` as `read_image` does."""
         return read_image(self.root, self.scratch, place)
+
+    def stamps(self, places: Iterable[Place]) -> dict[str, Stamp]:
+        """Return the stamp of each file that the images are in; of a container, as it was when it was unpacked."""
+        files = {place.file: isinstance(place, Record) for place in places}
+        return {
+            file: unpacked_stamp(self.scratch, file) if unpacked else stamp(self.root / file)
+            for file, unpacked in files.items()
+        }
 
 
 def read_image(root: Path, scratch: Path, place: Place) -> bytes:

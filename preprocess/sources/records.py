@@ -1,13 +1,15 @@
 """Containers whose images cannot be read in place (Parquet, pickles), unpacked once into files that can.
 
-Beside each other lie `<container>.records`, the images' bytes back to back, and `<container>.npy`, the offsets of
-their beginnings and of the end. Shards are in a shuffled order, so that every image of a container is asked for by
-another shard: to decompress a row group for each would read the whole container a hundred times.
+Beside each other lie `<container>.records`, the images' bytes back to back, `<container>.npy`, the offsets of their
+beginnings and of the end, and `<container>.json`, the stamp of the container that was unpacked. Shards are in a
+shuffled order, so that every image of a container is asked for by another shard: to decompress a row group for each
+would read the whole container a hundred times.
 """
 
 from __future__ import annotations
 
 import io
+import json
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -18,6 +20,7 @@ import numpy as np
 
 from preprocess.manifest import InputError
 from preprocess.sources.catalogue import Record
+from preprocess.stamps import Stamp, stamp
 from preprocess.whole_files import partial_path, write_whole
 from preprocess.workers import Tally
 
@@ -45,18 +48,20 @@ class UnpackTask:
 
 
 def unpack(task: UnpackTask, tally: Tally) -> None:
-    """Write the records of one container, whole or not at all; nothing to do where they are already.
+    """Write the records of one container, whole or not at all; nothing to do where they are already, and still its.
 
     Raises:
         InputError: the container cannot be read, or holds another number of rows than when it was listed.
         OSError: the records cannot be written, e.g. a full disk.
     """
     container = task.container
-    records, offsets = _paths(task.scratch, container.file)
-    if records.is_file() and offsets.is_file():
+    records, offsets, stamped = _paths(task.scratch, container.file)
+    now = stamp(task.root / container.file)
+    if records.is_file() and offsets.is_file() and unpacked_stamp(task.scratch, container.file) == now:
         tally.count(container.rows)
         return
     task.scratch.mkdir(parents=True, exist_ok=True)
+    stamped.unlink(missing_ok=True)
     begins = [0]
     with partial_path(records).open("wb") as file:
         for data in container.read(task.root / container.file):
@@ -71,6 +76,16 @@ def unpack(task: UnpackTask, tally: Tally) -> None:
     array = io.BytesIO()
     np.save(array, np.array(begins, np.int64))
     write_whole(offsets, array.getvalue())
+    write_whole(stamped, json.dumps(now).encode())
+
+
+def unpacked_stamp(scratch: Path, container: str) -> Stamp:
+    """Return the stamp of the container whose records lie in `scratch`; None where there are none."""
+    try:
+        size, time = json.loads(_paths(scratch, container)[2].read_bytes())
+    except (OSError, ValueError, TypeError):
+        return None
+    return size, time
 
 
 def record_span(scratch: Path, record: Record) -> tuple[Path, int, int]:
@@ -79,15 +94,15 @@ def record_span(scratch: Path, record: Record) -> tuple[Path, int, int]:
     Raises:
         OSError: its container was not unpacked.
     """
-    records, offsets = _paths(scratch, record.file)
+    records, offsets, _ = _paths(scratch, record.file)
     begins = _load_offsets(offsets)
     begin, end = begins[record.row : record.row + 2].tolist()
     return records, begin, end - begin
 
 
-def _paths(scratch: Path, container: str) -> tuple[Path, Path]:
+def _paths(scratch: Path, container: str) -> tuple[Path, Path, Path]:
     name = PurePosixPath(container).name
-    return scratch / f"{name}.records", scratch / f"{name}.npy"
+    return scratch / f"{name}.records", scratch / f"{name}.npy", scratch / f"{name}.json"
 
 
 @lru_cache(maxsize=1024)  # ImageNet has 308 Parquet files, of 35 KB of offsets each

@@ -17,6 +17,8 @@ class Source:
     """The input folder."""
     catalogue: Catalogue
     containers: tuple[Container, ...] = ()
+    ignored: tuple[str, ...] = ()
+    """Folders beside the splits that might hold images and are not looked at."""
 
     def unpack_tasks(self, scratch: Path) -> list[UnpackTask]:
         """Return the work that `unpack` has to do before images are read with this `scratch` folder.

@@ -38,7 +38,7 @@ def write_shards(
                     writer.add(f"{name}/sample-{index}", jpeg, f"{index % classes:03d}")
                 entries.append(writer.commit())
         written[name] = Split(sum(entry.samples for entry in entries), tuple(entries))
-    np.save(folder / "mean.npy", sums.mean_image())
+    (folder / "mean.npy").write_bytes(sums.mean_image_file())
     write_manifest(
         folder,
         Manifest(

@@ -4,14 +4,17 @@ import hashlib
 import io
 import itertools
 import json
+import os
 import re
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from urllib.parse import unquote
 
 import numpy as np
 import pytest
-from commands import run_command
+from commands import PROJECT, run_command
 from PIL import Image
 from raw_data import MAX_REJECTED, RAW_CLASSES, TINY_SHARD_SAMPLES, TINY_SHORT_SIDE
 from shard_reading import folder_bytes, read_json, read_samples
@@ -52,7 +55,10 @@ def test_the_manifest_has_the_fields_of_the_contract(tiny_shards: Path) -> None:
     }
     assert page["classes"] == [{"id": name, "name": name} for name in RAW_CLASSES]
     assert {split: page["splits"][split]["samples"] for split in page["splits"]} == {"train": 106, "val": 42}
-    assert set(page["rgb"]) == {"pixels", "mean", "covariance", "eigenvalues", "eigenvectors", "mean_image"}
+    assert list(page["rgb"]) == [
+        *("pixels", "mean", "covariance", "eigenvalues", "eigenvectors", "mean_image", "mean_image_sha256"),
+    ]
+    assert page["rgb"]["mean_image_sha256"] == hashlib.sha256((tiny_shards / "mean.npy").read_bytes()).hexdigest()
     assert {(entry["split"], entry["source"], entry["reason"]) for entry in page["rejected"]} == REJECTED
 
 
@@ -338,7 +344,35 @@ def test_output_inside_the_input_or_on_a_file_is_refused(
     assert build("--input", raw_folder, "--output", tmp_path / "file") == 2
     assert "file is not a folder" in capsys.readouterr().err
     assert build("--input", raw_folder, "--output", tmp_path / "file" / "out") == 2
-    assert "file/out cannot be made: Not a directory" in capsys.readouterr().err
+    assert "file/out cannot be used: Not a directory" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("what", ["--input", "--output"])
+def test_a_path_that_cannot_be_looked_at_is_one_line(
+    raw_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], what: str
+) -> None:
+    loop = tmp_path / "loop"
+    loop.symlink_to(loop)
+    paths = {"--input": raw_folder, "--output": tmp_path / "out"}
+    for path, said in ((loop, "Too many levels of symbolic links"), (tmp_path / ("n" * 300), "File name too long")):
+        assert build(*(part for pair in {**paths, what: path}.items() for part in pair)) == 2
+        err = capsys.readouterr().err
+        assert said in err
+        assert str(path) in err
+        assert err.count("\n") == 1
+
+
+@pytest.mark.skipif(os.geteuid() == 0 and shutil.which("setpriv") is None, reason="root may look at everything")
+def test_a_folder_that_may_not_be_looked_at_is_one_line(raw_folder: Path, tmp_path: Path) -> None:
+    closed = tmp_path / "closed"
+    closed.mkdir(mode=0o000)
+    nobody = ["setpriv", "--bounding-set=-all", "--inh-caps=-all"] if os.geteuid() == 0 else []
+    for options in (("--input", raw_folder, "--output", closed / "out"), ("--input", closed / "in"), ("--verify",)):
+        options = options if options != ("--verify",) else ("--verify", "--output", closed)
+        command = [*nobody, sys.executable, "-m", "preprocess.build_shards", *map(str, options)]
+        done = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, check=False)
+        assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr
+        assert str(closed) in done.stderr
 
 
 def test_the_command_as_typed(raw_folder: Path, tmp_path: Path) -> None:

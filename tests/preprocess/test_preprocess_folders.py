@@ -42,6 +42,17 @@ def test_train_and_val_folders(tmp_path: Path) -> None:
     }
 
 
+def test_folders_that_are_not_looked_at_are_named(tmp_path: Path) -> None:
+    fill(tmp_path, "train/a/1.jpg", "val/a/1.jpg", "test/a/1.jpg", "other/c/1.jpg", ".cache/x/1.jpg", "notes.txt")
+    assert open_source(tmp_path, "auto", None, 0).ignored == ("other", "test")
+
+
+def test_class_folders_whose_names_are_one_in_text_are_refused(tmp_path: Path) -> None:
+    fill(tmp_path, "a\\xff/1.jpg", os.fsdecode(b"a\xff/1.jpg"))
+    with pytest.raises(InputError, match=r"2 classes are 'a\\\\xff' in text"):
+        catalogue(tmp_path, val_fraction=0.0)
+
+
 def test_a_test_folder_is_the_val_split_when_there_is_no_val(tmp_path: Path) -> None:
     fill(tmp_path, "train/a/1.jpg", "test/a/2.jpg")
     assert placed(catalogue(tmp_path)) == {("train", "a", "train/a/1.jpg"), ("val", "a", "test/a/2.jpg")}

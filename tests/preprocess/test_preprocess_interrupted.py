@@ -188,7 +188,7 @@ def test_a_second_build_keeps_out_and_one_in_the_background_ignores_ctrl_c(
 
 def test_a_file_that_cannot_be_written_is_one_line_and_leaves_nothing(slow_folder: Path, tmp_path: Path) -> None:
     # A limit on the size of files stands in for a full disk: the same call fails, with another number.
-    limit = 9_000
+    limit = 30_000  # more than the compiled colour sums take, in memory
     process = subprocess.run(
         [sys.executable, "-m", "preprocess.build_shards", *arguments(slow_folder, tmp_path / "out")],
         cwd=PROJECT,
@@ -201,3 +201,33 @@ def test_a_file_that_cannot_be_written_is_one_line_and_leaves_nothing(slow_folde
     assert (process.returncode, process.stdout) == (1, "")
     assert process.stderr == "build_shards: cannot build: File too large; no shard was finished\n"
     assert not (tmp_path / "out").exists()
+
+
+def test_ctrl_c_during_the_imports_is_no_traceback(slow_folder: Path, tmp_path: Path) -> None:
+    # A module that takes long to import, in place of one that a slow disk holds.
+    (tmp_path / "argparse.py").write_text("import os, time\nos.write(1, b'importing')\ntime.sleep(60)\n")
+    process = subprocess.Popen(
+        [sys.executable, "-m", "preprocess.build_shards", *arguments(slow_folder, tmp_path / "out")],
+        cwd=PROJECT,
+        env={**os.environ, "PYTHONPATH": str(tmp_path)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        preexec_fn=heed_interrupts,
+    )
+    assert process.stdout is not None
+    assert process.stdout.read(9) == b"importing"
+    process.send_signal(signal.SIGINT)
+    assert process.communicate(timeout=DEADLINE_SECONDS) == (b"", b"")
+    assert process.returncode == -signal.SIGINT
+
+
+@pytest.mark.parametrize("closed", ["2>&-", "1>&- 2>&-", "0<&- 2>&-"])
+def test_closed_streams_end_up_in_no_shard(
+    slow_folder: Path, undisturbed: dict[str, bytes], tmp_path: Path, closed: str
+) -> None:
+    command = [sys.executable, "-m", "preprocess.build_shards", *arguments(slow_folder, tmp_path / "out")]
+    process = subprocess.run(
+        ["sh", "-c", f'"$@" {closed}', "sh", *command], cwd=PROJECT, check=False, timeout=DEADLINE_SECONDS
+    )
+    assert process.returncode == 0
+    assert folder_bytes(tmp_path / "out") == undisturbed

@@ -334,8 +334,20 @@ def test_a_layout_is_named_on_the_command_line(
     (images / "val").symlink_to(wnid_folders / "val")
     build(images, tmp_path / "out", "--layout", "folders")
     assert folder_bytes(tmp_path / "out") == folder_bytes(from_folders)
+    assert f"not looked at in {images}: the folders test\n" in capsys.readouterr().err
     assert main(["--layout", "kaggle", "--output", str(tmp_path / "new")]) == 2
     assert (
         capsys.readouterr().err
         == "build_shards: --layout needs --input: the embedded sample is drawn, not looked for\n"
     )
+
+
+def test_a_quote_that_is_not_closed_is_said(
+    wnid_folders: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_kaggle(wnid_folders, tmp_path / "in")
+    solution = tmp_path / "in" / "LOC_val_solution.csv"
+    lines = solution.read_text().splitlines()
+    solution.write_text("\n".join([*lines[:3], '"' + lines[3], *lines[4:]]))
+    assert main(["--input", str(tmp_path / "in"), "--output", str(tmp_path / "out")]) == 2
+    assert f"{solution}, line {len(lines)} is not CSV: unexpected end of data" in capsys.readouterr().err

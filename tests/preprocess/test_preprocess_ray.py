@@ -1,5 +1,6 @@
 """Builds on a real Ray cluster of two nodes on this machine, one of which dies in the middle."""
 
+import socket
 import threading
 import time
 from collections.abc import Iterator
@@ -70,3 +71,16 @@ def test_the_option_is_the_command_s(raw_folder: Path, tmp_path: Path, capsys: p
     arguments = ["--input", raw_folder, "--output", tmp_path / "out", "--ray", "nowhere"]
     assert main(list(map(str, arguments))) == 2
     assert "--ray nowhere: cannot join a Ray cluster" in capsys.readouterr().err
+
+
+def test_an_address_where_nobody_listens_is_said_at_once(
+    raw_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with socket.socket() as bound:  # to a port on which it does not listen
+        bound.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{bound.getsockname()[1]}"
+        assert main(["--input", str(raw_folder), "--output", str(tmp_path / "out"), "--ray", address]) == 2
+    assert capsys.readouterr().err == (
+        f"build_shards: --ray {address}: cannot join a Ray cluster (Connection refused); valid are `auto` where one "
+        "runs, or HOST:PORT of its head\n"
+    )

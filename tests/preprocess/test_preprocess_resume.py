@@ -14,10 +14,12 @@ from pathlib import Path
 
 import pytest
 from commands import PROJECT, complaints
-from raw_data import MAX_REJECTED, TINY_SHARD_SAMPLES, TINY_SHORT_SIDE
+from PIL import Image
+from raw_data import MAX_REJECTED, TINY_SHARD_SAMPLES, TINY_SHORT_SIDE, encoded
 from shard_reading import changed_files, file_identities, folder_bytes
 
 from preprocess.build_shards import main
+from preprocess.shards import indexed_keys
 from preprocess.workers import Tally
 
 TINY = ("--short-side", TINY_SHORT_SIDE, "--shard-samples", TINY_SHARD_SAMPLES, "--max-rejected", MAX_REJECTED)
@@ -224,7 +226,7 @@ def test_another_source_is_not_mixed_in(
     shutil.copytree(raw_folder, blurred)
     for path in blurred.rglob("*_*.JPEG"):
         path.write_bytes(path.read_bytes()[:-2])
-    assert "an unfinished build with image files of other sizes" in refusal(blurred)
+    assert "an unfinished build with other image files: train/" in refusal(blurred)
     renamed = tmp_path / "renamed" / "tiny"
     shutil.copytree(raw_folder, renamed)
     (renamed / "val" / "red-square" / "red-square_000.JPEG").rename(renamed / "val" / "red-square" / "x.JPEG")
@@ -233,6 +235,31 @@ def test_another_source_is_not_mixed_in(
         (renamed / split / "red-square").rename(renamed / split / "red")
     assert "an unfinished build with other classes" in refusal(renamed)
     assert folder_bytes(unfinished) == before
+
+
+def test_a_file_that_was_replaced_is_built_in_anew(
+    raw_folder: Path, unfinished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = Path(shutil.copytree(raw_folder, tmp_path / "tiny"))  # with the times of the files
+    before = file_identities(unfinished)
+    key = indexed_keys(unfinished / "train-000002.idx")[0]
+    (replaced,) = source.glob(f"{key}.*")
+    replaced.write_bytes(encoded(Image.new("RGB", (80, 90), (9, 99, 0))))
+    assert build(source, unfinished) == 0
+    name = replaced.relative_to(source)
+    said = f"'{name}' and 0 more files have changed in size or time since their shards were finished: 1 shards are"
+    assert said in capsys.readouterr().err
+    assert {"train-000002.tar", "train-000002.idx"} <= changed_files(unfinished, before)
+    assert build(source, tmp_path / "anew") == 0
+    assert folder_bytes(unfinished) == folder_bytes(tmp_path / "anew")
+
+
+def test_a_copy_of_the_source_that_keeps_the_times_is_the_same_source(
+    raw_folder: Path, tiny_shards: Path, unfinished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert build(Path(shutil.copytree(raw_folder, tmp_path / "tiny")), unfinished) == 0
+    assert "changed" not in capsys.readouterr().err
+    assert folder_bytes(unfinished) == folder_bytes(tiny_shards)
 
 
 def test_another_codec_is_not_mixed_in(raw_folder: Path, unfinished: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -95,17 +95,74 @@ def test_what_is_damaged_is_named_and_built_again(
     assert changed_files(complete, before) == {f"{stem}.{ending}" for stem in stems for ending in ("tar", "idx")}
 
 
+def overwrite_header(path: Path) -> None:
+    data = path.read_bytes()
+    path.write_bytes(data[:8] + b"\xff\xff" + data[10:])
+
+
+@pytest.mark.parametrize("damage", [cut, flip, overwrite_header])
 def test_without_its_mean_image_all_is_built_again(
-    complete: Path, tiny_shards: Path, raw_folder: Path, capsys: pytest.CaptureFixture[str]
+    complete: Path, tiny_shards: Path, raw_folder: Path, capsys: pytest.CaptureFixture[str], damage: Callable
 ) -> None:
-    cut(complete / "mean.npy")
+    damage(complete / "mean.npy")
     assert verify(complete) == 1
     out, err = capsys.readouterr()
-    (error,) = complaints(err)
-    assert error.startswith(f"build_shards: {complete / 'mean.npy'} cannot be read: ")
-    assert "broken files: 1; " in out
+    assert complaints(err) == [f"build_shards: {complete / 'mean.npy'} has another SHA-256 than the manifest says"]
+    assert "broken files: 1; the command that built it mends them" in out
     assert rebuild(raw_folder, complete) == 0
     assert folder_bytes(complete) == folder_bytes(tiny_shards)
+
+
+def test_a_mean_image_of_a_manifest_without_its_digest_is_read(complete: Path, capsys: pytest.CaptureFixture) -> None:
+    page = read_json(complete)
+    del page["rgb"]["mean_image_sha256"]
+    (complete / "manifest.json").write_text(json.dumps(page))
+    assert verify(complete) == 0
+    overwrite_header(complete / "mean.npy")
+    assert verify(complete) == 1
+    assert f"{complete / 'mean.npy'} cannot be read: " in capsys.readouterr().err
+
+
+def test_what_a_rerun_cannot_mend_is_not_said_to_be_mended_by_it(
+    complete: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    page = read_json(complete)
+    page["splits"]["train"]["samples"] += 1
+    (complete / "manifest.json").write_text(json.dumps(page))
+    assert verify(complete) == 1
+    assert f"a rerun cannot mend what the manifest says itself: remove {complete}" in capsys.readouterr().out
+
+
+def set_path(page: dict, path: str, value: object) -> None:
+    *parents, last = [int(part) if part.isdigit() else part for part in path.split(".")]
+    for part in parents:
+        page = page[part]
+    page[last] = value
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "said"),
+    [
+        ("splits.train.shards.0.bytes", "many", "splits.train.shards[0].bytes is 'many', not int"),
+        ("splits.train.samples", -1, "splits.train.samples is '-1', not int"),
+        ("splits", [], "splits is '[]', not"),
+        ("classes.0.id", None, "classes[0].id is 'None', not str"),
+        ("rgb.mean", [1.0, 2.0], "rgb is not of three channels"),
+        ("rgb.mean_image", "../mean.npy", "'../mean.npy' is not the name of a file in the folder"),
+        ("short_side", 0, "short_side is 0"),
+        ("rejected.0.extra", 1, "rejected[0].extra is unknown"),
+    ],
+)
+def test_a_manifest_of_wrong_types_is_one_line(
+    complete: Path, capsys: pytest.CaptureFixture[str], path: str, value: object, said: str
+) -> None:
+    page = read_json(complete)
+    set_path(page, path, value)
+    (complete / "manifest.json").write_text(json.dumps(page))
+    assert verify(complete) == 2
+    err = capsys.readouterr().err
+    assert err.startswith(f"build_shards: {complete / 'manifest.json'} is not a valid manifest: {said}")
+    assert err.count("\n") == 1
 
 
 @pytest.mark.parametrize("lost", ["train-000001.tar", "mean.npy"])
