@@ -1,50 +1,91 @@
-"""What training does to an image beyond cutting it out, as arithmetic on arrays: which switches there are,
-and how far the lighting noise shifts a colour."""
+"""What training does to an image, as arithmetic on arrays: which switches there are, and how far the lighting noise
+shifts a colour."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Literal, get_args
 
 import numpy as np
 
-from pipeline.checks import check_choice
-from pipeline.epoch import EpochPlan
-from preprocess.manifest import Rgb
+from pipeline.checks import check_choice, check_count
+from preprocess.manifest import InputError, Rgb
 
 CropPosition = Literal["random", "centre"]
+CropRegion = Literal["central-square", "whole-image"]
+CropSize = Literal["fixed", "random"]
+Granularity = Literal["image", "chunk"]
 Lighting = Literal["paper", "code-2012", "off"]
-Units = Literal["grey", "unit-std"]
+Units = Literal["grey", "unit", "unit-std"]
+Mean = Literal["channel", "image"]
 
 LIGHTING_STD = 0.1
 """Standard deviation of the lighting noise, in the paper (section 4.1) and in the released code alike."""
 
-CODE_2012_DIVISOR = 1.1
-"""The released code divides an image that got lighting noise by this, in training alone."""
+CODE_2012_DIVISOR = 1 + LIGHTING_STD
+"""The released code divides an image that got lighting noise by 1.1, in training alone."""
+
+CHUNK_2012 = 32
+"""Consecutive images of a batch that share a crop offset and a flip in the released code."""
 
 
 @dataclass(frozen=True)
 class Augmentation:
-    """The switches of 2012; the defaults are what the paper says (section 4.1).
+    """The switches of 2012 and of later; the defaults are what the paper says (section 4.1).
+
+    All random numbers are a function of (seed, epoch, position): what is switched off changes nothing else.
 
     Raises:
-        InputError: a field has a value that is not one of its valid ones.
+        InputError: a field has a value that is not one of its valid ones, or two fields contradict each other.
     """
 
     crop_position: CropPosition = "random"
-    """`random`: every offset inside the central square, both ends included, is equally likely."""
+    """`random`: every offset inside the region, both ends included, is equally likely. `centre`: the crop that
+    evaluation takes."""
+    crop_region: CropRegion = "central-square"
+    """What a random crop is cut from: the central square of the short side, as in 2012, or the whole image."""
+    crop_size: CropSize = "fixed"
+    """`fixed`: windows as large as the network's input. `random`: windows of random area and shape, resized to it, as
+    torchvision's RandomResizedCrop (ratio 3/4 to 4/3, bilinear, antialiased) does."""
+    smallest_area: float = 0.08
+    """Crops of random size alone: the smallest part of the region's area, above 0 up to 1; the largest is 1."""
     flip: bool = True
     """Mirror half of the images left to right."""
+    granularity: Granularity = "image"
+    """Who has a crop position and a flip of its own: each image, or each `chunk` of 32 consecutive images of the
+    batch of all ranks together, as in the code released with the paper."""
     lighting: Lighting = "paper"
     """Noise along the principal components of the training set's colours, one shift for all pixels of an image:
     `paper` draws it from the eigenvalues of 0-1 pixels, `code-2012` from their square roots and then divides the
     image by 1.1, as the code released with the paper does."""
+    lighting_off_epoch: int | None = None
+    """From this epoch on (the first is 0) there is no lighting noise, and no division by 1.1 either: what the
+    network is then shown has the scale of evaluation. A training that goes on from a checkpoint may set it anew for
+    the epochs to come. Default: noise in all epochs."""
 
     def __post_init__(self) -> None:
         """Check every field."""
         check_choice("crop_position", self.crop_position, get_args(CropPosition))
+        check_choice("crop_region", self.crop_region, get_args(CropRegion))
+        check_choice("crop_size", self.crop_size, get_args(CropSize))
         check_choice("flip", self.flip, (True, False))
+        check_choice("granularity", self.granularity, get_args(Granularity))
         check_choice("lighting", self.lighting, get_args(Lighting))
+        if not 0 < self.smallest_area <= 1:
+            raise InputError(f"smallest_area is {self.smallest_area!r}; valid: above 0 up to 1")
+        if self.crop_size == "random":
+            # A centre or a neighbour's offset says nothing of a window whose size is its own.
+            for name, valid in (("crop_position", "random"), ("granularity", "image")):
+                if (value := getattr(self, name)) != valid:
+                    raise InputError(f"{name} is {value!r}; valid with crop_size 'random': {valid}")
+        if self.lighting_off_epoch is not None:
+            check_count("lighting_off_epoch", self.lighting_off_epoch, 0)
+
+    def at(self, epoch: int) -> Augmentation:
+        """Return what is done in one epoch: `lighting` is off where it is switched off by then."""
+        off = self.lighting_off_epoch is not None and epoch >= self.lighting_off_epoch
+        return replace(self, lighting="off" if off else self.lighting, lighting_off_epoch=None)
 
 
 def lighting_shift(normals: np.ndarray, rgb: Rgb, lighting: Lighting) -> np.ndarray:
@@ -69,23 +110,40 @@ def lighting_shift(normals: np.ndarray, rgb: Rgb, lighting: Lighting) -> np.ndar
 def divisor(rgb: Rgb, units: Units, lighting: Lighting = "off") -> list[float]:
     """Return what each channel is divided by after the mean is subtracted: 3 numbers in grey levels.
 
-    `grey` leaves grey levels, `unit-std` divides by the standard deviation of the training set's pixels.
+    `grey` leaves grey levels, `unit` divides by 255, `unit-std` by the standard deviation of the training set's
+    pixels.
     """
     check_choice("units", units, get_args(Units))
-    std = np.sqrt(np.diagonal(np.asarray(rgb.covariance))) if units == "unit-std" else np.ones(3)
-    return (std * (CODE_2012_DIVISOR if lighting == "code-2012" else 1.0)).tolist()
+    whole = {
+        "grey": np.ones(3),
+        "unit": np.full(3, 255.0),
+        "unit-std": np.sqrt(np.diagonal(np.asarray(rgb.covariance))),
+    }
+    return (whole[units] * (CODE_2012_DIVISOR if lighting == "code-2012" else 1.0)).tolist()
 
 
-def graph_arguments(
-    plan: EpochPlan, augmentation: Augmentation, rgb: Rgb, slack: int
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Turn an epoch's random numbers into what the training graph is given for each position.
+def read_mean_image(path: Path, short_side: int) -> np.ndarray:
+    """Return a training set's mean image, float32 short_side,short_side,3 in grey levels.
 
-    Returns:
-        The crop's corner within the central square (int32 n,2), whether to mirror (int32 n), and what to subtract
-        from each channel (float32 n,3).
+    Raises:
+        InputError: no such file, or not an image of this size.
     """
-    offsets = plan.offsets if augmentation.crop_position == "random" else np.full_like(plan.offsets, round(slack / 2))
-    flips = plan.flips if augmentation.flip else np.zeros_like(plan.flips)
-    means = np.asarray(rgb.mean, np.float32) - lighting_shift(plan.normals, rgb, augmentation.lighting)
-    return offsets, flips, means
+    try:
+        image = np.load(path, allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise InputError(f"mean image {path} cannot be read: {error}") from error
+    if image.shape != (short_side, short_side, 3) or image.dtype != np.float32 or not np.isfinite(image).all():
+        raise InputError(
+            f"mean image {path} has shape {image.shape} of {image.dtype}; valid: ({short_side}, {short_side}, 3) of "
+            "finite float32"
+        )
+    return image
+
+
+def mean_crop(mean_image: np.ndarray, crop: int) -> np.ndarray:
+    """Return the central crop of the mean image as it is subtracted, float32 3,crop,crop.
+
+    As in the released code it is the same for every window, wherever that was cut, and is never flipped.
+    """
+    corner = round((len(mean_image) - crop) / 2)
+    return np.ascontiguousarray(mean_image[corner : corner + crop, corner : corner + crop].transpose(2, 0, 1))

@@ -8,7 +8,7 @@ of them.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -19,7 +19,10 @@ WINDOW_SHARDS = 16
 """Shards are permuted each epoch, then samples inside groups of this many: a full permutation for data sets up to
 this size, and beyond it reads stay within few files at a time."""
 
-_ORDER, _OFFSETS, _FLIPS, _NORMALS = range(4)
+ATTEMPTS = 10
+"""Windows of random size that are tried until one fits, as torchvision does."""
+
+_ORDER, _OFFSETS, _FLIPS, _NORMALS, _PLACES, _ATTEMPTS = range(6)
 
 
 @dataclass(frozen=True)
@@ -34,6 +37,14 @@ class EpochPlan:
     """int32 n: 1 for a mirrored image, else 0."""
     normals: np.ndarray
     """float32 n,3: standard normal numbers for the lighting noise."""
+    places: np.ndarray
+    """float64 n,2: uniform in [0, 1), where (y, x) a window lies in an image of any size."""
+
+    def shared_by_chunks(self, global_batch: int, chunk: int) -> EpochPlan:
+        """Give each `chunk` consecutive positions of a global batch the window and the flip of its first one."""
+        positions = np.arange(len(self.order))
+        first = positions - positions % global_batch % chunk
+        return replace(self, offsets=self.offsets[first], flips=self.flips[first], places=self.places[first])
 
 
 def plan_training(shard_samples: Sequence[int], seed: int, epoch: int, slack: int) -> EpochPlan:
@@ -53,7 +64,19 @@ def plan_training(shard_samples: Sequence[int], seed: int, epoch: int, slack: in
         offsets=_stream(seed, epoch, _OFFSETS).integers(0, slack, size=(samples, 2), dtype=np.int32, endpoint=True),
         flips=_stream(seed, epoch, _FLIPS).integers(0, 2, size=samples, dtype=np.int32),
         normals=_stream(seed, epoch, _NORMALS).standard_normal((samples, 3), dtype=np.float32),
+        places=_stream(seed, epoch, _PLACES).random((samples, 2)),
     )
+
+
+def draw_attempts(seed: int, epoch: int, positions: slice) -> np.ndarray:
+    """Draw area and ratio of windows of random size, uniform in [0, 1), n,ATTEMPTS,2 for the positions asked for.
+
+    They are many: only those of a batch are drawn, the generator's counter is set to its first position.
+    """
+    bits = np.random.Philox(np.random.SeedSequence((seed, epoch, _ATTEMPTS)))
+    numbers_per_count = 4
+    bits.advance(positions.start * ATTEMPTS * 2 // numbers_per_count)
+    return np.random.Generator(bits).random((positions.stop - positions.start, ATTEMPTS, 2))
 
 
 @dataclass(frozen=True)

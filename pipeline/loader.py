@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -16,16 +16,20 @@ from typing import Any, Literal, get_args
 import numpy as np
 import torch
 
-from pipeline.augment import Augmentation, Units, divisor, graph_arguments
+from pipeline.augment import Augmentation, Mean, Units, divisor, mean_crop, read_mean_image
 from pipeline.checks import check_choice, check_count
-from pipeline.epoch import Share, plan_training
+from pipeline.epoch import Share
 from pipeline.graphs import eval_graph, train_graph
-from pipeline.read_ahead import EpochInputs, ReadAhead
+from pipeline.inputs import EpochInputs, TrainingInputs, evaluation_inputs
+from pipeline.jpeg_size import jpeg_size
+from pipeline.read_ahead import ReadAhead
 from pipeline.samples import Example, Samples
 from pipeline.stream import Graph, Stream, to_torch
+from pipeline.windows import centre_corners
 from preprocess.manifest import InputError, Manifest, Rgb, manifest_digest, read_manifest
 
 Mode = Literal["train", "eval"]
+OnError = Literal["raise", "skip"]
 
 IMAGES_AT_A_TIME = 64
 """How many images `load_images` decodes at once."""
@@ -44,11 +48,17 @@ class Loader:
     caller: later batches do not overwrite them. `iter()` in the middle of an epoch gives up the rest of it. The
     first batches of the next training epoch are decoded while the last ones of this are used.
 
+    With `on_error="skip"` a sample that cannot be read or decoded is left out: its batch is that much smaller, all
+    others are what they would have been, in order, content and number. It is counted in `skipped` each time and named
+    in a warning the first time. A batch that would be left with no sample raises the error.
+
     Raises while iterating:
         SampleError: a sample cannot be read or decoded; the text names its shard and key.
     """
 
-    def __init__(self, samples: Samples, stream: Stream, batches: int, identity: dict[str, Any]) -> None:
+    def __init__(
+        self, samples: Samples, stream: Stream, batches: int, identity: Callable[[int], dict[str, Any]]
+    ) -> None:
         self._samples = samples
         self._stream = stream
         self._batches = batches
@@ -71,6 +81,11 @@ class Loader:
     @epoch.setter
     def epoch(self, epoch: int) -> None:
         self._move(epoch, 0)
+
+    @property
+    def skipped(self) -> int:
+        """Count the samples that were left out of the batches given out so far by this loader."""
+        return self._stream.skipped
 
     def example(self, index: int) -> Example:
         """Return one sample of the split as it is stored; evaluation gives them in this order."""
@@ -96,20 +111,22 @@ class Loader:
         epoch, batch = self._epoch, self._batch
         if batch and batch == self._batches:
             epoch, batch = epoch + 1, 0
-        return {**self._identity, "epoch": epoch, "batch": batch}
+        return {**self._identity(epoch), "epoch": epoch, "batch": batch}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Make the next `iter()` go on with the batch after the one at which `state` was taken.
 
         Raises:
-            InputError: the state comes from another data set, split, seed, batch size, number of ranks or mode.
+            InputError: the state comes from another data set, split, seed, batch size, number of ranks or mode, or
+                from images cut, augmented or scaled in another way in that epoch.
         """
-        missing = [name for name in (*self._identity, "epoch", "batch") if name not in state]
+        missing = [name for name in (*self._identity(0), "epoch", "batch") if name not in state]
         if missing:
             raise InputError(f"loader state lacks {', '.join(missing)}")
+        check_count("epoch", state["epoch"], 0)
         differing = [
             f"{name} {state[name]!r} where this loader has {own!r}"
-            for name, own in self._identity.items()
+            for name, own in self._identity(state["epoch"]).items()
             if state[name] != own
         ]
         if differing:
@@ -160,7 +177,10 @@ def make_loader(
     augmentation: Augmentation | None = None,
     crops: int = 1,
     units: Units = "grey",
+    mean: Mean = "channel",
     rgb: Rgb | None = None,
+    mean_image: np.ndarray | None = None,
+    on_error: OnError = "raise",
     num_threads: int | None = None,
 ) -> Loader:
     """Open a split of a folder of shards as an iterable of batches.
@@ -178,10 +198,15 @@ def make_loader(
         augmentation: what training does to an image, None for what the paper did; evaluation has none.
         crops: 1 for the centre; 10, in evaluation, for the four corners and the centre of the central square, then
             those of its mirror image, in the order of torchvision's TenCrop.
-        units: `grey` gives 0-255 minus the channel mean, `unit-std` that divided by the standard deviation of each
-            channel.
+        units: `grey` gives 0-255 minus the mean, `unit` that divided by 255, `unit-std` that divided by the standard
+            deviation of each channel.
+        mean: what is subtracted: `channel`, one number for each channel, or `image`, the central crop of the mean
+            image, the same for every window and never flipped, as in the released code of 2012.
         rgb: colour statistics for the mean, the standard deviation and the lighting; None is the manifest's own. A
             network is evaluated with those that it was trained with.
+        mean_image: float32 short_side,short_side,3 in grey levels, for `mean="image"`; None is the data set's own.
+        on_error: `raise` ends the iteration at a sample that cannot be read or decoded, `skip` leaves it out: see
+            `Loader`.
         num_threads: threads that decode; None is one for each core that this process may use. The batches do not
             depend on it.
 
@@ -192,20 +217,40 @@ def make_loader(
     samples = Samples(data, manifest, split)
     mode = mode or ("train" if split == "train" else "eval")
     check_choice("mode", mode, get_args(Mode))
+    check_choice("on_error", on_error, get_args(OnError))
+    side = _checked_crop(crop, manifest.short_side)
+    subtracted = _mean_crop(Path(data), manifest, mean, mean_image, side)
     if mode == "train":
         check_choice("crops", crops, [1])
+        check_count("seed", seed, 0)
+        augmentation = augmentation or Augmentation()
         share = Share.of_training(len(samples), batch_size, rank, world_size)
-        graph, epoch_inputs = _training(manifest, samples, seed, crop, augmentation or Augmentation(), units)
+        whole_batch = batch_size * world_size
+        epoch_inputs: Callable[[int], EpochInputs] = TrainingInputs(
+            samples.shard_samples, seed, whole_batch, manifest.short_side, side, augmentation, manifest.rgb, units, mean
+        )
+        divisor(manifest.rgb, units)
+        resized = augmentation.crop_size == "random"
+        graph: Graph = partial(train_graph, crop=side, resized=resized, mean_crop=subtracted)
     else:
         check_choice("augmentation", augmentation, [None])
         share = Share.of_evaluation(len(samples), batch_size, rank, world_size)
-        graph, epoch_inputs = _evaluation(manifest, len(samples), crop, crops, units)
+        graph = _eval_graph(manifest.short_side, manifest.rgb, side, crops, units, subtracted)
+        inputs = evaluation_inputs(len(samples), manifest.short_side, side if crops == 1 else manifest.short_side)
+        epoch_inputs = lambda _epoch: inputs  # noqa: E731
     target = _checked_device(device)
-    source = ReadAhead(samples, share, epoch_inputs, endless=mode == "train")
-    stream = Stream(source, samples, _placed(graph, target, num_threads), batch_size, target)
+    skip = on_error == "skip"
+    source = ReadAhead(samples, share, epoch_inputs, endless=mode == "train", skip=skip)
+    stream = Stream(source, samples, _placed(graph, target, num_threads), batch_size, target, skip=skip)
     identity = {"data": manifest_digest(data), "split": split, "mode": mode, "seed": seed}
-    identity |= {"batch_size": batch_size, "world_size": world_size}
-    return Loader(samples, stream, len(share), identity)
+    identity |= {"batch_size": batch_size, "world_size": world_size, "crop": side, "crops": crops}
+    identity |= {"units": units, "mean": mean}
+    return Loader(samples, stream, len(share), partial(_identity, identity, augmentation))
+
+
+def _identity(common: dict[str, Any], augmentation: Augmentation | None, epoch: int) -> dict[str, Any]:
+    """Return what decides the content of the batches of one epoch."""
+    return {**common, "augmentation": None if augmentation is None else asdict(augmentation.at(epoch))}
 
 
 def load_images(
@@ -216,6 +261,7 @@ def load_images(
     crop: int | None = None,
     crops: int = 1,
     units: Units = "grey",
+    mean_image: np.ndarray | None = None,
     device: str | torch.device = "cpu",
     num_threads: int | None = None,
 ) -> torch.Tensor:
@@ -225,6 +271,7 @@ def load_images(
         jpegs: files as they lie in a shard: the shorter side is `short_side` pixels.
         short_side: as in the manifest of the data that the network was trained on.
         rgb: the colour statistics of that data.
+        mean_image: of that data, to subtract its central crop; None subtracts the channel mean.
         crop, crops, units, device, num_threads: as in `make_loader`.
 
     Raises:
@@ -234,47 +281,47 @@ def load_images(
     if not jpegs:
         raise InputError("jpegs is empty; valid: at least one image")
     target = _checked_device(device)
+    side = _checked_crop(crop, short_side)
+    subtracted = None if mean_image is None else mean_crop(mean_image, side)
     parts = iter(jpegs[i : i + IMAGES_AT_A_TIME] for i in range(0, len(jpegs), IMAGES_AT_A_TIME))
-    pipeline = _placed(_eval_graph(short_side, rgb, crop, crops, units), target, num_threads)(
-        source=lambda: [np.frombuffer(jpeg, np.uint8) for jpeg in next(parts)],
+
+    def source() -> tuple[list[np.ndarray], np.ndarray]:
+        part = next(parts)
+        sizes = np.array([jpeg_size(jpeg) for jpeg in part], np.int32)
+        corners = centre_corners(sizes, short_side, side if crops == 1 else short_side)
+        return [np.frombuffer(jpeg, np.uint8) for jpeg in part], corners
+
+    pipeline = _placed(_eval_graph(short_side, rgb, side, crops, units, subtracted), target, num_threads)(
+        source=source,
         batch_size=min(len(jpegs), IMAGES_AT_A_TIME),
         prefetch_queue_depth=1,
     )
     return torch.cat([to_torch(pipeline.run()[0]) for _ in range(0, len(jpegs), IMAGES_AT_A_TIME)])
 
 
-def _training(
-    manifest: Manifest, samples: Samples, seed: int, crop: int | None, augmentation: Augmentation, units: Units
-) -> tuple[Graph, Callable[[int], EpochInputs]]:
-    check_count("seed", seed, 0)
-    side = _checked_crop(crop, manifest.short_side)
-    slack = manifest.short_side - side
-
-    def epoch_inputs(epoch: int) -> EpochInputs:
-        plan = plan_training(samples.shard_samples, seed, epoch, slack)
-        return EpochInputs(plan.order, graph_arguments(plan, augmentation, manifest.rgb, slack))
-
-    scale = divisor(manifest.rgb, units, augmentation.lighting)
-    return partial(train_graph, short_side=manifest.short_side, crop=side, divisor=scale), epoch_inputs
-
-
-def _evaluation(
-    manifest: Manifest, samples: int, crop: int | None, crops: int, units: Units
-) -> tuple[Graph, Callable[[int], EpochInputs]]:
-    graph = _eval_graph(manifest.short_side, manifest.rgb, crop, crops, units)
-    return graph, lambda _epoch: EpochInputs(np.arange(samples), ())
-
-
-def _eval_graph(short_side: int, rgb: Rgb, crop: int | None, crops: int, units: Units) -> Graph:
+def _eval_graph(short_side: int, rgb: Rgb, side: int, crops: int, units: Units, subtracted: np.ndarray | None) -> Graph:
     check_choice("crops", crops, (1, 10))
     return partial(
         eval_graph,
         short_side=short_side,
-        crop=_checked_crop(crop, short_side),
+        crop=side,
         crops=crops,
         mean=list(rgb.mean),
+        mean_crop=subtracted,
         divisor=divisor(rgb, units),
     )
+
+
+def _mean_crop(
+    folder: Path, manifest: Manifest, mean: Mean, mean_image: np.ndarray | None, side: int
+) -> np.ndarray | None:
+    """Return what is subtracted pixel by pixel, float32 3,side,side, or None where it is the channel mean."""
+    check_choice("mean", mean, get_args(Mean))
+    if mean == "channel":
+        return None
+    if mean_image is None:
+        mean_image = read_mean_image(folder / manifest.rgb.mean_image, manifest.short_side)
+    return mean_crop(mean_image, side)
 
 
 def _placed(graph: Graph, device: torch.device, num_threads: int | None) -> Graph:

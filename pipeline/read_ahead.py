@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import logging
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
 import numpy as np
 
 from pipeline.epoch import Share
-from pipeline.samples import Samples
+from pipeline.inputs import EpochInputs
+from pipeline.samples import Files, SampleError, Samples
+
+LOG = logging.getLogger(__name__)
 
 BATCHES_AHEAD = 3
 """Batches whose files are being read before the decoder asks for them."""
@@ -22,38 +26,47 @@ CHUNK = 32
 """Samples that one thread reads in one go."""
 
 
-@dataclass(frozen=True)
-class EpochInputs:
-    """What an epoch feeds to the graph, by global position."""
-
-    order: np.ndarray
-    """int64 n: which sample."""
-    arguments: tuple[np.ndarray, ...]
-    """n,... each: what the graph is given beside the JPEG files."""
-
-
 @dataclass
 class Batch:
     """One rank's batch on its way through the loader."""
 
     epoch: int
     number: int
-    indices: np.ndarray
-    arguments: tuple[np.ndarray, ...]
-    reads: list[Future[tuple[list[np.ndarray], np.ndarray]]]
-    jpegs: list[np.ndarray] = field(default_factory=list)
-    labels: np.ndarray = field(default_factory=lambda: np.empty(0, np.int64))
+    inputs: EpochInputs
+    positions: slice
+    kept: np.ndarray
+    """bool: which of its positions are given out; the others hold samples that are left out."""
+    reads: list[Future[Files]]
+    files: Files | None = None
+
+    @property
+    def indices(self) -> np.ndarray:
+        """The samples of the batch, int64."""
+        return self.inputs.order[self.positions][self.kept]
+
+    @property
+    def labels(self) -> np.ndarray:
+        """Their labels, int64, once they are read."""
+        assert self.files is not None
+        return self.files.labels
 
     def wait(self) -> None:
         """Gather what the threads have read; raise what stopped them."""
         parts = [read.result() for read in self.reads]
-        self.jpegs = [jpeg for jpegs, _ in parts for jpeg in jpegs]
-        self.labels = np.concatenate([labels for _, labels in parts])
+        jpegs = [jpeg for part in parts for jpeg in part.jpegs]
+        self.files = Files(
+            jpegs, *(np.concatenate(arrays) for arrays in zip(*(part[1:] for part in parts), strict=True))
+        )
 
-    def inputs(self, part: slice = slice(None)) -> Any:
+    def graph_inputs(self, part: slice = slice(None)) -> Any:
         """Return what the graph's external source takes, for the whole batch or a part of it."""
-        jpegs = self.jpegs[part]
-        return (jpegs, *(values[part] for values in self.arguments)) if self.arguments else jpegs
+        assert self.files is not None
+        sizes = np.full((len(self.kept), 2), self.files.sizes[0])
+        sizes[self.kept] = self.files.sizes
+        arguments = self.inputs.arguments(self.positions, sizes)
+        if not self.kept.all():
+            arguments = tuple(values[self.kept] for values in arguments)
+        return self.files.jpegs[part], *(values[part] for values in arguments)
 
 
 class ReadAhead:
@@ -64,15 +77,24 @@ class ReadAhead:
         share: which positions of an epoch are this rank's.
         epoch_inputs: the plan of an epoch by its number.
         endless: go on with the next epoch, so that nothing waits at the boundary.
+        skip: leave out a sample that cannot be read, and make its batch smaller.
     """
 
     def __init__(
-        self, samples: Samples, share: Share, epoch_inputs: Callable[[int], EpochInputs], *, endless: bool
+        self,
+        samples: Samples,
+        share: Share,
+        epoch_inputs: Callable[[int], EpochInputs],
+        *,
+        endless: bool,
+        skip: bool = False,
     ) -> None:
         self._samples = samples
         self._share = share
         self._epoch_inputs = epoch_inputs
         self._endless = endless
+        self._skip = skip
+        self._left_out: set[int] = set()
         self._threads = ThreadPoolExecutor(READERS, thread_name_prefix="read-ahead")
         self._coming: Iterator[Batch] = iter(())
         self._reading: deque[Batch] = deque()
@@ -100,14 +122,20 @@ class ReadAhead:
             raise StopIteration
         batch = self._reading.popleft()
         try:
-            batch.wait()
+            batch = self._read(batch)
         except Exception as error:
             self.stop()
             self.error = error
             raise StopIteration from error
         self._reading.extend(islice(self._coming, 1))
         self.taken.append(batch)
-        return batch.inputs()
+        return batch.graph_inputs()
+
+    def leave_out(self, error: SampleError) -> None:
+        """Give this sample out no more, from the next `seek` on."""
+        if error.index not in self._left_out:
+            self._left_out.add(error.index)
+            LOG.warning("left out: %s", error)
 
     def close(self) -> None:
         """End the threads."""
@@ -127,8 +155,24 @@ class ReadAhead:
     def _begin(self, inputs: EpochInputs, epoch: int, number: int) -> Batch:
         positions = self._share.positions(number)
         indices = inputs.order[positions]
+        kept = np.array([index not in self._left_out for index in indices.tolist()]) if self._left_out else None
+        if kept is not None:
+            indices = indices[kept]
         reads = [
             self._threads.submit(self._samples.read, indices[first : first + CHUNK])
             for first in range(0, len(indices), CHUNK)
         ]
-        return Batch(epoch, number, indices, tuple(values[positions] for values in inputs.arguments), reads)
+        return Batch(epoch, number, inputs, positions, np.ones(len(indices), bool) if kept is None else kept, reads)
+
+    def _read(self, batch: Batch) -> Batch:
+        """Wait for a batch; where a sample is to be left out, read the others."""
+        while True:
+            try:
+                batch.wait()
+            except SampleError as error:
+                if not self._skip or batch.kept.sum() <= 1:
+                    raise
+                self.leave_out(error)
+                batch = self._begin(batch.inputs, batch.epoch, batch.number)
+            else:
+                return batch

@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from pipeline.jpeg_size import jpeg_size
 from preprocess.manifest import InputError, Manifest, Shard
 
 INDEX_VERSION = "v1.2"
@@ -19,7 +20,27 @@ OPEN_TARS = 64
 
 
 class SampleError(InputError):
-    """A sample that cannot be read or decoded; the text names its shard and key."""
+    """A sample that cannot be read or decoded; the text names its shard and key.
+
+    Args:
+        text: which sample, and what is wrong with it.
+        index: its number in the split.
+    """
+
+    def __init__(self, text: str, index: int) -> None:
+        super().__init__(text)
+        self.index = index
+
+
+class Files(NamedTuple):
+    """Samples as they were read."""
+
+    jpegs: list[np.ndarray]
+    """The JPEG files, read-only uint8."""
+    sizes: np.ndarray
+    """Height and width of their images in pixels, int32 n,2."""
+    labels: np.ndarray
+    """int64 n."""
 
 
 class Example(NamedTuple):
@@ -44,6 +65,7 @@ class Samples:
         self._folder = Path(folder)
         self._shards = manifest.split(split).shards
         self._classes = len(manifest.classes)
+        self._short_side = manifest.short_side
         self.shard_samples = [shard.samples for shard in self._shards]
         self._ends = list(accumulate(self.shard_samples))
         for shard in self._shards:
@@ -56,20 +78,20 @@ class Samples:
         """Count the samples of the split."""
         return self._ends[-1] if self._ends else 0
 
-    def read(self, indices: np.ndarray) -> tuple[list[np.ndarray], np.ndarray]:
+    def read(self, indices: np.ndarray) -> Files:
         """Read samples by number.
 
-        Returns:
-            The JPEG files (read-only uint8, one array each) and the labels (int64 n).
-
         Raises:
-            SampleError: a tar is gone or too short, or a label is not one of the classes.
+            SampleError: a tar is gone or too short, a file is no JPEG or of another short side than the data set's,
+                or a label is not one of the classes.
         """
-        jpegs, labels = [], np.empty(len(indices), np.int64)
+        jpegs: list[np.ndarray] = []
+        sizes, labels = np.empty((len(indices), 2), np.int32), np.empty(len(indices), np.int64)
         for place, index in enumerate(indices.tolist()):
             jpeg, labels[place] = self._read_one(index)
-            jpegs.append(jpeg)
-        return jpegs, labels
+            sizes[place] = self._size(index, jpeg)
+            jpegs.append(np.frombuffer(jpeg, np.uint8))
+        return Files(jpegs, sizes, labels)
 
     def example(self, index: int) -> Example:
         """Return one sample as it lies in its tar.
@@ -78,7 +100,7 @@ class Samples:
             SampleError: as `read` does.
         """
         jpeg, label = self._read_one(index)
-        return Example(self._key(index), jpeg.tobytes(), label)
+        return Example(self._key(index), bytes(jpeg), label)
 
     def describe(self, index: int) -> str:
         """Name the shard and the key of one sample, for messages."""
@@ -100,7 +122,7 @@ class Samples:
         number = bisect_right(self._ends, index)
         return number, index - self._ends[number] + self.shard_samples[number]
 
-    def _read_one(self, index: int) -> tuple[np.ndarray, int]:
+    def _read_one(self, index: int) -> tuple[memoryview, int]:
         number, row = self._locate(index)
         jpeg_at, jpeg_bytes, label_at, label_bytes = self._table(number)[row].tolist()
         start = min(jpeg_at, label_at)
@@ -109,13 +131,27 @@ class Samples:
             tar = self._open(number)  # held until the read is done: letting go of it may close the file
             content = os.pread(tar.descriptor, length, start)
         except OSError as error:
-            raise SampleError(f"{self.describe(index)} cannot be read: {error}") from error
+            raise SampleError(f"{self.describe(index)} cannot be read: {error}", index) from error
         if len(content) < length:
-            raise SampleError(f"{self.describe(index)} is cut off: the tar ends {length - len(content)} bytes early")
+            missing = length - len(content)
+            raise SampleError(f"{self.describe(index)} is cut off: the tar ends {missing} bytes early", index)
         label = content[label_at - start : label_at - start + label_bytes]
         if not label.isdigit() or int(label) >= self._classes:
-            raise SampleError(f"{self.describe(index)} has label {label!r}; valid: 0 to {self._classes - 1}")
-        return np.frombuffer(content, np.uint8, jpeg_bytes, jpeg_at - start), int(label)
+            raise SampleError(f"{self.describe(index)} has label {label!r}; valid: 0 to {self._classes - 1}", index)
+        return memoryview(content)[jpeg_at - start : jpeg_at - start + jpeg_bytes], int(label)
+
+    def _size(self, index: int, jpeg: memoryview) -> tuple[int, int]:
+        try:
+            height, width = jpeg_size(jpeg)
+        except ValueError as error:
+            raise SampleError(f"{self.describe(index)} does not decode: {error}", index) from error
+        if min(height, width) != self._short_side:
+            raise SampleError(
+                f"{self.describe(index)} has {width} x {height} pixels where the short side is {self._short_side}: "
+                "build the shards again",
+                index,
+            )
+        return height, width
 
     def _table(self, number: int) -> np.ndarray:
         """Offset and size of the JPEG, offset and size of the label, for each sample of a shard: int64 n,4."""

@@ -27,16 +27,27 @@ class Stream:
         graph: the graph, but for its source and its depth.
         batch_size: the largest batch.
         device: where the graph leaves its images, and the labels go.
+        skip: leave out a sample that does not decode, and make its batch smaller.
     """
 
     def __init__(
-        self, source: ReadAhead, samples: Samples, graph: Graph, batch_size: int, device: torch.device
+        self,
+        source: ReadAhead,
+        samples: Samples,
+        graph: Graph,
+        batch_size: int,
+        device: torch.device,
+        *,
+        skip: bool = False,
     ) -> None:
         self._source = source
         self._samples = samples
         self._graph = graph
         self._batch_size = batch_size
         self._device = device
+        self._skip = skip
+        self.skipped = 0
+        """Samples left out of the batches that were given out."""
         self._pipeline: Pipeline | None = self._build()
 
     def seek(self, epoch: int, number: int) -> None:
@@ -44,15 +55,13 @@ class Stream:
         under_way = self._source.taken
         if under_way and (under_way[0].epoch, under_way[0].number) == (epoch, number):
             return
-        pipeline = self._emptied()
-        self._source.seek(epoch, number)
-        pipeline.schedule_run()
+        self._seek_anew(epoch, number)
 
     def next(self) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the next images and labels.
 
         Raises:
-            SampleError: a sample cannot be read or decoded.
+            SampleError: a sample cannot be read or decoded; with `skip`, only if its batch has no other one.
         """
         assert self._pipeline is not None
         try:
@@ -61,8 +70,10 @@ class Stream:
             raise self._source.error or RuntimeError("no batch was asked for") from None
         except RuntimeError as error:
             self._pipeline = None
-            raise self._culprit(self._source.taken[0]) or error from error
+            self._after_failure(error)
+            return self.next()
         batch = self._source.taken.popleft()
+        self.skipped += int((~batch.kept).sum())
         self._pipeline.schedule_run()
         return to_torch(images), self._on_device(batch)
 
@@ -70,6 +81,11 @@ class Stream:
         """Let go of the threads and of what is decoded."""
         self._pipeline = None
         self._source.close()
+
+    def _seek_anew(self, epoch: int, number: int) -> None:
+        pipeline = self._emptied()
+        self._source.seek(epoch, number)
+        pipeline.schedule_run()
 
     def _build(self) -> Pipeline:
         pipeline = self._graph(
@@ -106,21 +122,34 @@ class Stream:
         # From pinned memory the copy does not wait for the work that is queued on the GPU.
         return labels.pin_memory().to(self._device, non_blocking=True)
 
-    def _culprit(self, batch: Batch) -> SampleError | None:
-        """Decode a failed batch one by one, to name the sample that failed."""
-        alone = iter(range(len(batch.indices)))
+    def _after_failure(self, error: RuntimeError) -> None:
+        """Leave out what does not decode and read its batch anew, or raise what names the sample."""
+        batch = self._source.taken[0]
+        culprits = self._culprits(batch)
+        if not culprits:
+            raise error
+        if not self._skip or len(culprits) == len(batch.indices):
+            raise culprits[0] from error
+        for culprit in culprits:
+            self._source.leave_out(culprit)
+        self._seek_anew(batch.epoch, batch.number)
 
-        def source() -> Any:
-            place = next(alone)
-            return batch.inputs(slice(place, place + 1))
-
-        pipeline = self._graph(source=source, batch_size=1, prefetch_queue_depth=1)
-        for index in batch.indices:
+    def _culprits(self, batch: Batch) -> list[SampleError]:
+        """Decode a failed batch one by one, to name the samples that failed: the first one, or all to skip."""
+        found: list[SampleError] = []
+        for place, index in enumerate(batch.indices.tolist()):
             try:
-                pipeline.run()
+                self._run_alone(batch, slice(place, place + 1))
             except RuntimeError as error:
-                return SampleError(f"{self._samples.describe(int(index))} does not decode: {_reason(error)}")
-        return None
+                text = f"{self._samples.describe(index)} does not decode: {_reason(error)}"
+                found.append(SampleError(text, index))
+                if not self._skip:
+                    break
+        return found
+
+    def _run_alone(self, batch: Batch, part: slice) -> None:
+        # A pipeline that failed does not go on: each sample gets one of its own.
+        self._graph(source=lambda: batch.graph_inputs(part), batch_size=1, prefetch_queue_depth=1).run()
 
 
 def to_torch(images: Any) -> torch.Tensor:

@@ -10,18 +10,21 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from pipeline.augment import read_mean_image
 from preprocess.manifest import ClassEntry, InputError, Rgb, manifest_digest, read_manifest, rgb_from_json
 from training.config import Config, config_from_dict
 
 SCHEMA = 1
-PAGE, MODEL, OPTIMIZER = "checkpoint.json", "model.pt", "optimizer.pt"
+PAGE, MODEL, OPTIMIZER, MEAN = "checkpoint.json", "model.pt", "optimizer.pt", "mean.npy"
 
 
 @dataclass(frozen=True)
@@ -75,10 +78,14 @@ def write_checkpoint(folder: Path, checkpoint: Checkpoint, model: dict[str, Tens
     """Write a checkpoint into an empty folder, its description last."""
     torch.save(model, folder / MODEL)
     torch.save(optimizer, folder / OPTIMIZER)
+    files = [MODEL, OPTIMIZER]
+    if checkpoint.config.mean == "image":
+        shutil.copyfile(Path(checkpoint.config.data, checkpoint.data.rgb.mean_image), folder / MEAN)
+        files.append(MEAN)
     page = {
         "schema": SCHEMA,
         **dataclasses.asdict(checkpoint),
-        "sha256": {name: _sha256(folder / name) for name in (MODEL, OPTIMIZER)},
+        "sha256": {name: _sha256(folder / name) for name in files},
     }
     partial = folder / f".{PAGE}.partial"
     partial.write_text(json.dumps(page, indent=1) + "\n", encoding="utf-8")
@@ -119,6 +126,13 @@ def read_model(path: Path) -> dict[str, Tensor]:
     if not isinstance(state, dict) or not all(isinstance(tensor, Tensor) for tensor in state.values()):
         raise InputError(f"{path} is not a state dict: it must map parameter names to tensors")
     return state
+
+
+def read_mean(folder: Path, checkpoint: Checkpoint) -> np.ndarray | None:
+    """Return the mean image that the network was trained with, None where it was trained with the channel mean."""
+    if checkpoint.config.mean == "channel":
+        return None
+    return read_mean_image(folder / MEAN, checkpoint.data.short_side)
 
 
 def read_optimizer(folder: Path) -> dict[str, Any]:

@@ -10,7 +10,7 @@ import typing
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from pipeline.augment import Augmentation, Units
+from pipeline.augment import Augmentation, Mean, Units
 from preprocess.manifest import InputError
 from training.precision import Precision
 
@@ -111,7 +111,11 @@ class Config:
     """Part of the training target that is spread evenly over all classes; the validation loss is without."""
     augmentation: Augmentation = field(default_factory=Augmentation)
     units: Units = "grey"
-    """What the network sees: `grey`, 0-255 minus the channel mean as in 2012; `unit-std`, that over the deviation."""
+    """What the network sees: `grey`, 0-255 minus the mean as in 2012; `unit`, that over 255; `unit-std`, that over the
+    deviation."""
+    mean: Mean = "channel"
+    """What is subtracted: `channel`, a number for each channel; `image`, the central crop of the mean image, as the
+    code of 2012 does."""
     storage: str = "./runs"
     """Where Ray Train keeps the checkpoints; on a cluster, a folder or bucket that all nodes reach."""
     keep_checkpoints: int = 2

@@ -58,7 +58,9 @@ def main(arguments: Sequence[str]) -> None:
         crop=trained.config.image_size,
         crops=options.crops,
         units=trained.config.units,
+        mean=trained.config.mean,
         rgb=trained.data.rgb,
+        mean_image=trained.mean_image,
     )
     started = time.perf_counter()
     predictions = predict_all(trained, loader)

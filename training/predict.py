@@ -50,6 +50,7 @@ def predict(trained: Trained, samples: Sequence[bytes]) -> list[list[tuple[str, 
         rgb=trained.data.rgb,
         crop=trained.config.image_size,
         units=trained.config.units,
+        mean_image=trained.mean_image,
         device=trained.device,
     )
     logs = log_probabilities(trained.network, images, trained.autocast)

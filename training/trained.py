@@ -8,10 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
 import torch
 
+from pipeline.augment import read_mean_image
 from preprocess.manifest import InputError
-from training.checkpoint import MODEL, TrainedOn, check_fits, describe_data, read_checkpoint, read_model
+from training.checkpoint import MODEL, TrainedOn, check_fits, describe_data, read_checkpoint, read_mean, read_model
 from training.config import Config
 from training.models import AlexNet, build
 from training.precision import autocast, resolve_precision
@@ -25,6 +27,8 @@ class Trained:
     network: AlexNet
     config: Config
     data: TrainedOn
+    mean_image: np.ndarray | None
+    """What it was trained with: float32 short_side,short_side,3 in grey levels, or None for the channel mean."""
     device: torch.device
     name: str
     """Where the weights come from, for people."""
@@ -64,7 +68,12 @@ def load_trained(choice: argparse.Namespace, project: Path, data: str | None) ->
     if choice.weights is not None:
         if data is None:
             raise InputError("--weights needs --data DIR: the classes and the colour statistics are read there")
-        return _load(choice.weights, _recipe(choice.recipe), describe_data(data), device, str(choice.weights), None)
+        config, known = _recipe(choice.recipe), describe_data(data)
+        mean_image = None
+        if config.mean == "image":
+            mean_image = read_mean_image(Path(data, known.rgb.mean_image), known.short_side)
+        network = _load(choice.weights, config, len(known.classes), device, str(choice.weights))
+        return Trained(network, config, known, mean_image, device, str(choice.weights), None)
     if choice.checkpoint is not None:
         return _from_checkpoint(choice.checkpoint, device, str(choice.checkpoint), None)
     which: Literal["last", "best"] = choice.which or "last"
@@ -106,15 +115,15 @@ def _device(name: str) -> torch.device:
 
 def _from_checkpoint(folder: Path, device: torch.device, name: str, run_id: str | None) -> Trained:
     checkpoint = read_checkpoint(folder)
-    return _load(folder / MODEL, checkpoint.config, checkpoint.data, device, name, run_id)
+    config, data = checkpoint.config, checkpoint.data
+    network = _load(folder / MODEL, config, len(data.classes), device, name)
+    return Trained(network, config, data, read_mean(folder, checkpoint), device, name, run_id)
 
 
-def _load(
-    weights: Path, config: Config, data: TrainedOn, device: torch.device, name: str, run_id: str | None
-) -> Trained:
-    network = build(config.network.name, len(data.classes), **config.switches())
+def _load(weights: Path, config: Config, classes: int, device: torch.device, name: str) -> AlexNet:
+    network = build(config.network.name, classes, **config.switches())
     state = read_model(weights)
     check_fits(state, network.state_dict(), name)
     network.load_state_dict(state)
     network.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    return Trained(network.eval(), config, data, device, name, run_id)
+    return network.eval()

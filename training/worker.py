@@ -77,6 +77,7 @@ def open_session(config: Config, layout: Layout, num_threads: int, checkpoint: P
     data = describe_data(config.data)
     share = {"rank": layout.data_rank, "world_size": layout.data_size, "device": str(layout.device)}
     common: dict[str, Any] = {**share, "crop": config.image_size, "seed": config.seed, "num_threads": num_threads}
+    common |= {"units": config.units, "mean": config.mean}
     per_replica = config.batch_size // layout.data_size
     classes = len(data.classes)
     torch.manual_seed(config.seed)
@@ -86,9 +87,7 @@ def open_session(config: Config, layout: Layout, num_threads: int, checkpoint: P
     network.load_state_dict(take_shard(initial, layout))
     network.to(device=layout.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     optimizer = make_optimizer(network, config.optimizer)
-    train_loader = make_loader(
-        config.data, "train", per_replica, augmentation=config.augmentation, units=config.units, **common
-    )
+    train_loader = make_loader(config.data, "train", per_replica, augmentation=config.augmentation, **common)
     session = Session(
         config=config,
         layout=layout,
@@ -98,7 +97,7 @@ def open_session(config: Config, layout: Layout, num_threads: int, checkpoint: P
         optimizer=optimizer,
         schedule=Schedule(optimizer, config.optimizer, len(train_loader), config.epochs),
         train_loader=train_loader,
-        val_loader=make_loader(config.data, "val", per_replica, units=config.units, **common),
+        val_loader=make_loader(config.data, "val", per_replica, **common),
         data=data,
         val_samples=read_manifest(config.data).split("val").samples,
     )

@@ -1,5 +1,6 @@
 """What the user gave wrong, and what happens to files afterwards: one clear error, and never a hang."""
 
+import io
 import os
 import re
 import threading
@@ -7,9 +8,11 @@ import threading
 import numpy as np
 import pytest
 import torch
-from shard_folders import cut, texture_jpegs
+from PIL import Image
+from shard_folders import cut, texture_jpegs, write_shards
 
 from pipeline.augment import Augmentation
+from pipeline.jpeg_size import jpeg_size
 from pipeline.loader import load_images, make_loader
 from pipeline.samples import SampleError
 from preprocess.manifest import InputError, read_manifest
@@ -33,7 +36,9 @@ from preprocess.manifest import InputError, read_manifest
         ({"mode": "test"}, "mode is 'test'; valid: train, eval"),
         ({"mode": "eval", "augmentation": Augmentation()}, "augmentation is .*; valid: None"),
         ({"seed": -1}, "seed is -1"),
-        ({"units": "byte"}, "units is 'byte'; valid: grey, unit-std"),
+        ({"units": "byte"}, "units is 'byte'; valid: grey, unit, unit-std"),
+        ({"mean": "median"}, "mean is 'median'; valid: channel, image"),
+        ({"on_error": "hope"}, "on_error is 'hope'; valid: raise, skip"),
         ({"num_threads": 0}, "num_threads is 0"),
         ({"device": "tpu9"}, "device is 'tpu9'"),
         ({"device": "meta"}, "device is 'meta'; valid on this machine: cpu"),
@@ -46,10 +51,24 @@ def test_wrong_arguments_are_named_with_what_would_be_valid(numbered, change, me
         make_loader(**arguments)
 
 
-@pytest.mark.parametrize("change", [{"crop_position": "left"}, {"flip": "no"}, {"lighting": "paper2"}])
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"crop_position": "left"},
+        {"crop_region": "left half"},
+        {"crop_size": "large"},
+        {"smallest_area": 0.0},
+        {"flip": "no"},
+        {"granularity": "batch"},
+        {"lighting": "paper2"},
+        {"lighting_off_epoch": -1},
+        {"crop_position": "centre", "crop_size": "random"},
+        {"granularity": "chunk", "crop_size": "random"},
+    ],
+)
 def test_wrong_augmentations_are_refused_when_they_are_made(change):
-    (name,) = change
-    with pytest.raises(InputError, match=f"{name} is .*; valid: "):
+    name = next(iter(change))
+    with pytest.raises(InputError, match=f"{name} is .*; valid"):
         Augmentation(**change)
 
 
@@ -144,10 +163,10 @@ def test_a_sample_that_does_not_decode_names_shard_and_key(make_shards, device, 
     labels, message = outcome(loader)
     if split == "val":
         assert labels == [0, 1, 2, 3]
-    assert re.search(rf"{split}-000001.tar: sample {split}/sample-7 does not decode: \S", message)
+    assert re.search(rf"{split}-000001.tar: sample {split}/sample-7 (does not decode: \S|has 24 x 24 pixels)", message)
     assert "\n" not in message
     # The loader is not stuck: another epoch runs into the same sample.
-    assert f"sample {split}/sample-7 does not decode" in outcome(loader)[1]
+    assert f"sample {split}/sample-7 " in outcome(loader)[1]
 
 
 def test_a_bad_sample_in_a_batch_that_nobody_asked_for_is_no_error(make_shards):
@@ -199,3 +218,67 @@ def test_stored_samples_are_found_by_number(numbered):
         with pytest.raises(IndexError):
             loader.example(index)
     assert np.all([loader.example(index).label == index for index in range(53)])
+
+
+def pixels(loader):
+    """Images and labels of an epoch, batch by batch."""
+    return [(images.clone(), labels.tolist()) for images, labels in loader]
+
+
+def test_skipped_samples_are_left_out_of_their_batches_and_counted(make_shards, device, caplog):
+    good = texture_jpegs(2, 40)
+    files = list(good)
+    files[3], files[17], files[30] = good[3][: len(good[3]) // 3], b"no image", texture_jpegs(3, 1, 24)[0]
+    bad = {3, 17, 30}
+    data = make_shards({"train": cut(files, [20, 20]), "val": cut(files, [20, 20])}, classes=40)
+    for split in ("train", "val"):
+        loader = make_loader(data, split, 8, device=device, on_error="skip")
+        epochs = [pixels(loader) for _ in range(2)]
+        assert all(len(epoch) == len(loader) == 5 for epoch in epochs)
+        for epoch in epochs:
+            assert sorted(label for _, labels in epoch for label in labels) == sorted(set(range(40)) - bad)
+            assert all(len(images) == len(labels) for images, labels in epoch)
+        assert loader.skipped == 6
+        again = make_loader(data, split, 8, device=device, on_error="skip")
+        again.load_state_dict({**again.state_dict(), "epoch": 1, "batch": 2})
+        rest = pixels(again)
+        assert [labels for _, labels in rest] == [labels for _, labels in epochs[1][2:]]
+        assert all(torch.equal(a[0], b[0]) for a, b in zip(rest, epochs[1][2:], strict=True))
+    named = [record.getMessage() for record in caplog.records]
+    assert all(
+        sum(f"{split}/sample-{number} " in text for text in named) >= 1 for split in ("train",) for number in bad
+    )
+    whole = make_loader(make_shards_of(data.parent / "whole", good), "val", 8, device=device)
+    for (images, labels), (expected, _) in zip(epochs[0], whole, strict=True):
+        assert torch.equal(images, expected[[label % 8 for label in labels]])
+
+
+def make_shards_of(folder, files):
+    return write_shards(folder, {"train": [files], "val": cut(files, [20, 20])}, classes=40)
+
+
+def test_a_batch_without_any_usable_sample_is_an_error_even_when_skipping(four):
+    loader = make_loader(four, "val", 2, on_error="skip")
+    (four / "val-000001.tar").unlink()
+    labels, message = outcome(loader)
+    assert labels == [0, 1]
+    assert "val-000001.tar: sample val/sample-3 cannot be read" in message
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "not a JPEG"),
+        (b"\xff\xd8\xff", "cut off"),
+        (b"\xff\xd8\xff\xe0\x00\x10JFIF", "cut off"),
+        (b"\xff\xd8\x00\x00", "damaged"),
+    ],
+)
+def test_sizes_of_what_is_no_jpeg_are_refused(content, message):
+    with pytest.raises(ValueError, match=message):
+        jpeg_size(content)
+
+
+def test_sizes_are_read_after_fill_bytes():
+    (file,) = texture_jpegs(2, 1, 20)
+    assert jpeg_size(file) == jpeg_size(file[:2] + b"\xff\xff" + file[2:]) == Image.open(io.BytesIO(file)).size[::-1]

@@ -1,0 +1,87 @@
+"""What the graphs are given beside the JPEG files: windows, flips and colours of the images of a batch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from pipeline.augment import CHUNK_2012, Augmentation, Mean, Units, divisor, lighting_shift
+from pipeline.epoch import EpochPlan, draw_attempts, plan_training
+from pipeline.windows import centre_corners, placed_corners, resized_shapes, square_corners
+from preprocess.manifest import Rgb
+
+Arguments = tuple[np.ndarray, ...]
+
+
+@dataclass(frozen=True)
+class EpochInputs:
+    """One epoch: which samples, and how a batch of them is to be treated."""
+
+    order: np.ndarray
+    """int64 n: which sample, by global position."""
+    arguments: Callable[[slice, np.ndarray], Arguments]
+    """Global positions of a batch, and height and width of its images (int n,2) -> what the graph is given."""
+
+
+@dataclass(frozen=True)
+class TrainingInputs:
+    """Makes the inputs of `train_graph` for an epoch."""
+
+    shard_samples: list[int]
+    seed: int
+    global_batch: int
+    """Images of a batch of all ranks together."""
+    short_side: int
+    crop: int
+    augmentation: Augmentation
+    rgb: Rgb
+    units: Units
+    mean: Mean
+
+    def __call__(self, epoch: int) -> EpochInputs:
+        """Draw one epoch."""
+        augmentation = self.augmentation.at(epoch)
+        plan = plan_training(self.shard_samples, self.seed, epoch, self.short_side - self.crop)
+        if augmentation.granularity == "chunk":
+            plan = plan.shared_by_chunks(self.global_batch, CHUNK_2012)
+        flips, shifts, divisors = self.treatment(plan, augmentation)
+
+        def arguments(positions: slice, sizes: np.ndarray) -> Arguments:
+            windows = self._windows(epoch, plan, augmentation, positions, sizes)
+            return *windows, flips[positions], shifts[positions], divisors[positions]
+
+        return EpochInputs(plan.order, arguments)
+
+    def treatment(self, plan: EpochPlan, augmentation: Augmentation) -> Arguments:
+        """Return for each position of an epoch whether it is mirrored (int32 n), what is subtracted from its channels
+        (float32 n,3: channel mean, if it is that, less the lighting noise) and what they are divided by (float32 n,3).
+        """
+        flips = plan.flips if augmentation.flip else np.zeros_like(plan.flips)
+        means = np.asarray(self.rgb.mean if self.mean == "channel" else (0, 0, 0), np.float32)
+        shifts = means - lighting_shift(plan.normals, self.rgb, augmentation.lighting)
+        divisors = np.asarray(divisor(self.rgb, self.units, augmentation.lighting), np.float32)
+        return flips, shifts, np.tile(divisors, (len(plan.order), 1))
+
+    def _windows(
+        self, epoch: int, plan: EpochPlan, augmentation: Augmentation, positions: slice, sizes: np.ndarray
+    ) -> Arguments:
+        """Return the windows' corners, and for windows of random size their height and width."""
+        if augmentation.crop_position == "centre":
+            return (centre_corners(sizes, self.short_side, self.crop),)
+        whole = augmentation.crop_region == "whole-image"
+        corners = np.zeros_like(sizes) if whole else square_corners(sizes, self.short_side)
+        extents = sizes if whole else np.full_like(sizes, self.short_side)
+        places = plan.places[positions]
+        if augmentation.crop_size == "random":
+            shapes = resized_shapes(extents, draw_attempts(self.seed, epoch, positions), augmentation.smallest_area)
+            return corners + placed_corners(extents, shapes, places), shapes
+        if whole:
+            return (placed_corners(extents, self.crop, places),)
+        return (corners + plan.offsets[positions],)
+
+
+def evaluation_inputs(samples: int, short_side: int, side: int) -> EpochInputs:
+    """Return the inputs of `eval_graph`: all samples in order, of each the central window of `side` pixels."""
+    return EpochInputs(np.arange(samples), lambda _, sizes: (centre_corners(sizes, short_side, side),))

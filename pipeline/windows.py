@@ -1,0 +1,64 @@
+"""Which window of an image is cut out, from its size and the epoch's random numbers.
+
+Everything is an array over the images of a batch, (y, x) and (height, width) in pixels, int32 n,2. Where a margin is
+odd, centres are rounded as torchvision's CenterCrop does, halves to even: the centre crop is CenterCrop(short_side),
+then CenterCrop(crop).
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+LARGEST_AREA = 1.0
+RATIOS = (3 / 4, 4 / 3)
+"""A resized crop has at most this part of the area, and width / height between these: torchvision's defaults."""
+
+
+def square_corners(sizes: np.ndarray, short_side: int) -> np.ndarray:
+    """Return the corner of each image's central square."""
+    margin = sizes - short_side
+    return ((margin + (margin // 2 & 1)) // 2).astype(np.int32)
+
+
+def centre_corners(sizes: np.ndarray, short_side: int, crop: int) -> np.ndarray:
+    """Return the corner of each image's centre crop."""
+    return square_corners(sizes, short_side) + np.int32(round((short_side - crop) / 2))
+
+
+def placed_corners(extents: np.ndarray, shapes: np.ndarray | int, places: np.ndarray) -> np.ndarray:
+    """Return the corner of a window of `shapes` within `extents`, every one equally likely, both ends included.
+
+    Args:
+        extents: height and width of what the window must lie in, n,2.
+        shapes: height and width of the window, n,2, or the side of a square.
+        places: uniform in [0, 1), n,2.
+    """
+    return (places * (extents - shapes + 1)).astype(np.int32)
+
+
+def resized_shapes(extents: np.ndarray, attempts: np.ndarray, smallest_area: float) -> np.ndarray:
+    """Return height and width of the windows of torchvision's RandomResizedCrop.
+
+    The first attempt that fits is taken: area uniform in [smallest_area, 1] of the whole, width / height log-uniform
+    in [3/4, 4/3]. Where none fits, it is the largest window within these ratios.
+
+    Args:
+        extents: height and width of what the window must lie in, n,2.
+        attempts: uniform in [0, 1), n,k,2: for area and ratio of each of k attempts.
+        smallest_area: a part of the whole area, above 0 up to 1.
+    """
+    height, width = extents[:, None, 0], extents[:, None, 1]
+    area = height * width * (smallest_area + attempts[..., 0] * (LARGEST_AREA - smallest_area))
+    low, high = np.log(RATIOS)
+    ratio = np.exp(low + attempts[..., 1] * (high - low))
+    shapes = np.stack([np.rint(np.sqrt(area / ratio)), np.rint(np.sqrt(area * ratio))], axis=-1).astype(np.int32)
+    fits: np.ndarray = np.all((shapes > 0) & (shapes <= extents[:, None]), axis=-1)
+    first = fits.argmax(axis=1)
+    chosen = shapes[np.arange(len(shapes)), first]
+    return np.where(np.any(fits, axis=1)[:, None], chosen, _largest_shapes(extents)).astype(np.int32)
+
+
+def _largest_shapes(extents: np.ndarray) -> np.ndarray:
+    height, width = extents[:, 0], extents[:, 1]
+    widest, tallest = np.rint(height * RATIOS[1]), np.rint(width / RATIOS[0])
+    return np.stack([np.minimum(height, tallest), np.minimum(width, widest)], axis=-1)
