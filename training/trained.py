@@ -13,7 +13,7 @@ import torch
 from preprocess.manifest import InputError
 from training.checkpoint import MODEL, TrainedOn, check_fits, describe_data, read_checkpoint, read_model
 from training.config import Config
-from training.models import AlexNet, build
+from training.models import AlexNet, LeNet5, build
 from training.precision import autocast, resolve_precision
 from training.recipes import RECIPES
 
@@ -22,7 +22,7 @@ from training.recipes import RECIPES
 class Trained:
     """A single-device network in eval mode on `device`, with what is needed to feed it."""
 
-    network: AlexNet
+    network: AlexNet | LeNet5
     config: Config
     data: TrainedOn
     device: torch.device
