@@ -5,6 +5,7 @@ import pytest
 
 from preprocess.manifest import InputError
 from training.config import Config, Network, Optimizer, Parallel, config_from_dict, flatten
+from training.models import architecture
 from training.recipes import RECIPES
 from training.run import parse
 
@@ -31,7 +32,10 @@ def test_a_recipe_survives_the_checkpoint_s_json(name: str) -> None:
 def test_alexnet_paper_is_the_text_of_2012() -> None:
     config = RECIPES["alexnet-paper"]()
     assert (config.image_size, config.batch_size, config.epochs) == (224, 128, 90)
-    assert config.network == Network("alexnet", 11, 4, "paper", 0.5, "paper")
+    assert config.network == Network()
+    network = architecture(config.network.name, **config.switches())
+    assert (network.first_kernel, network.first_stride, network.lrn) == (11, 4, "paper")
+    assert (network.dropout, network.init) == (0.5, "paper")
     assert config.optimizer == Optimizer(0.01, 0.9, 5e-4, "plateau")
     assert (config.augmentation.lighting, config.augmentation.flip, config.units) == ("paper", True, "grey")
 
