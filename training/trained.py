@@ -120,7 +120,7 @@ def _from_checkpoint(folder: Path, device: torch.device, name: str, run_id: str 
     return Trained(network, config, data, read_mean(folder, checkpoint), device, name, run_id)
 
 
-def _load(weights: Path, config: Config, classes: int, device: torch.device, name: str) -> AlexNet:
+def _load(weights: Path, config: Config, classes: int, device: torch.device, name: str) -> AlexNet | LeNet5:
     network = build(config.network.name, classes, **config.switches())
     state = read_model(weights)
     check_fits(state, network.state_dict(), name)
