@@ -1,8 +1,9 @@
 """Checkpoints: folders that hold a whole training, independent of how many devices it ran on.
 
 checkpoint.json   what it is, with the SHA-256 of the other files: a copy that was cut short is found out
-model.pt          the single-device state dict; `--weights` takes this file too
-optimizer.pt      velocities by parameter name, the schedule, the learning rate
+model.pt          the single-device state dict that was validated: of the moving average, where one is kept;
+                  `--weights` takes this file too
+optimizer.pt      velocities and learning rates by parameter name, the schedule, and beside an average the weights
 """
 
 from __future__ import annotations

@@ -95,13 +95,44 @@ class Optimizer:
     """Highest learning rate, for the mean gradient over the global batch."""
     momentum: float = 0.9
     weight_decay: float = 5e-4
-    """Coefficient of the weights in the gradient, for weights and biases alike."""
-    schedule: Literal["constant", "linear", "plateau"] = "plateau"
-    """`linear`: to 0 at the last step; `plateau`: divided by 10 when the validation error stops improving, 3 times."""
+    """Coefficient of the weights in the gradient; of the biases too, unless `bias_decay` is off."""
+    schedule: Literal["constant", "linear", "cosine", "plateau", "script", "equal-plateaus"] = "plateau"
+    """`linear`, `cosine`: to 0 at the last step; `plateau`: divided by 10 when the validation error stops improving,
+    3 times; `script`: as `drops` say; `equal-plateaus`: geometric, in steps of equal length."""
     warmup_epochs: float = 0.0
-    """Epochs over which `constant` and `linear` rise from 0."""
+    """Epochs over which `constant`, `linear` and `cosine` rise from 0."""
     patience: int = 3
     """`plateau` alone: epochs without a better validation error before the next drop."""
+    form: Literal["torch", "2012"] = "torch"
+    """What the velocity holds: gradients alone, so that a drop slows all motion at once, or gradients times learning
+    rate, so that it goes on for some steps."""
+    bias_rate: float = 1.0
+    """Learning rate of the biases as a multiple of that of the weights."""
+    bias_decay: bool = True
+    """Whether weight decay is for the biases too."""
+    layer_rates: dict[str, float] = field(default_factory=dict)
+    """By name of layer: its learning rate as a multiple of that of the others."""
+    layer_decays: dict[str, float] = field(default_factory=dict)
+    """By name of layer: its weight decay."""
+    freeze: dict[str, int] = field(default_factory=dict)
+    """By name of layer: epochs that are done when it stops learning."""
+    drops: dict[int, float] = field(default_factory=dict)
+    """`script` alone, by epochs that are done: the learning rate from then on."""
+    bias_drops: dict[int, float] = field(default_factory=dict)
+    """The same of the biases. Default: they keep their ratio to the weights."""
+    layer_drops: dict[str, dict[int, float]] = field(default_factory=dict)
+    """The same of the weights of a layer, by its name, in addition to `drops`."""
+    divisor: float = 250.0
+    """`equal-plateaus` alone: first learning rate over the last."""
+    plateaus: int = 4
+    """`equal-plateaus` alone: number of learning rates."""
+    bias_divisor: float = 10.0
+    """The same of the biases."""
+    bias_plateaus: int = 2
+    """The same of the biases."""
+    ema: float = 0.0
+    """What a moving average of the weights keeps of itself at each step; with one, it is validated and given away.
+    0: none."""
 
     def __post_init__(self) -> None:
         if not self.learning_rate > 0:
@@ -110,7 +141,42 @@ class Optimizer:
             raise InputError(f"optimizer.momentum is {self.momentum}; valid is 0 up to but not including 1")
         if self.weight_decay < 0 or self.warmup_epochs < 0:
             raise InputError("optimizer.weight_decay and optimizer.warmup_epochs must not be negative")
+        if not 0 <= self.ema < 1:
+            raise InputError(f"optimizer.ema is {self.ema}; valid is 0 up to but not including 1")
         _at_least("optimizer.patience", self.patience, 0)
+        _at_least("optimizer.plateaus", self.plateaus, 1)
+        _at_least("optimizer.bias_plateaus", self.bias_plateaus, 1)
+        self._check_rates()
+        self._check_script()
+
+    def _check_rates(self) -> None:
+        tables: dict[str, dict[Any, float]] = {
+            "bias_rate": {"": self.bias_rate},
+            "divisor": {"": self.divisor},
+            "bias_divisor": {"": self.bias_divisor},
+            "layer_rates": self.layer_rates,
+            "drops": self.drops,
+            "bias_drops": self.bias_drops,
+            **{f"layer_drops {layer}": drops for layer, drops in self.layer_drops.items()},
+        }
+        for name, table in tables.items():
+            for key, value in table.items():
+                if not value > 0:
+                    raise InputError(f"optimizer.{name} {key} is {value}; it must be above 0".replace("  ", " "))
+        for layer, decay in self.layer_decays.items():
+            if decay < 0:
+                raise InputError(f"optimizer.layer_decays {layer} is {decay}; it must not be negative")
+        for layer, epoch in self.freeze.items():
+            _at_least(f"optimizer.freeze {layer}", epoch, 0)
+
+    def _check_script(self) -> None:
+        if (self.schedule == "script") != bool(self.drops):
+            raise InputError(
+                f"optimizer.schedule is {self.schedule!r} and optimizer.drops is {self.drops or 'empty'}: "
+                "'script' goes with drops, and they with 'script' alone"
+            )
+        if (self.bias_drops or self.layer_drops) and not self.drops:
+            raise InputError("optimizer.bias_drops and optimizer.layer_drops go with optimizer.drops alone")
 
 
 @dataclass(frozen=True)
@@ -129,6 +195,8 @@ class Config:
     """Side of the square that the network sees, in pixels. Default: 7/8 of the short side."""
     batch_size: int = 128
     """Images per step, over all workers together."""
+    micro_batches: int = 1
+    """Parts in which a worker computes its share of a batch, one after another: less memory, the same step."""
     seed: int = 0
     """Fixes the initial weights, the order of the samples, their augmentation and dropout."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -159,7 +227,7 @@ class Config:
     """Steps between two points of the training curves."""
 
     def __post_init__(self) -> None:
-        for name in ("short_side", "crop", "epochs", "batch_size", "keep_checkpoints", "log_every"):
+        for name in ("short_side", "crop", "epochs", "batch_size", "micro_batches", "keep_checkpoints", "log_every"):
             _at_least(name, getattr(self, name), 1)
         _at_least("max_failures", self.max_failures, 0)
         _at_least("seed", self.seed, 0)
@@ -182,12 +250,16 @@ class Config:
 
 def flatten(config: Config) -> dict[str, Any]:
     """Return the configuration as one level of dotted names, as MLflow parameters are."""
+    return _flatten("", dataclasses.asdict(config))
+
+
+def _flatten(prefix: str, values: dict[Any, Any]) -> dict[str, Any]:
     flat: dict[str, Any] = {}
-    for name, value in dataclasses.asdict(config).items():
+    for name, value in values.items():
         if isinstance(value, dict):
-            flat.update({f"{name}.{key}": inner for key, inner in value.items()})
+            flat.update(_flatten(f"{prefix}{name}.", value))
         else:
-            flat[name] = value
+            flat[f"{prefix}{name}"] = value
     return flat
 
 
@@ -206,13 +278,21 @@ def _build(kind: type, values: dict[str, Any]) -> Any:
     if unknown:
         raise InputError(f"field {unknown[0]!r} of {kind.__name__} is unknown; valid are {', '.join(hints)}")
     arguments = {
-        name: _build(hints[name], value) if dataclasses.is_dataclass(hints[name]) else value
+        name: _build(hints[name], value) if dataclasses.is_dataclass(hints[name]) else _with_keys(hints[name], value)
         for name, value in values.items()
     }
     try:
         return kind(**arguments)
     except TypeError as error:
         raise InputError(f"{kind.__name__} cannot be made from {values}: {error}") from error
+
+
+def _with_keys(hint: Any, value: Any) -> Any:
+    """Give a table back the keys that it was declared with: JSON has made them strings."""
+    if typing.get_origin(hint) is not dict:
+        return value
+    key_type, inner = typing.get_args(hint)
+    return {key_type(key): _with_keys(inner, part) for key, part in value.items()}
 
 
 def _at_least(name: str, value: int | None, least: int) -> None:

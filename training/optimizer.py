@@ -1,26 +1,128 @@
-"""SGD as in section 5 of the 2012 paper, and the schedules of its learning rate."""
+"""SGD as in section 5 of the 2012 paper: its two forms, what is particular to a layer or to biases, and frozen layers.
+
+A layer is named as in the network (`conv1`, `features.0`): a parameter `conv1.bias` belongs to layer `conv1`. What a
+checkpoint keeps is by parameter name, so that it does not depend on the groups or on the layout.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.optim import SGD
-from torch.optim.lr_scheduler import LambdaLR, ReduceLROnPlateau
 
+from preprocess.manifest import InputError
 from training.config import Optimizer
 
 MOMENTUM = "momentum_buffer"
 """The name that `torch.optim.SGD` gives to a parameter's velocity."""
 
 
+class Sgd2012(SGD):
+    """SGD whose velocity holds the learning rate: v <- m v - lr (g + decay w), w <- w + v (section 5 of the paper).
+
+    torch keeps b = -v / lr instead. At a constant rate the two are the same; after a drop, torch's whole velocity
+    shrinks at once, while that of 2012 goes on with what it has gathered at the old rate. So here torch's buffer is
+    scaled by old rate / new rate whenever the rate of its group has changed, and all else is torch's.
+    """
+
+    def settle(self) -> None:
+        """Express the velocities in the present learning rates, as `step` does first."""
+        for group in self.param_groups:
+            before, rate = group.get("settled_lr", group["lr"]), group["lr"]
+            if rate == 0:
+                continue  # nothing can be expressed in it: the velocity waits for another rate
+            if rate != before:
+                states = (self.state[parameter] for parameter in group["params"])
+                buffers = [state[MOMENTUM] for state in states if state.get(MOMENTUM) is not None]
+                if buffers:
+                    torch._foreach_mul_(buffers, before / rate)
+            group["settled_lr"] = rate
+
+    def step(self, closure: Any = None) -> Any:
+        """Take one step; see `torch.optim.SGD.step`."""
+        self.settle()
+        return super().step(closure)
+
+
 def make_optimizer(model: nn.Module, config: Optimizer) -> SGD:
-    """Return SGD over all parameters of `model`: momentum and weight decay as configured, no Nesterov."""
-    return SGD(model.parameters(), lr=config.learning_rate, momentum=config.momentum, weight_decay=config.weight_decay)
+    """Return SGD over the parameters of `model`, fused where they are on a GPU.
+
+    Weights and biases are in groups of their own, and so are those of each layer that the configuration names. A group
+    has `layer` (empty: all that have none of their own) and `biases`; the first group is that of the plain weights,
+    where there are any.
+
+    Raises:
+        InputError: the configuration names a layer that `model` has not.
+    """
+    named = _named_layers(config)
+    _check_known(model, named)
+    groups: dict[tuple[str, bool], list[nn.Parameter]] = {}
+    for name, parameter in model.named_parameters():
+        layer, _, kind = name.rpartition(".")
+        groups.setdefault((layer if layer in named else "", kind == "bias"), []).append(parameter)
+    form = Sgd2012 if config.form == "2012" else SGD
+    return form(
+        [_group(config, *key, groups[key]) for key in sorted(groups)],
+        lr=config.learning_rate,
+        momentum=config.momentum,
+        fused=True if next(model.parameters()).is_cuda else None,
+    )
+
+
+def _group(config: Optimizer, layer: str, biases: bool, parameters: list[nn.Parameter]) -> dict[str, Any]:
+    rate = config.learning_rate * config.layer_rates.get(layer, 1.0) * (config.bias_rate if biases else 1.0)
+    decay = 0.0 if biases and not config.bias_decay else config.layer_decays.get(layer, config.weight_decay)
+    return {"params": parameters, "lr": rate, "weight_decay": decay, "layer": layer, "biases": biases}
+
+
+def _named_layers(config: Optimizer) -> set[str]:
+    return {*config.layer_rates, *config.layer_decays, *config.layer_drops, *config.freeze}
+
+
+def _layers(model: nn.Module) -> list[str]:
+    return list(dict.fromkeys(name.rpartition(".")[0] for name, _ in model.named_parameters()))
+
+
+def _check_known(model: nn.Module, named: Iterable[str]) -> None:
+    layers = _layers(model)
+    for layer in sorted(named):
+        if layer not in layers:
+            raise InputError(f"optimizer names a layer {layer!r}; this network has {', '.join(layers)}")
+
+
+def check_layers(model: nn.Module, config: Optimizer, epochs: int) -> None:
+    """Raise `InputError` unless `model` has the layers that are named, and one is left to train until the end."""
+    _check_known(model, _named_layers(config))
+    if all(config.freeze.get(layer, epochs) < epochs for layer in _layers(model)):
+        raise InputError(f"optimizer.freeze freezes all layers before the end, at epoch {epochs}")
+
+
+def freeze_layers(model: nn.Module, config: Optimizer, epoch: int) -> bool:
+    """Freeze the layers whose time has come when `epoch` epochs are done; return whether that is news.
+
+    A frozen parameter has no gradient, so that the optimiser skips its update, decay and momentum alike, as the
+    released code does at a rate of 0 (weights.cu). A wrapper that waits for its gradient must be made anew.
+    """
+    news = False
+    for name, parameter in model.named_parameters():
+        at = config.freeze.get(name.rpartition(".")[0])
+        if at is not None and at <= epoch and parameter.requires_grad:
+            parameter.requires_grad_(False)
+            parameter.grad = None
+            news = True
+    return news
 
 
 def momentum_by_name(model: nn.Module, optimizer: SGD) -> dict[str, Tensor]:
-    """Return the velocity of each parameter that has one; empty before the first step."""
+    """Return torch's momentum buffer of each parameter that has one; empty before the first step.
+
+    In the form of 2012 it is the velocity over the negative present learning rate.
+    """
+    if isinstance(optimizer, Sgd2012):
+        optimizer.settle()
     return {
         name: optimizer.state[parameter][MOMENTUM]
         for name, parameter in model.named_parameters()
@@ -29,49 +131,21 @@ def momentum_by_name(model: nn.Module, optimizer: SGD) -> dict[str, Tensor]:
 
 
 def load_momentum(model: nn.Module, optimizer: SGD, momentum: dict[str, Tensor]) -> None:
-    """Put velocities back that `momentum_by_name` gave, in the layout of this device's parameters."""
+    """Put buffers back that `momentum_by_name` gave, in the layout of this device's parameters."""
     for name, parameter in model.named_parameters():
         if name in momentum:
             buffer = parameter.detach().new_empty(parameter.shape).copy_(momentum[name])
             optimizer.state[parameter][MOMENTUM] = buffer
 
 
-class Schedule:
-    """The learning rate over the steps and epochs of one training."""
+def rates_by_name(model: nn.Module, optimizer: SGD) -> dict[str, float]:
+    """Return the present learning rate of each parameter."""
+    rates = {id(parameter): group["lr"] for group in optimizer.param_groups for parameter in group["params"]}
+    return {name: rates[id(parameter)] for name, parameter in model.named_parameters()}
 
-    def __init__(self, optimizer: SGD, config: Optimizer, steps_per_epoch: int, epochs: int) -> None:
-        total, warmup = steps_per_epoch * epochs, config.warmup_epochs * steps_per_epoch
 
-        def factor(step: int) -> float:
-            if step < warmup:
-                return (step + 1) / (warmup + 1)
-            return 1.0 if config.schedule != "linear" else max(0.0, (total - step) / max(1.0, total - warmup))
-
-        self._by_step = LambdaLR(optimizer, factor) if config.schedule != "plateau" else None
-        self._by_error = None
-        if config.schedule == "plateau":
-            # Section 5: three divisions by 10 before termination, so never below a thousandth.
-            lowest = config.learning_rate * 1e-3
-            self._by_error = ReduceLROnPlateau(optimizer, factor=0.1, patience=config.patience, min_lr=lowest)
-
-    def after_step(self) -> None:
-        """Move on by one optimiser step."""
-        if self._by_step is not None:
-            self._by_step.step()
-
-    def after_epoch(self, validation_error: float) -> None:
-        """Move on by one epoch that ended with this validation error (0 to 1)."""
-        if self._by_error is not None:
-            self._by_error.step(validation_error)
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return what a checkpoint needs to continue the schedule."""
-        active = self._by_step or self._by_error
-        assert active is not None
-        return active.state_dict()
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue where `state_dict` was taken; the optimiser's learning rate comes from its own state."""
-        active = self._by_step or self._by_error
-        assert active is not None
-        active.load_state_dict(state)
+def load_rates(model: nn.Module, optimizer: SGD, rates: dict[str, float]) -> None:
+    """Put learning rates back that `rates_by_name` gave; to be called with the buffers of the same moment."""
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    for group in optimizer.param_groups:
+        group["lr"] = group["settled_lr"] = rates[names[id(group["params"][0])]]

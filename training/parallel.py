@@ -106,6 +106,10 @@ class MeshLinks(Links):
         self.group = group
         self.width = dist.get_world_size(group)
 
+    def __deepcopy__(self, _memo: dict[int, Any]) -> MeshLinks:
+        """Return itself: a copy of a network (an average of its weights) is on the same mesh."""
+        return self
+
     def gather(self, channels: Tensor) -> Tensor:
         """Stack the peers' channels; the backward sums what each peer's layer did with them."""
         return _Gather.apply(channels, self.group, True)

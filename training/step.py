@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from contextlib import nullcontext
 
 import torch
 import torch.nn.functional as F
@@ -20,6 +21,7 @@ def train_step(
     labels: Tensor,
     autocast: torch.autocast,
     label_smoothing: float = 0.0,
+    micro_batches: int = 1,
 ) -> Tensor:
     """Take one optimiser step on the mean cross-entropy of a batch; return that loss, detached, on the device.
 
@@ -31,14 +33,23 @@ def train_step(
         autocast: from `training.precision.autocast`.
         label_smoothing: part of the target that is spread evenly over all classes, 0 to 1 (Szegedy et al. 2016,
             section 7).
+        micro_batches: parts that the batch is computed in; gradients are summed over them and shared once.
     """
     images = images.contiguous(memory_format=torch.channels_last)
     optimizer.zero_grad(set_to_none=True)
-    with autocast:
-        loss = F.cross_entropy(replica(images), labels, label_smoothing=label_smoothing)
-    loss.backward()
+    total = torch.zeros((), device=images.device)
+    parts = list(zip(images.chunk(micro_batches), labels.chunk(micro_batches), strict=True))
+    for index, (some, truth) in enumerate(parts):
+        alone = index < len(parts) - 1
+        with getattr(replica, "no_sync", nullcontext)() if alone else nullcontext():
+            with autocast:
+                loss = F.cross_entropy(replica(some), truth, label_smoothing=label_smoothing)
+            # Parts may differ by an image: each counts for as much of the mean as it holds.
+            loss = loss * (len(truth) / len(labels))
+            loss.backward()
+        total += loss.detach()
     optimizer.step()
-    return loss.detach()
+    return total
 
 
 @torch.inference_mode()

@@ -6,6 +6,7 @@ train          epochs of steps; after each epoch a validation and a snapshot
 
 from __future__ import annotations
 
+import gc
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -17,9 +18,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.optim import SGD
+from torch.optim.swa_utils import AveragedModel
 
 from pipeline.loader import Loader, make_loader
 from preprocess.manifest import InputError, read_manifest
+from training.average import make_average
 from training.checkpoint import MODEL as MODEL_FILE
 from training.checkpoint import (
     Checkpoint,
@@ -32,9 +35,18 @@ from training.checkpoint import (
 )
 from training.config import Config
 from training.models import build
-from training.optimizer import Schedule, load_momentum, make_optimizer, momentum_by_name
+from training.optimizer import (
+    check_layers,
+    freeze_layers,
+    load_momentum,
+    load_rates,
+    make_optimizer,
+    momentum_by_name,
+    rates_by_name,
+)
 from training.parallel import Layout, gather_full, take_shard
 from training.precision import autocast, resolve_precision
+from training.schedules import Schedule
 from training.step import TOP_K, log_probabilities, score, train_step
 
 Log = Callable[[dict[str, float], int], None]
@@ -66,6 +78,13 @@ class Session:
     """Epochs that are done."""
     step: int = 0
     """Optimiser steps that are done."""
+    average: AveragedModel | None = None
+    """The moving average of `network`, with `optimizer.ema`."""
+
+    @property
+    def result(self) -> nn.Module:
+        """What this training is about: the average where there is one, else the network itself."""
+        return self.network if self.average is None else self.average.module
 
 
 def open_session(config: Config, layout: Layout, num_threads: int, checkpoint: Path | None = None) -> Session:
@@ -86,6 +105,7 @@ def open_session(config: Config, layout: Layout, num_threads: int, checkpoint: P
     network = build(config.network.name, classes, links=layout.links(), **config.switches())
     network.load_state_dict(take_shard(initial, layout))
     network.to(device=layout.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    check_layers(network, config.optimizer, config.epochs)
     optimizer = make_optimizer(network, config.optimizer)
     train_loader = make_loader(config.data, "train", per_replica, augmentation=config.augmentation, **common)
     session = Session(
@@ -103,6 +123,8 @@ def open_session(config: Config, layout: Layout, num_threads: int, checkpoint: P
     )
     if checkpoint is not None:
         _restore(session, checkpoint, initial)
+    elif config.optimizer.ema:
+        session.average = make_average(network, config.optimizer.ema)
     return session
 
 
@@ -113,8 +135,12 @@ def _restore(session: Session, folder: Path, wanted: dict[str, Tensor]) -> None:
     model, state = read_model(folder / MODEL_FILE), read_optimizer(folder)
     check_fits(model, wanted, str(folder))
     session.network.load_state_dict(take_shard(model, session.layout))
+    if session.config.optimizer.ema:
+        session.average = make_average(session.network, session.config.optimizer.ema, done.step)
+    if "weights" in state:
+        session.network.load_state_dict(take_shard(state["weights"], session.layout))
     load_momentum(session.network, session.optimizer, take_shard(state["momentum"], session.layout))
-    session.optimizer.param_groups[0]["lr"] = state["learning_rate"]
+    load_rates(session.network, session.optimizer, state["learning_rates"])
     session.schedule.load_state_dict(state["schedule"])
     session.train_loader.epoch = done.epoch
     session.epoch, session.step = done.epoch, done.step
@@ -126,6 +152,7 @@ def train(session: Session, log: Log, save: Callable[[Session, dict[str, float]]
         # Own dropout masks on every device in every epoch, also after a restart at its beginning.
         entropy = (session.config.seed, session.epoch, session.layout.global_rank)
         torch.manual_seed(int(np.random.SeedSequence(entropy).generate_state(1)[0]))
+        _freeze(session)
         train_epoch(session, log)
         metrics = validate(session)
         session.schedule.after_epoch(1 - metrics["val/top1"])
@@ -134,15 +161,33 @@ def train(session: Session, log: Log, save: Callable[[Session, dict[str, float]]
         save(session, metrics)
 
 
+def _freeze(session: Session) -> None:
+    if not freeze_layers(session.network, session.config.optimizer, session.epoch):
+        return
+    # DistributedDataParallel waits for the gradient of all that had one when it was made, and its hooks stay as long
+    # as it does. The epoch is the same on every worker, so all of them come here together.
+    session.replica = session.network
+    gc.collect()
+    session.replica = session.layout.replicate(session.network)
+
+
 def train_epoch(session: Session, log: Log) -> None:
     """Take one optimiser step on every batch of the next epoch."""
     session.replica.train()
     meter = Meter(session.layout)
     for images, labels in meter.watch(session.train_loader):
-        learning_rate = session.optimizer.param_groups[0]["lr"]
+        learning_rate = session.schedule.learning_rate
         loss = train_step(
-            session.replica, session.optimizer, images, labels, session.autocast, session.config.label_smoothing
+            session.replica,
+            session.optimizer,
+            images,
+            labels,
+            session.autocast,
+            session.config.label_smoothing,
+            session.config.micro_batches,
         )
+        if session.average is not None:
+            session.average.update_parameters(session.network)
         meter.add(loss, len(labels))
         session.schedule.after_step()
         session.step += 1
@@ -152,10 +197,10 @@ def train_epoch(session: Session, log: Log) -> None:
 
 def validate(session: Session) -> dict[str, float]:
     """Return loss, top-1 and top-5 accuracy (0 to 1) over the val split, each sample counted once."""
-    session.network.eval()
+    network = session.result.eval()
     sums = torch.zeros(4, dtype=torch.float64, device=session.layout.device)
     for images, labels in session.val_loader:
-        sums += score(log_probabilities(session.network, images, session.autocast), labels)
+        sums += score(log_probabilities(network, images, session.autocast), labels)
     loss, top1, top5, samples = session.layout.sum_over_data(sums).tolist()
     if samples != session.val_samples:
         raise RuntimeError(f"validation saw {samples:.0f} samples where the manifest has {session.val_samples}")
@@ -170,9 +215,11 @@ def snapshot(
     momentum = momentum_by_name(session.network, session.optimizer)
     optimizer = {
         "momentum": gather_full(momentum, session.layout),
-        "learning_rate": session.optimizer.param_groups[0]["lr"],
+        "learning_rates": rates_by_name(session.network, session.optimizer),
         "schedule": session.schedule.state_dict(),
     }
+    if session.average is not None:
+        optimizer["weights"] = gather_full(session.network.state_dict(), session.layout)
     checkpoint = Checkpoint(
         config=session.config,
         data=session.data,
@@ -181,7 +228,7 @@ def snapshot(
         step=session.step,
         metrics=metrics,
     )
-    return checkpoint, gather_full(session.network.state_dict(), session.layout), optimizer
+    return checkpoint, gather_full(session.result.state_dict(), session.layout), optimizer
 
 
 class Meter:

@@ -32,12 +32,20 @@ def test_a_recipe_survives_the_checkpoint_s_json(name: str) -> None:
 def test_alexnet_paper_is_the_text_of_2012() -> None:
     config = RECIPES["alexnet-paper"]()
     assert (config.image_size, config.batch_size, config.epochs) == (224, 128, 90)
-    assert config.network == Network()
+    assert config.network == Network(dropout_form="2012")
     network = architecture(config.network.name, **config.switches())
     assert (network.first_kernel, network.first_stride, network.lrn) == (11, 4, "paper")
     assert (network.dropout, network.init) == (0.5, "paper")
-    assert config.optimizer == Optimizer(0.01, 0.9, 5e-4, "plateau")
+    assert config.optimizer == Optimizer(0.01, 0.9, 5e-4, "plateau", form="2012")
     assert (config.augmentation.lighting, config.augmentation.flip, config.units) == ("paper", True, "grey")
+
+
+def test_tables_by_layer_and_by_epoch_can_be_set() -> None:
+    config = parse(["--optimizer.freeze", "conv1", "3", "conv2", "5", "--optimizer.layer-rates", "fc8", "0.1"])
+    assert (config.optimizer.freeze, config.optimizer.layer_rates) == ({"conv1": 3, "conv2": 5}, {"fc8": 0.1})
+    config = parse(["--optimizer.schedule", "script", "--optimizer.drops", "2", "0.1", "4", "0.01"])
+    assert config.optimizer.drops == {2: 0.1, 4: 0.01}
+    assert parse(["alexnet-2012", "--optimizer.drops.25", "0.002"]).optimizer.drops[25] == 0.002
 
 
 @pytest.mark.parametrize("arguments", [["--epoch", "3"], ["sample", "--nope", "1"], ["--epochs", "many"]])
@@ -89,4 +97,6 @@ def test_flatten_names_every_field_once() -> None:
     flat = flatten(Config(recipe="r", short_side=64, epochs=1, parallel=Parallel(data=2)))
     assert flat["parallel.data"] == 2
     assert flat["optimizer.momentum"] == 0.9
-    assert not any(isinstance(value, dict) for value in flat.values())
+    scripted = flatten(RECIPES["alexnet-2012"]())
+    assert scripted["optimizer.layer_drops.conv1.67"] == 1e-5
+    assert not any(isinstance(value, dict) for value in (*flat.values(), *scripted.values()))

@@ -1,96 +1,194 @@
+"""The update of 2012 beside torch's, what is particular to layers and biases, frozen layers, micro-batches."""
+
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from preprocess.manifest import InputError
+from training.average import make_average
 from training.config import Optimizer
-from training.optimizer import Schedule, load_momentum, make_optimizer, momentum_by_name
+from training.models import build
+from training.optimizer import (
+    check_layers,
+    freeze_layers,
+    load_momentum,
+    load_rates,
+    make_optimizer,
+    momentum_by_name,
+    rates_by_name,
+)
+from training.precision import autocast
+from training.step import train_step
+
+CPU = torch.device("cpu")
 
 
-def rates(config: Optimizer, steps_per_epoch: int, errors: list[float]) -> list[float]:
-    """Return the learning rate of every step of a training whose epochs end with these validation errors."""
-    optimizer = make_optimizer(nn.Linear(1, 1), config)
-    schedule = Schedule(optimizer, config, steps_per_epoch, len(errors))
-    seen = []
-    for error in errors:
-        for _ in range(steps_per_epoch):
-            seen.append(optimizer.param_groups[0]["lr"])
-            optimizer.step()
-            schedule.after_step()
-        schedule.after_epoch(error)
-    return seen
+def set_rate(optimizer: torch.optim.SGD, rate: float) -> None:
+    for group in optimizer.param_groups:
+        group["lr"] = rate
 
 
-def test_linear_falls_to_the_last_step() -> None:
-    assert rates(Optimizer(0.1, schedule="linear"), 2, [0.5, 0.5]) == pytest.approx([0.1, 0.075, 0.05, 0.025])
+def network() -> nn.Module:
+    """Two layers, named as those of the networks are."""
+    torch.manual_seed(0)
+    model = nn.Module()
+    model.conv1, model.fc2 = nn.Linear(3, 4), nn.Linear(4, 2)
+    model.forward = lambda x: model.fc2(torch.tanh(model.conv1(x)))  # type: ignore[method-assign]
+    return model
 
 
-def test_warm_up_rises_before_it_falls() -> None:
-    seen = rates(Optimizer(0.1, schedule="linear", warmup_epochs=1.0), 3, [0.5] * 4)
-    assert seen[:4] == pytest.approx([0.025, 0.05, 0.075, 0.1])
-    assert seen[3:] == pytest.approx([0.1 * (9 - step) / 9 for step in range(9)])
+def step(model: nn.Module, optimizer: torch.optim.SGD, seed: int) -> None:
+    inputs = torch.randn(5, 3, generator=torch.Generator().manual_seed(seed))
+    optimizer.zero_grad(set_to_none=True)
+    model(inputs).square().mean().backward()
+    optimizer.step()
 
 
-def test_plateau_divides_by_ten_when_the_error_stops_improving_and_three_times_only() -> None:
-    errors = [0.9, 0.8, 0.8, 0.8] + [0.8] * 12
-    seen = rates(Optimizer(0.01, schedule="plateau", patience=1), 1, errors)
-    assert seen[:4] == pytest.approx([0.01] * 4)
-    assert seen[4] == pytest.approx(0.001), "two epochs without a better error: one more than the patience"
-    assert seen[-1] == pytest.approx(1e-5)
-    assert len({round(rate, 9) for rate in seen}) == 4
-
-
-@pytest.mark.parametrize("kind", ["constant", "linear", "plateau"])
-def test_a_schedule_continues_from_its_state(kind: str) -> None:
-    config = Optimizer(0.1, schedule=kind, patience=0)  # type: ignore[arg-type]
-    errors = [0.9, 0.9, 0.9, 0.7, 0.8, 0.8]
-    whole = rates(config, 2, errors)
-    first = make_optimizer(nn.Linear(1, 1), config)
-    schedule = Schedule(first, config, 2, len(errors))
-    for error in errors[:3]:
-        for _ in range(2):
-            first.step()
-            schedule.after_step()
-        schedule.after_epoch(error)
-    second = make_optimizer(nn.Linear(1, 1), config)
-    resumed = Schedule(second, config, 2, len(errors))
-    second.param_groups[0]["lr"] = first.param_groups[0]["lr"]
-    resumed.load_state_dict(schedule.state_dict())
-    seen = []
-    for error in errors[3:]:
-        for _ in range(2):
-            seen.append(second.param_groups[0]["lr"])
-            second.step()
-            resumed.after_step()
-        resumed.after_epoch(error)
-    assert seen == pytest.approx(whole[6:])
-
-
-def test_the_update_is_the_paper_s() -> None:
-    # Section 5: v <- 0.9 v - 0.0005 lr w - lr gradient; w <- w + v, at a constant learning rate.
+def test_the_form_of_2012_keeps_its_velocity_over_a_drop() -> None:
+    # Section 5: v <- 0.9 v - 0.0005 lr w - lr gradient; w <- w + v, with whatever lr is at that step.
     layer = nn.Linear(1, 1, bias=False)
-    optimizer = make_optimizer(layer, Optimizer(0.1))
+    optimizer = make_optimizer(layer, Optimizer(0.1, form="2012"))
     weight, velocity = layer.weight.item(), 0.0
-    for gradient in (0.3, -0.2, 0.5):
+    for rate, gradient in ((0.1, 0.3), (0.1, -0.2), (0.01, 0.5), (0.01, 0.1), (0.001, -0.4), (0.001, 0.2)):
+        set_rate(optimizer, rate)
         layer.weight.grad = torch.full((1, 1), gradient)
         optimizer.step()
-        velocity = 0.9 * velocity - 0.0005 * 0.1 * weight - 0.1 * gradient
+        velocity = 0.9 * velocity - 0.0005 * rate * weight - rate * gradient
         weight += velocity
         assert layer.weight.item() == pytest.approx(weight, rel=1e-6)
 
 
-def test_momentum_travels_by_name() -> None:
-    torch.manual_seed(0)
-    one, other = nn.Linear(2, 2), nn.Linear(2, 2)
-    other.load_state_dict(one.state_dict())
-    first, second = make_optimizer(one, Optimizer()), make_optimizer(other, Optimizer())
+def test_the_form_of_torch_shrinks_its_velocity_at_a_drop() -> None:
+    steps = {}
+    for form in ("torch", "2012"):
+        layer = nn.Linear(1, 1, bias=False)
+        nn.init.zeros_(layer.weight)
+        optimizer = make_optimizer(layer, Optimizer(0.1, weight_decay=0.0, form=form))  # type: ignore[arg-type]
+        layer.weight.grad = torch.ones(1, 1)
+        optimizer.step()
+        before = layer.weight.item()
+        set_rate(optimizer, 0.01)
+        layer.weight.grad = torch.zeros(1, 1)
+        optimizer.step()
+        steps[form] = layer.weight.item() - before
+    assert steps == pytest.approx({"torch": -0.009, "2012": -0.09})
+
+
+def test_both_forms_are_torch_s_sgd_while_the_rate_is_constant() -> None:
+    results = []
+    for form in (None, "torch", "2012"):
+        model = network()
+        if form is None:
+            optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, weight_decay=5e-4)
+        else:
+            optimizer = make_optimizer(model, Optimizer(0.1, form=form))  # type: ignore[arg-type]
+        for seed in range(20):
+            step(model, optimizer, seed)
+        results.append(model.state_dict())
+    for other in results[1:]:
+        assert all(torch.equal(other[name], tensor) for name, tensor in results[0].items())
+
+
+def test_biases_and_layers_have_rates_and_decay_of_their_own() -> None:
+    model = network()
+    config = Optimizer(
+        0.1,
+        momentum=0.0,
+        weight_decay=0.5,
+        bias_rate=2.0,
+        bias_decay=False,
+        layer_rates={"conv1": 0.1},
+        layer_decays={"conv1": 0.25},
+    )
+    optimizer = make_optimizer(model, config)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    for parameter in model.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    optimizer.step()
+    expected = {
+        "conv1.weight": before["conv1.weight"] - 0.01 * (1 + 0.25 * before["conv1.weight"]),
+        "conv1.bias": before["conv1.bias"] - 0.02,
+        "fc2.weight": before["fc2.weight"] - 0.1 * (1 + 0.5 * before["fc2.weight"]),
+        "fc2.bias": before["fc2.bias"] - 0.2,
+    }
+    for name, tensor in expected.items():
+        torch.testing.assert_close(model.state_dict()[name], tensor, msg=name)
+
+
+def test_a_layer_that_the_network_has_not_is_named() -> None:
+    for config in (Optimizer(freeze={"conv9": 3}), Optimizer(layer_rates={"conv9": 0.5})):
+        with pytest.raises(InputError, match="names a layer 'conv9'; this network has conv1, fc2"):
+            make_optimizer(network(), config)
+    with pytest.raises(InputError, match="freezes all layers before the end, at epoch 9"):
+        check_layers(network(), Optimizer(freeze={"conv1": 3, "fc2": 8}), epochs=9)
+
+
+def test_a_frozen_layer_keeps_weights_and_velocity_and_others_go_on() -> None:
+    model = network()
+    optimizer = make_optimizer(model, Optimizer(0.1, form="2012", freeze={"conv1": 2}))
+    step(model, optimizer, 0)
+    assert not freeze_layers(model, Optimizer(freeze={"conv1": 2}), epoch=1)
+    assert freeze_layers(model, Optimizer(freeze={"conv1": 2}), epoch=2)
+    assert not freeze_layers(model, Optimizer(freeze={"conv1": 2}), epoch=3), "that is no news"
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    velocity = momentum_by_name(model, optimizer)["conv1.weight"].clone()
+    step(model, optimizer, 1)
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(tensor, before[name]) == name.startswith("conv1."), name
+    assert torch.equal(momentum_by_name(model, optimizer)["conv1.weight"], velocity)
+
+
+@pytest.mark.parametrize("form", ["torch", "2012"])
+def test_velocities_and_rates_travel_by_name(form: str) -> None:
+    config = Optimizer(0.1, form=form, layer_rates={"conv1": 0.5})  # type: ignore[arg-type]
+    one, other = network(), network()
+    first, second = make_optimizer(one, config), make_optimizer(other, config)
     assert momentum_by_name(one, first) == {}
-    for _ in range(2):
-        one(torch.ones(1, 2)).sum().backward()
-        first.step()
+    for seed in range(2):
+        step(one, first, seed)
+    set_rate(first, 0.01)  # a drop between the last step and the checkpoint
     other.load_state_dict(one.state_dict())
     load_momentum(other, second, momentum_by_name(one, first))
-    for layer, optimizer in ((one, first), (other, second)):
-        optimizer.zero_grad()
-        layer(torch.ones(1, 2)).sum().backward()
-        optimizer.step()
-    assert torch.equal(one.weight, other.weight)
+    load_rates(other, second, rates_by_name(one, first))
+    step(one, first, 2)
+    step(other, second, 2)
+    assert all(torch.equal(other.state_dict()[name], tensor) for name, tensor in one.state_dict().items())
+
+
+def steps_in_parts(micro_batches: int) -> tuple[list[float], dict[str, Tensor]]:
+    torch.manual_seed(0)
+    model = build("alexnet-small", 10, init="he", dropout=0.0)
+    optimizer = make_optimizer(model, Optimizer(0.01))
+    losses = []
+    for seed in range(3):
+        generator = torch.Generator().manual_seed(seed)
+        images = torch.randn(13, 3, 28, 28, generator=generator)
+        labels = torch.randint(0, 10, (13,), generator=generator)
+        loss = train_step(model, optimizer, images, labels, autocast("float32", CPU), 0.1, micro_batches)
+        losses.append(loss.item())
+    return losses, model.state_dict()
+
+
+def test_micro_batches_of_unequal_size_take_the_step_of_the_whole_batch() -> None:
+    losses, whole = steps_in_parts(1)
+    for count in (4, 13):
+        some_losses, parts = steps_in_parts(count)
+        assert some_losses == pytest.approx(losses, abs=1e-5)
+        for name, tensor in whole.items():
+            torch.testing.assert_close(parts[name], tensor, rtol=0, atol=1e-6, msg=name)
+
+
+def test_the_average_is_exponential_and_continues() -> None:
+    model = network()
+    optimizer = make_optimizer(model, Optimizer(0.1))
+    average, expected = make_average(model, 0.9), None
+    for seed in range(6):
+        step(model, optimizer, seed)
+        now = model.get_parameter("fc2.weight").detach().clone()
+        expected = now if expected is None else 0.9 * expected + 0.1 * now
+        if seed == 3:
+            resumed = make_average(average.module, 0.9, steps=4)
+            average = resumed
+        average.update_parameters(model)
+    assert expected is not None
+    torch.testing.assert_close(average.module.get_parameter("fc2.weight").detach(), expected)

@@ -2,6 +2,7 @@
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -80,6 +81,37 @@ def test_a_checkpoint_continues_as_if_nothing_had_happened(config: Config, run: 
     resumed = Run(config, tmp_path / "resumed", checkpoint=run.folder / "1")
     assert resumed.session.step == run.session.step
     assert_equal(resumed.weights, run.weights)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"schedule": "script", "drops": {2: 5e-4}, "form": "2012", "freeze": {"conv1": 1}, "ema": 0.9},
+        {"schedule": "cosine", "warmup_epochs": 0.5, "ema": 0.5},
+        {"schedule": "equal-plateaus", "form": "2012", "plateaus": 3},
+        {"schedule": "plateau", "patience": 0, "form": "2012"},
+    ],
+    ids=lambda changes: changes["schedule"],
+)
+def test_every_schedule_continues_from_a_checkpoint(config: Config, changes: dict[str, Any], tmp_path: Path) -> None:
+    config = dataclasses.replace(
+        config, epochs=3, micro_batches=2, optimizer=dataclasses.replace(config.optimizer, **changes)
+    )
+    whole = Run(config, tmp_path / "whole")
+    resumed = Run(config, tmp_path / "resumed", checkpoint=whole.folder / "2")
+    assert_equal(resumed.weights, whole.weights)
+    assert_equal(resumed.session.result.state_dict(), whole.session.result.state_dict())
+    assert resumed.metrics[-1] == whole.metrics[-1]
+
+
+def test_an_average_of_the_weights_is_what_is_validated_and_given_away(config: Config, tmp_path: Path) -> None:
+    config = dataclasses.replace(config, optimizer=dataclasses.replace(config.optimizer, ema=0.99))
+    run = Run(config, tmp_path / "run")
+    given = read_model(run.folder / "2" / MODEL)
+    assert not torch.equal(given["fc8.weight"], run.weights["fc8.weight"])
+    plain = open_session(dataclasses.replace(config, optimizer=dataclasses.replace(config.optimizer, ema=0.0)), CPU, 1)
+    plain.network.load_state_dict(given)
+    assert validate(plain) == run.metrics[-1][1]
 
 
 def test_the_curves_have_the_contract_s_names(run: Run) -> None:

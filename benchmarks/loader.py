@@ -1,0 +1,220 @@
+"""`python -m benchmarks.loader --data SHARDS`: this loader, its peers and the floor, in one run.
+
+All of them read the same images on the same cores, cut random crops of the same size and mirror half of them, in turn,
+several times:
+
+- this loader, lighting noise included;
+- the bare DALI graph: DALI's own webdataset reader and random numbers, no lighting;
+- torchvision's v2 transforms in a DataLoader, over the same images as files;
+- the same transforms over webdataset in a DataLoader, over the same tars;
+- decoding alone, of files that are in memory: the floor.
+
+A peer's workers fill their queues while nothing is measured, and the first batches of each turn are not counted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import os
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import webdataset
+from nvidia.dali import fn, pipeline_def
+from nvidia.dali.types import DALIDataType, DALIImageType
+from torch.utils.data import DataLoader
+from torchvision.datasets import ImageFolder
+from torchvision.transforms import v2
+
+from pipeline.loader import make_loader
+from pipeline.samples import Samples
+from pipeline.stream import to_torch
+from preprocess.manifest import InputError, Manifest, read_manifest
+
+THIS, BARE, FLOOR = "this loader", "bare DALI graph", "decoding alone"
+FILES, WEBDATASET = "torchvision and DataLoader", "webdataset and DataLoader"
+WARM_UP_BATCHES = 10
+"""Not counted in each turn: more than any of the queues holds."""
+PAUSE_S = 1.5
+"""After each turn, until the queues of the one before are full and its threads at rest."""
+BATCH_SIZE = 128
+IN_MEMORY_BATCHES = 8
+"""What the floor decodes over and over."""
+
+Batches = Iterator[Any]
+
+
+def main() -> int:
+    """Measure, print a table and the ratios; return 2 for bad input."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.loader", description=__doc__.splitlines()[0])
+    parser.add_argument("--data", type=Path, required=True, help="folder of shards; its train split is read")
+    parser.add_argument("--crop", type=int, help="side of the crops in pixels (default: 7/8 of the short side)")
+    parser.add_argument("--rounds", type=int, default=7, help="turns of each kind (default: 7)")
+    parser.add_argument("--batches", type=int, default=20, help=f"of {BATCH_SIZE} images in each turn (default: 20)")
+    parser.add_argument(
+        "--workers", type=int, default=len(os.sched_getaffinity(0)), help="threads or processes (default: all CPUs)"
+    )
+    options = parser.parse_args()
+    try:
+        manifest = read_manifest(options.data)
+        crop = options.crop or manifest.short_side * 7 // 8
+        with tempfile.TemporaryDirectory() as folder:
+            kinds = open_kinds(options.data, manifest, crop, options.workers, Path(folder))
+            rates = measure(kinds, options.rounds, options.batches)
+    except InputError as error:
+        print(f"loader: {error}", file=sys.stderr)
+        return 2
+    report(rates)
+    return 0
+
+
+def open_kinds(data: Path, manifest: Manifest, crop: int, workers: int, folder: Path) -> dict[str, Batches]:
+    """Return endless batches of each kind; the images are written into `folder` as files."""
+    samples = Samples(data, manifest, "train")
+    write_files(samples, len(manifest.classes), folder)
+    loader = make_loader(data, "train", BATCH_SIZE, crop=crop, num_threads=workers)
+    bare = bare_graph(data, manifest, crop, batch_size=BATCH_SIZE, num_threads=workers, device_id=None)
+    parts = [np.arange(first, first + BATCH_SIZE) for first in range(0, len(samples) - BATCH_SIZE, BATCH_SIZE)]
+    memory = itertools.cycle([samples.read(part).jpegs for part in parts[:IN_MEMORY_BATCHES]])
+    floor = floor_graph(lambda: next(memory), crop, batch_size=BATCH_SIZE, num_threads=workers, device_id=None)
+    transform = torchvision_transform(manifest, crop)
+    files = DataLoader(
+        ImageFolder(str(folder), transform),
+        BATCH_SIZE,
+        shuffle=True,
+        num_workers=workers,
+        persistent_workers=True,
+        drop_last=True,
+    )
+    tars = [str(data / shard.tar) for shard in manifest.split("train").shards]
+    return {
+        THIS: endless(loader),
+        BARE: runs(bare),
+        FILES: endless(files),
+        WEBDATASET: endless(webdataset_loader(tars, transform, workers)),
+        FLOOR: runs(floor),
+    }
+
+
+def write_files(samples: Samples, classes: int, folder: Path) -> None:
+    """Write the stored JPEG files as ImageFolder reads them."""
+    for label in range(classes):
+        (folder / f"{label:05d}").mkdir()
+    for index in range(len(samples)):
+        example = samples.example(index)
+        (folder / f"{example.label:05d}" / f"{index:08d}.jpg").write_bytes(example.jpeg)
+
+
+@pipeline_def
+def bare_graph(data: Path, manifest: Manifest, crop: int) -> Any:
+    """What one writes with DALI alone: its reader, a random crop while decoding, mirror and mean."""
+    shards = manifest.split("train").shards
+    jpegs, labels = fn.readers.webdataset(
+        paths=[str(data / shard.tar) for shard in shards],
+        index_paths=[str(data / shard.index) for shard in shards],
+        ext=["jpg", "cls"],
+        random_shuffle=True,
+        initial_fill=4096,
+    )  # type: ignore[misc]
+    images = fn.decoders.image_crop(
+        jpegs,
+        crop=(crop, crop),
+        crop_pos_x=fn.random.uniform(range=(0, 1)),
+        crop_pos_y=fn.random.uniform(range=(0, 1)),
+        output_type=DALIImageType.RGB,
+    )
+    return planes(images, fn.random.coin_flip(), manifest), labels
+
+
+@pipeline_def
+def floor_graph(source: Callable[[], Any], crop: int) -> Any:
+    """Decode the centre, nothing else."""
+    jpegs = fn.external_source(source, dtype=DALIDataType.UINT8, ndim=1, no_copy=True)
+    return fn.decoders.image_crop(jpegs, crop=(crop, crop), output_type=DALIImageType.RGB)
+
+
+def planes(images: Any, mirror: Any, manifest: Manifest) -> Any:
+    """Mirror, subtract the mean, float32 3,H,W."""
+    mean = list(manifest.rgb.mean)
+    return fn.crop_mirror_normalize(images, mirror=mirror, mean=mean, dtype=DALIDataType.FLOAT, output_layout="CHW")
+
+
+def torchvision_transform(manifest: Manifest, crop: int) -> Callable[[Any], torch.Tensor]:
+    """What one writes with torchvision alone, on a Pillow image."""
+    return v2.Compose(
+        [
+            v2.RandomCrop(crop),
+            v2.RandomHorizontalFlip(),
+            v2.PILToTensor(),
+            v2.ToDtype(torch.float32),
+            v2.Normalize(list(manifest.rgb.mean), [1.0, 1.0, 1.0]),
+        ]
+    )
+
+
+def webdataset_loader(tars: list[str], transform: Callable[[Any], torch.Tensor], workers: int) -> Iterable[Any]:
+    """What one writes with webdataset: shuffled tars, a shuffle buffer, batches made in the workers."""
+    dataset = (
+        webdataset.WebDataset(tars, shardshuffle=len(tars), empty_check=False)
+        .shuffle(1000)
+        .decode("pilrgb")
+        .to_tuple("jpg", "cls")
+        .map_tuple(transform, int)
+        .batched(BATCH_SIZE, partial=False)
+    )
+    return webdataset.WebLoader(dataset, batch_size=None, num_workers=workers, persistent_workers=True)
+
+
+def endless(batches: Iterable[Any]) -> Batches:
+    """Give epoch after epoch."""
+    while True:
+        yield from batches
+
+
+def runs(graph: Any) -> Batches:
+    """Give the batches of a graph, images as torch takes them."""
+    graph.build()
+    while True:
+        images, *rest = graph.run()
+        yield (to_torch(images), *rest)
+
+
+def measure(kinds: dict[str, Batches], rounds: int, batches: int) -> dict[str, list[float]]:
+    """Return images per second of each kind, `rounds` times, kinds interleaved."""
+    rates: dict[str, list[float]] = {name: [] for name in kinds}
+    for _ in range(rounds):
+        for name, kind in kinds.items():
+            take(kind, WARM_UP_BATCHES)
+            started = time.perf_counter()
+            take(kind, batches)
+            rates[name].append(batches * BATCH_SIZE / (time.perf_counter() - started))
+            time.sleep(PAUSE_S)
+    return rates
+
+
+def take(batches: Batches, count: int) -> None:
+    """Take batches, and forget them."""
+    for _ in itertools.islice(batches, count):
+        pass
+
+
+def report(rates: dict[str, list[float]]) -> None:
+    """Print images per second, and how many times as fast this loader is, round by round."""
+    for name, measured in rates.items():
+        spread = f"{min(measured):.0f}-{max(measured):.0f}"
+        print(f"{statistics.median(measured):7.0f} images/s  {spread:11}  n={len(measured)}  {name}")
+    for name in (name for name in rates if name != THIS):
+        ratios = [ours / other for ours, other in zip(rates[THIS], rates[name], strict=True)]
+        print(f"{statistics.median(ratios):7.2f} ({min(ratios):.2f}-{max(ratios):.2f})  {THIS} / {name}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
