@@ -12,6 +12,10 @@ from typing import Any, Literal
 
 from pipeline.augment import Augmentation, Mean, Units
 from preprocess.manifest import InputError
+from training.models.activation import Activation
+from training.models.architecture import Order
+from training.models.dropout import DropoutForm
+from training.models.initial import Init
 from training.precision import Precision
 
 
@@ -37,23 +41,50 @@ class Network:
     """Which network, and its switches."""
 
     name: str = "alexnet"
-    """A key of `training.models.NETWORKS`."""
-    first_kernel: int = 11
+    """A key of `training.models.NETWORKS`. A switch that is None is as this network has it."""
+    first_kernel: int | None = None
     """Side of conv1's kernels in pixels."""
-    first_stride: int = 4
+    first_stride: int | None = None
     """Stride of conv1 in pixels."""
-    lrn: Literal["off", "paper", "code-2012"] = "paper"
-    """Response normalisation after conv1 and conv2: none, the paper's alpha, or the released code's."""
-    dropout: float = 0.5
+    lrn: Literal["off", "paper", "code-2012"] | None = None
+    """Response normalisation in stages 1 and 2: none, the paper's alpha, or the released code's."""
+    dropout: float | None = None
     """Probability of zeroing a unit of fc6 and fc7 in training."""
-    init: Literal["paper", "he"] = "paper"
-    """Initial weights: N(0, 0.01) with some biases 1, or N(0, 2 / fan-in) with biases 0."""
+    init: Init | None = None
+    """Initial weights. `paper`: N(0, 0.01), some biases 1; `code-2012`: 0.03 in conv3 to conv5 (run 145); `he`:
+    N(0, 2 / fan-in); `truncated`: N(0, 0.1) cut at two deviations; `torch`: torch's own."""
+    lrn_alpha: float | None = None
+    """LRN: coefficient of the plain sum of squares, in place of the one that `lrn` names."""
+    lrn_k: float | None = None
+    """LRN: offset of the denominator."""
+    lrn_size: int | None = None
+    """LRN: channels in the window, odd."""
+    lrn_beta: float | None = None
+    """LRN: exponent of the denominator."""
+    order1: Order | None = None
+    """What follows conv1, in order. The paper: act-lrn-pool; run 145: lrn-pool-act."""
+    order2: Order | None = None
+    """What follows conv2, in order."""
+    spatial_norm: bool | None = None
+    """Run 145's normalisation over 5x5 pixels of the same map, after conv2's LRN."""
+    pooling: Literal["overlapping", "disjoint"] | None = None
+    """3x3 every 2 pixels, or 2x2 with less padding in conv2 and conv5, as run 147."""
+    activation: Activation | None = None
+    """After every layer but the last; `leaky` has slope 0.1, `prelu` learns one for each channel."""
+    dropout_form: DropoutForm | None = None
+    """`inverted`: scaled in training; `2012`: not, but in evaluation."""
 
     def __post_init__(self) -> None:
         _at_least("network.first_kernel", self.first_kernel, 1)
         _at_least("network.first_stride", self.first_stride, 1)
-        if not 0 <= self.dropout < 1:
+        if self.dropout is not None and not 0 <= self.dropout < 1:
             raise InputError(f"network.dropout is {self.dropout}; valid is 0 up to but not including 1")
+        for name in ("lrn_alpha", "lrn_k", "lrn_beta"):
+            value = getattr(self, name)
+            if value is not None and not 0 < value < float("inf"):
+                raise InputError(f"network.{name} is {value}; it must be above 0 and finite")
+        if self.lrn_size is not None and (self.lrn_size < 1 or self.lrn_size % 2 == 0):
+            raise InputError(f"network.lrn_size is {self.lrn_size}; it must be odd and at least 1")
 
 
 @dataclass(frozen=True)

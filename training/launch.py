@@ -252,9 +252,9 @@ def _log_checkpoints(client: tracking.MlflowClient, run_id: str, config: Config)
 
 
 def _log_kernels(client: tracking.MlflowClient, run_id: str, checkpoint: Path, config: Config) -> None:
-    kernels = read_model(checkpoint / MODEL)["conv1.weight"].numpy()
-    towers = architecture(config.network.name).towers
+    network = architecture(config.network.name)
+    kernels = read_model(checkpoint / MODEL)[f"{network.first_layer}.weight"].numpy()
     with tempfile.TemporaryDirectory() as folder:
         picture = Path(folder, "conv1-kernels.png")
-        picture.write_bytes(kernels_png(kernels, towers))
+        picture.write_bytes(kernels_png(kernels, network.towers))
         client.log_artifact(run_id, str(picture), "pictures")

@@ -15,7 +15,7 @@ from pipeline.augment import read_mean_image
 from preprocess.manifest import InputError
 from training.checkpoint import MODEL, TrainedOn, check_fits, describe_data, read_checkpoint, read_mean, read_model
 from training.config import Config
-from training.models import AlexNet, build
+from training.models import AlexNet, LeNet5, build
 from training.precision import autocast, resolve_precision
 from training.recipes import RECIPES
 
@@ -24,7 +24,7 @@ from training.recipes import RECIPES
 class Trained:
     """A single-device network in eval mode on `device`, with what is needed to feed it."""
 
-    network: AlexNet
+    network: AlexNet | LeNet5
     config: Config
     data: TrainedOn
     mean_image: np.ndarray | None

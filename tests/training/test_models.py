@@ -4,8 +4,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from preprocess.manifest import InputError
-from training.models import build, check_division
-from training.models.alexnet import NETWORKS
+from training.models import NETWORKS, build, check_division
 from training.models.lrn import LocalResponseNorm
 
 PUBLISHED_SHAPES = {

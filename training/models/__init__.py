@@ -1,6 +1,21 @@
 """The networks. `build` is the only way in; nothing here knows of Ray, MLflow or processes."""
 
-from training.models.alexnet import NETWORKS, AlexNet, Architecture, architecture, build, check_division
+from training.models.alexnet import AlexNet
+from training.models.architecture import Architecture
+from training.models.conversion import to_convolutions, to_dense
+from training.models.lenet import LeNet5
 from training.models.links import Links
+from training.models.networks import NETWORKS, architecture, build, check_division
 
-__all__ = ["NETWORKS", "AlexNet", "Architecture", "Links", "architecture", "build", "check_division"]
+__all__ = [
+    "NETWORKS",
+    "AlexNet",
+    "Architecture",
+    "LeNet5",
+    "Links",
+    "architecture",
+    "build",
+    "check_division",
+    "to_convolutions",
+    "to_dense",
+]

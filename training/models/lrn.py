@@ -1,38 +1,100 @@
-"""Local response normalisation across channels (Krizhevsky et al. 2012, section 3.3)."""
+"""Response normalisation: across channels (Krizhevsky et al. 2012, section 3.3) and within a map (run 145)."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 
 class LocalResponseNorm(nn.Module):
-    """x / (k + alpha * sum of x² over a window of `size` neighbouring channels)^0.75, within each tower.
+    """x / (k + alpha * sum of x² over a window of `size` neighbouring channels)^beta, within each tower.
 
     The window is clipped where a tower's channels end and never reaches into the other tower. `alpha` multiplies
     the plain sum, as in the paper's formula (`torch.nn.LocalResponseNorm` divides its alpha by the size).
+    `size` is odd.
 
     Shapes: N,C,H,W -> N,C,H,W of the same dtype; C must divide by `towers`.
     """
 
     band: Tensor
 
-    def __init__(self, channels: int, towers: int, *, alpha: float, k: float = 2.0, size: int = 5) -> None:
+    def __init__(
+        self, channels: int, towers: int, *, alpha: float, k: float = 2.0, size: int = 5, beta: float = 0.75
+    ) -> None:
         super().__init__()
-        self.k = k
+        self.alpha, self.k, self.size, self.beta = alpha, k, size, beta
         self.towers = towers
         per_tower = channels // towers
         distance = torch.arange(per_tower)[:, None] - torch.arange(per_tower)[None, :]
-        band = alpha * (distance.abs() <= size // 2).float()
+        band = (distance.abs() <= size // 2).float()
         # Derived from the arguments alone: it is no part of a checkpoint.
         self.register_buffer("band", band.repeat(towers, 1)[:, :, None, None], persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalise x: N,C,H,W."""
-        # The window sum is a 1x1 convolution with a band matrix: one fast pass on any device, where a pooling
-        # over the channel axis walks through memory with the longest stride there is.
-        squares = F.conv2d(x * x, self.band.to(x.dtype), groups=self.towers)
+        normalised: Tensor = _Normalise.apply(x, self.band, (self.towers, self.size), self.alpha, self.k, self.beta)
+        return normalised
+
+
+class SpatialResponseNorm(nn.Module):
+    """x / (1 + 4e-5 * sum of x² over a window of 5x5 pixels of the same map)^0.75; N,C,H,W -> N,C,H,W.
+
+    Layer `cnorm2` of run 145, which the paper does not mention: scale 0.001 over 25 pixels. Outside the map is 0.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalise x: N,C,H,W."""
+        squares = F.avg_pool2d(x * x, 5, stride=1, padding=2, divisor_override=1)
+        return x * _inverse_power(squares * 4e-5 + 1.0, 0.75)
+
+
+class _Normalise(torch.autograd.Function):
+    """The formula with its own backward, which keeps x and the denominators alone and does all else in place.
+
+    With d = k + alpha * S(x²), S the window's sum: y = x d^-beta, and since S is symmetric
+    dx = g d^-beta - 2 alpha beta x S(g x d^-(beta + 1)).
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, band: Tensor, window: tuple[int, int], alpha: float, k: float, beta: float
+    ) -> Tensor:
+        denominators = _window_sum(x * x, band, *window).mul_(alpha).add_(k)
+        ctx.save_for_backward(x, denominators, band)
+        ctx.window, ctx.alpha, ctx.beta = window, alpha, beta
+        return _inverse_power(denominators, beta).mul_(x)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None, None, None]:
+        x, denominators, band = ctx.saved_tensors
+        direct = _inverse_power(denominators, ctx.beta).mul_(gradient)
+        through_sums = _window_sum((direct * x).div_(denominators), band, *ctx.window).mul_(x)
+        return direct.add_(through_sums, alpha=-2 * ctx.alpha * ctx.beta), None, None, None, None, None
+
+
+def _window_sum(values: Tensor, band: Tensor, towers: int, size: int) -> Tensor:
+    # A 1x1 convolution with a band matrix: one fast pass, where a pooling over the channel axis walks through memory
+    # with the longest stride there is. On GPUs cuDNN would round float32 to TF32; sums of shifted views do not.
+    if not (values.is_cuda and values.dtype == torch.float32):
+        with torch.autocast(values.device.type, enabled=False):
+            return F.conv2d(values, band.to(values.dtype), groups=towers)
+    total = values.clone()
+    split, sums = (tensor.unflatten(1, (towers, -1)) for tensor in (values, total))
+    for step in range(1, size // 2 + 1):
+        sums[:, :, step:] += split[:, :, :-step]
+        sums[:, :, :-step] += split[:, :, step:]
+    return total
+
+
+def _inverse_power(base: Tensor, exponent: float) -> Tensor:
+    """Return base^-exponent, a new tensor."""
+    if exponent == 0.75:
         # d^-0.75 = d^-0.5 * (d^-0.5)^0.5: `pow` with a fraction costs several times as much.
-        root = torch.rsqrt(squares + self.k)
-        return x * (root * root.sqrt())
+        root = base.rsqrt()
+        return root.sqrt().mul_(root)
+    return base.pow(-exponent)

@@ -1,0 +1,119 @@
+"""The networks by name."""
+
+from __future__ import annotations
+
+from dataclasses import fields, replace
+
+from preprocess.manifest import InputError
+from training.models.alexnet import AlexNet
+from training.models.architecture import Architecture
+from training.models.lenet import LeNet5, LeNetArchitecture
+from training.models.links import Links
+
+_SINGLE = Architecture(towers=1)
+_OWT = Architecture(
+    channels=(64, 192, 384, 256, 256),
+    towers=1,
+    first_padding=2,
+    rounding="down",
+    map_side=6,
+    names="torchvision",
+    lrn="off",
+    dropout_place="inputs",
+    init="torch",
+)
+
+NETWORKS: dict[str, Architecture | LeNetArchitecture] = {
+    # The paper's.
+    "alexnet": Architecture(),
+    "alexnet-single": _SINGLE,
+    # Run 145-half, the network on one GPU that the paper compares with: half the kernels, conv5 and dense part whole.
+    "alexnet-half": Architecture(channels=(48, 128, 192, 192, 256), towers=1),
+    # "One weird trick" (Krizhevsky 2014) as torchvision has it.
+    "alexnet-owt": _OWT,
+    # fc6 to fc8 as convolutions; weights by `training.models.to_convolutions`.
+    "alexnet-conv": replace(_SINGLE, dense=True, map_side=6),
+    "alexnet-owt-conv": replace(_OWT, dense=True),
+    # A TensorFlow listing without a dense part: SAME convolutions, VALID pooling.
+    "alexnet-tf": Architecture(
+        channels=(64, 192, 384, 256, 256),
+        hidden=(),
+        towers=1,
+        first_padding="same",
+        rounding="down",
+        order1="act-pool-lrn",
+        order2="act-pool-lrn",
+        dropout=0.0,
+        init="truncated",
+    ),
+    # A PaddlePaddle listing for CIFAR-10. `img_cmrnorm` has offset 1 and divides its scale by the size.
+    "alexnet-paddle": Architecture(
+        towers=1,
+        first_padding=1,
+        image_size=32,
+        lrn="code-2012",
+        lrn_k=1.0,
+        order1="act-pool-lrn",
+        order2="act-pool-lrn",
+        init="he",
+    ),
+    "alexnet-small": Architecture(
+        channels=(48, 96, 128, 128, 128), hidden=(512, 512), first_kernel=5, first_stride=1, image_size=28
+    ),
+    "lenet5": LeNetArchitecture(),
+}
+
+
+def build(name: str, num_classes: int, *, links: Links | None = None, **switches: object) -> AlexNet | LeNet5:
+    """Return the network `name` for `num_classes` classes, its weights drawn from torch's global generator.
+
+    Args:
+        name: a key of `NETWORKS`.
+        num_classes: number of outputs of the last layer.
+        links: what connects this device with those that hold the other channels; None: a single device.
+        **switches: fields of the network's architecture to change; None leaves what the network has.
+
+    Raises:
+        InputError: an unknown name, a switch that the network cannot have, too small an image, or widths that cannot
+            be split over the devices.
+    """
+    links = links or Links()
+    chosen = architecture(name, **switches)
+    if isinstance(chosen, LeNetArchitecture):
+        return LeNet5(chosen, num_classes, links.width)
+    return AlexNet(chosen, num_classes, links)
+
+
+def architecture(name: str, **switches: object) -> Architecture | LeNetArchitecture:
+    """Return the numbers of the network `name` with some of them changed (None: not).
+
+    Raises:
+        InputError: an unknown name, or a switch that nothing in this network would read.
+    """
+    if name not in NETWORKS:
+        raise InputError(f"network.name {name!r} is unknown; there are {', '.join(NETWORKS)}")
+    given = {switch: value for switch, value in switches.items() if value is not None}
+    own = {field.name for field in fields(NETWORKS[name])}
+    for switch, value in given.items():
+        if switch not in own:
+            raise InputError(f"network.{switch} is {value!r}, but {name} has no such switch; leave it out")
+    changed = replace(NETWORKS[name], **given)  # type: ignore[arg-type]
+    if isinstance(changed, Architecture):
+        _refuse_unread(name, changed, given)
+    return changed
+
+
+def _refuse_unread(name: str, network: Architecture, given: dict[str, object]) -> None:
+    unread = [switch for switch in given if switch.startswith("lrn_")] if network.lrn == "off" else []
+    why = "network.lrn is off"
+    if not unread and not network.hidden:
+        unread, why = [switch for switch in ("dropout", "dropout_form") if given.get(switch)], "it has no fc6 and fc7"
+    if unread:
+        raise InputError(
+            f"network.{unread[0]} is {given[unread[0]]!r}, but {name} would not read it: {why}; leave it out"
+        )
+
+
+def check_division(architecture: Architecture | LeNetArchitecture, num_classes: int, width: int) -> None:
+    """Raise `InputError` unless every layer of the network can be split over `width` devices."""
+    architecture.check(num_classes, width)
