@@ -26,11 +26,13 @@ from training.parallel import Layout
 from training.recipes import RECIPES
 from training.worker import Session, open_session, train
 
-BASE: dict[str, Any] = {"lrn": "paper", "dropout": 0.5}
+BASE: dict[str, Any] = {"lrn": "paper", "pooling": "overlapping", "activation": "relu", "dropout": 0.5}
 """The switches of the network that every variant but its own differs from in nothing."""
 VARIANTS: dict[str, dict[str, Any]] = {
     "base": {},
     "without LRN": {"lrn": "off"},
+    "pooling not overlapping": {"pooling": "disjoint"},
+    "tanh": {"activation": "tanh"},
     "without dropout": {"dropout": 0.0},
 }
 RECIPES_BY_SIDE = {32: "cifar10", 64: "tiny-imagenet"}

@@ -37,6 +37,7 @@ def test_alexnet_paper_is_the_text_of_2012() -> None:
     assert (network.first_kernel, network.first_stride, network.lrn) == (11, 4, "paper")
     assert (network.dropout, network.init) == (0.5, "paper")
     assert config.optimizer == Optimizer(0.01, 0.9, 5e-4, "plateau", form="2012")
+    assert config.mean == "image"
     assert (config.augmentation.lighting, config.augmentation.flip, config.units) == ("paper", True, "grey")
 
 
@@ -46,6 +47,15 @@ def test_tables_by_layer_and_by_epoch_can_be_set() -> None:
     config = parse(["--optimizer.schedule", "script", "--optimizer.drops", "2", "0.1", "4", "0.01"])
     assert config.optimizer.drops == {2: 0.1, 4: 0.01}
     assert parse(["alexnet-2012", "--optimizer.drops.25", "0.002"]).optimizer.drops[25] == 0.002
+
+
+def test_alexnet_2012_is_run_145_where_it_differs_from_the_text() -> None:
+    config = RECIPES["alexnet-2012"]()
+    network = architecture(config.network.name, **config.switches())
+    assert (network.lrn, network.order1, network.order2) == ("code-2012", "lrn-pool-act", "act-lrn-pool")
+    assert (network.spatial_norm, network.init, network.dropout_form) == (True, "code-2012", "2012")
+    assert (config.augmentation.granularity, config.augmentation.lighting) == ("chunk", "code-2012")
+    assert (config.optimizer.bias_rate, config.optimizer.bias_decay, config.mean) == (2.0, False, "image")
 
 
 @pytest.mark.parametrize("arguments", [["--epoch", "3"], ["sample", "--nope", "1"], ["--epochs", "many"]])
