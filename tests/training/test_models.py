@@ -5,7 +5,6 @@ from torch import Tensor
 
 from preprocess.manifest import InputError
 from training.models import NETWORKS, build, check_division
-from training.models.lrn import LocalResponseNorm
 
 PUBLISHED_SHAPES = {
     "conv1.weight": (96, 3, 11, 11),
@@ -19,9 +18,33 @@ PUBLISHED_SHAPES = {
 }
 
 
-@pytest.mark.parametrize(("name", "published"), [("alexnet", 60_965_224), ("alexnet-single", 62_378_344)])
-def test_parameter_count_is_the_published_one(name: str, published: int) -> None:
-    assert sum(parameter.numel() for parameter in build(name, 1000).parameters()) == published
+COUNTS = {
+    "alexnet": (34_944, 307_456, 885_120, 663_936, 442_624, 37_752_832, 16_781_312, 4_097_000),
+    "alexnet-single": (34_944, 614_656, 885_120, 1_327_488, 884_992, 37_752_832, 16_781_312, 4_097_000),
+}
+
+
+@pytest.mark.parametrize("name", list(COUNTS))
+def test_parameter_counts_per_layer_are_the_published_ones(name: str) -> None:
+    network = build(name, 1000)
+    layers = [*(f"conv{i}" for i in range(1, 6)), "fc6", "fc7", "fc8"]
+    counts = (sum(p.numel() for p in network.get_submodule(layer).parameters()) for layer in layers)
+    assert tuple(counts) == COUNTS[name]
+
+
+@pytest.mark.parametrize(
+    ("name", "classes", "published"),
+    [
+        ("alexnet", 1000, 60_965_224),
+        ("alexnet-single", 1000, 62_378_344),
+        ("alexnet-conv", 1000, 62_378_344),
+        ("alexnet-owt", 1000, 61_100_840),
+        ("alexnet-half", 1000, 59_798_312),
+        ("lenet5", 10, 62_006),
+    ],
+)
+def test_parameter_count_is_the_published_one(name: str, classes: int, published: int) -> None:
+    assert sum(parameter.numel() for parameter in build(name, classes).parameters()) == published
 
 
 def test_the_state_dict_has_the_contract_s_names_and_merged_shapes() -> None:
@@ -69,14 +92,6 @@ def test_the_network_is_the_two_towers_of_section_3_5() -> None:
     # 0-255 centred pixels, as in 2012: only there does the response normalisation do anything.
     images = torch.randn(2, 3, 224, 224) * 60
     torch.testing.assert_close(network(images), towers_forward(network.state_dict(), images), rtol=1e-4, atol=1e-4)
-
-
-@pytest.mark.parametrize("towers", [1, 2])
-def test_lrn_is_torch_s_within_each_tower(towers: int) -> None:
-    x = torch.randn(2, 96, 5, 5) * 50
-    reference = torch.nn.LocalResponseNorm(5, alpha=5e-4, beta=0.75, k=2.0)
-    expected = torch.cat([reference(part) for part in x.chunk(towers, 1)], 1)
-    torch.testing.assert_close(LocalResponseNorm(96, towers, alpha=1e-4)(x), expected, rtol=1e-5, atol=1e-5)
 
 
 def test_paper_initialisation() -> None:

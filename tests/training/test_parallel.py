@@ -25,6 +25,8 @@ from training.worker import Session, open_session, snapshot, train
 
 LAYOUTS = [(1, 1), (2, 1), (1, 2), (2, 2)]
 STEPS = 5
+# Every switch that adds a layer or a parameter to a tower.
+SWITCHES = {"init": "he", "dropout": 0.0, "order1": "lrn-pool-act", "spatial_norm": True, "activation": "prelu"}
 State = dict[str, dict[str, Tensor]]
 
 
@@ -36,9 +38,8 @@ def batch(step: int) -> tuple[Tensor, Tensor]:
 def train_steps(layout: Layout, steps: range, start: State | None = None) -> State:
     """Take optimiser steps on this layout's share of each batch; return the single-device state."""
     torch.manual_seed(0)
-    switches = {"init": "he", "dropout": 0.0}
-    initial = build("alexnet-small", 10, **switches).state_dict()
-    network = build("alexnet-small", 10, links=layout.links(), **switches)
+    initial = build("alexnet-small", 10, **SWITCHES).state_dict()
+    network = build("alexnet-small", 10, links=layout.links(), **SWITCHES)
     network.load_state_dict(take_shard(start["model"] if start else initial, layout))
     optimizer = make_optimizer(network, Optimizer(learning_rate=0.01))
     if start:
@@ -121,11 +122,11 @@ def test_single_process_goes_on_from_the_towers(states: dict[str, State]) -> Non
 
 def initial_state() -> dict[str, Tensor]:
     torch.manual_seed(0)
-    return build("alexnet-small", 10, init="he", dropout=0.0).state_dict()
+    return build("alexnet-small", 10, **SWITCHES).state_dict()
 
 
 def test_the_loss_is_that_of_the_step(states: dict[str, State]) -> None:
-    network = build("alexnet-small", 10, init="he", dropout=0.0)
+    network = build("alexnet-small", 10, **SWITCHES)
     losses = []
     for state in (initial_state(), states["1x1"]["model"]):
         network.load_state_dict(state)

@@ -31,9 +31,10 @@ class Architecture:
     first_stride: int = 4
     """Stride of conv1 in pixels."""
     first_padding: int | Literal["same"] | None = None
-    """Zeros around conv1's input. None: nothing, or half the kernel at strides of 1 and 2; `same`: TensorFlow's."""
+    """Zeros around conv1's input, its output's side rounded down. `same`: TensorFlow's. None: nothing, or half the
+    kernel at strides of 1 and 2, and its output's side rounded up as in the code of 2012."""
     rounding: Literal["up", "down"] = "up"
-    """How conv1 and the pooling round their output's side: the code of 2012 up, torchvision and TensorFlow down."""
+    """How the pooling rounds its output's side: that of 2012 and PaddlePaddle up, torchvision and TensorFlow down."""
     image_size: int = 224
     """Side of the square input in pixels; it fixes the number of fc6's inputs unless `map_side` does."""
     map_side: int | None = None
@@ -95,14 +96,13 @@ class Architecture:
         if self.first_padding == "same":
             total = max(0, -(-side // self.first_stride) * self.first_stride + reach - side)
             return total // 2, total - total // 2
-        padding = self.first_padding
-        if padding is None:
-            # 2012 padded nothing but the last stride; a stride below half the kernel would shrink a small image away.
-            padding = self.first_kernel // 2 if self.first_stride <= 2 else 0
+        if self.first_padding is not None:
+            return self.first_padding, self.first_padding
+        # 2012 padded nothing but the last stride; a stride below half the kernel would shrink a small image away.
+        padding = self.first_kernel // 2 if self.first_stride <= 2 else 0
         # The released code rounds the output size up and takes pixels outside the image as 0: 224 pixels give
         # 55 outputs. The same as zeros at the right and the bottom.
-        missing = -(side + 2 * padding - self.first_kernel) % self.first_stride if self.rounding == "up" else 0
-        return padding, padding + missing
+        return padding, padding + -(side + 2 * padding - self.first_kernel) % self.first_stride
 
     def sides(self) -> Iterator[tuple[str, int]]:
         """Yield (layer, side of its maps in pixels) for images of `image_size`; a side below 1 is none."""

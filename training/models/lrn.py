@@ -49,7 +49,8 @@ class SpatialResponseNorm(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Normalise x: N,C,H,W."""
         squares = F.avg_pool2d(x * x, 5, stride=1, padding=2, divisor_override=1)
-        return x * _inverse_power(squares * 4e-5 + 1.0, 0.75)
+        root = torch.rsqrt(squares * 4e-5 + 1.0)
+        return x * (root * root.sqrt())
 
 
 class _Normalise(torch.autograd.Function):
@@ -92,7 +93,7 @@ def _window_sum(values: Tensor, band: Tensor, towers: int, size: int) -> Tensor:
 
 
 def _inverse_power(base: Tensor, exponent: float) -> Tensor:
-    """Return base^-exponent, a new tensor."""
+    """Return base^-exponent, a new tensor; outside of autograd alone."""
     if exponent == 0.75:
         # d^-0.75 = d^-0.5 * (d^-0.5)^0.5: `pow` with a fraction costs several times as much.
         root = base.rsqrt()

@@ -1,0 +1,33 @@
+import argparse
+import dataclasses
+from pathlib import Path
+
+import pytest
+import torch
+
+from preprocess.manifest import read_manifest
+from training.config import Config, Network
+from training.evaluate import describe
+from training.models import build
+from training.recipes import RECIPES
+from training.trained import load_trained
+
+
+@pytest.mark.parametrize(("name", "kernels"), [("alexnet-owt", (64, 3, 11, 11)), ("lenet5", (6, 3, 5, 5))])
+def test_a_file_of_weights_of_any_network_is_taken_up_and_described(
+    name: str, kernels: tuple[int, ...], tiny_shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = Config(recipe="own", short_side=64, crop=64, epochs=1, network=Network(name))
+    monkeypatch.setitem(RECIPES, "own", lambda: dataclasses.replace(config))
+    manifest = read_manifest(tiny_shards)
+    network = build(name, len(manifest.classes), **config.switches()).eval()
+    torch.save(network.state_dict(), tmp_path / "weights.pth")
+    choice = argparse.Namespace(
+        run=None, which=None, checkpoint=None, weights=tmp_path / "weights.pth", recipe="own", device="cpu"
+    )
+    trained = load_trained(choice, tmp_path, str(tiny_shards))
+    images = torch.randn(2, 3, 64, 64)
+    torch.testing.assert_close(trained.network(images), network(images), rtol=1e-4, atol=1e-5)
+    subject = describe(trained, manifest)
+    assert subject.conv1 is not None
+    assert (subject.conv1.shape, subject.towers) == (kernels, 1)
