@@ -15,6 +15,11 @@ from nvidia.dali.types import Constant, DALIDataType, DALIImageType, DALIInterpT
 
 Device = Literal["cpu", "gpu"]
 
+HW_DECODER_LOAD = 0.65
+"""Part of a batch that goes to the GPU's JPEG engine where it has one: DALI's default, not measured."""
+DEVICE_MEMORY_PADDING, HOST_MEMORY_PADDING = 16 << 20, 8 << 20
+"""Bytes of each decoding thread's buffers from the start, so that they need not grow: DALI's defaults, not measured."""
+
 JPEGS = (DALIDataType.UINT8, 1)
 PAIRS = (DALIDataType.INT32, 1)
 NUMBERS = (DALIDataType.INT32, 0)
@@ -90,13 +95,16 @@ def _inputs(source: Callable[[], Any], kinds: list[tuple[DALIDataType, int]]) ->
 
 def _decode(jpegs: Any, corner: Any, shape: Any, device: Device) -> Any:
     """Decode only a window of each image: uint8 height,width,3."""
+    options: dict[str, Any] = {"device": "cpu"}
+    if device == "gpu":
+        options = {
+            "device": "mixed",
+            "hw_decoder_load": HW_DECODER_LOAD,
+            "device_memory_padding": DEVICE_MEMORY_PADDING,
+            "host_memory_padding": HOST_MEMORY_PADDING,
+        }
     return fn.decoders.image_slice(
-        jpegs,
-        start=corner,
-        shape=shape,
-        axes=[0, 1],
-        device="mixed" if device == "gpu" else "cpu",
-        output_type=DALIImageType.RGB,
+        jpegs, start=corner, shape=shape, axes=[0, 1], output_type=DALIImageType.RGB, **options
     )
 
 

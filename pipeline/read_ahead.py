@@ -22,7 +22,7 @@ BATCHES_AHEAD = 3
 """Batches whose files are being read before the decoder asks for them."""
 READERS = 4
 """Threads that read: they wait for the disk, not for the processor."""
-CHUNK = 32
+CHUNK = 64
 """Samples that one thread reads in one go."""
 
 

@@ -87,8 +87,10 @@ class Samples:
         """
         jpegs: list[np.ndarray] = []
         sizes, labels = np.empty((len(indices), 2), np.int32), np.empty(len(indices), np.int64)
-        for place, index in enumerate(indices.tolist()):
-            jpeg, labels[place] = self._read_one(index)
+        numbers, spans = self._spans(indices)
+        rows = zip(indices.tolist(), numbers.tolist(), spans.tolist(), strict=True)
+        for place, (index, number, span) in enumerate(rows):
+            jpeg, labels[place] = self._read_span(index, number, span)
             sizes[place] = self._size(index, jpeg)
             jpegs.append(np.frombuffer(jpeg, np.uint8))
         return Files(jpegs, sizes, labels)
@@ -99,7 +101,8 @@ class Samples:
         Raises:
             SampleError: as `read` does.
         """
-        jpeg, label = self._read_one(index)
+        number, row = self._locate(index)
+        jpeg, label = self._read_span(index, number, self._table(number)[row].tolist())
         return Example(self._key(index), bytes(jpeg), label)
 
     def describe(self, index: int) -> str:
@@ -122,9 +125,18 @@ class Samples:
         number = bisect_right(self._ends, index)
         return number, index - self._ends[number] + self.shard_samples[number]
 
-    def _read_one(self, index: int) -> tuple[memoryview, int]:
-        number, row = self._locate(index)
-        jpeg_at, jpeg_bytes, label_at, label_bytes = self._table(number)[row].tolist()
+    def _spans(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return the shard of each sample (n) and where it lies in that (n,4, as in `_table`)."""
+        numbers = np.searchsorted(self._ends, indices, side="right")
+        spans = np.empty((len(indices), 4), np.int64)
+        for number in np.unique(numbers).tolist():
+            here = numbers == number
+            first = self._ends[number] - self.shard_samples[number]
+            spans[here] = self._table(number)[indices[here] - first]
+        return numbers, spans
+
+    def _read_span(self, index: int, number: int, span: list[int]) -> tuple[memoryview, int]:
+        jpeg_at, jpeg_bytes, label_at, label_bytes = span
         start = min(jpeg_at, label_at)
         length = max(jpeg_at + jpeg_bytes, label_at + label_bytes) - start
         try:

@@ -2,9 +2,10 @@
 
 import itertools
 
+import numpy as np
 import pytest
 import torch
-from shard_folders import cut, texture_jpegs
+from shard_folders import cut, texture_jpegs, write_shards
 
 from pipeline.epoch import WINDOW_SHARDS, plan_training
 from pipeline.loader import make_loader
@@ -106,3 +107,54 @@ def test_shards_of_any_size_are_all_read(make_shards):
     data = make_shards({"train": cut(texture_jpegs(4, 40), [1, 1, 37, 1]), "val": []}, classes=40)
     assert sorted(flat(labels_of(make_loader(data, "train", 8)))) == list(range(40))
     assert labels_of(make_loader(data, "val", 8)) == []
+
+
+MANY = 1003
+
+
+@pytest.fixture(scope="module")
+def many(tmp_path_factory):
+    """1,003 samples in both splits, in shards of odd sizes; the label says which it is."""
+    shards = cut(texture_jpegs(7, MANY, 16), [250, 1, 333, 119, 300])
+    return write_shards(
+        tmp_path_factory.mktemp("many") / "shards", {"train": shards, "val": shards}, classes=MANY, short_side=16
+    )
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 3, 5, 8])
+@pytest.mark.parametrize("batch_size", [1, 7, 64, 125])
+def test_rules_hold_for_any_number_of_ranks_and_awkward_batches(many, world_size, batch_size):
+    val = epoch_of_ranks(many, "val", batch_size, world_size)
+    assert [label for rank in val for label in flat(rank)] == list(range(MANY))
+    train = epoch_of_ranks(many, "train", batch_size, world_size)
+    global_batch = batch_size * world_size
+    assert {len(rank) for rank in train} == {MANY // global_batch}
+    assert {len(batch) for rank in train for batch in rank} == {batch_size}
+    seen = [label for rank in train for label in flat(rank)]
+    assert len(set(seen)) == len(seen) == MANY - MANY % global_batch
+
+
+def met_again(orders, batch):
+    """The probability that two samples of one batch share a batch of the next epoch too."""
+    whole = len(orders[0]) // batch * batch
+    batches = []
+    for order in orders:
+        number = np.empty(len(order), np.int64)
+        number[order] = np.arange(len(order)) // batch
+        batches.append(number)
+    inside = (batches[0] < whole // batch) & (batches[1] < whole // batch)
+    _, pairs = np.unique(batches[0][inside] * whole + batches[1][inside], return_counts=True)
+    return (pairs * (pairs - 1)).sum() / (whole * (batch - 1))
+
+
+def test_how_well_a_data_set_of_imagenet_s_size_is_shuffled():
+    shards, each, batch = 1281, 1000, 128
+    orders = [plan_training([each] * shards, seed=0, epoch=epoch, slack=0).order for epoch in range(2)]
+    full = [np.random.default_rng(seed).permutation(shards * each) for seed in range(2)]
+    places = [np.argsort(order) for order in orders]
+    assert abs(abs(places[0] - places[1]).mean() / (shards * each) - 1 / 3) < 0.03
+    assert met_again(orders, batch) == pytest.approx(5.8e-4, rel=0.15)
+    assert met_again(full, batch) == pytest.approx(1.0e-4, rel=0.05)
+    for order, expected in ((orders[0], 16), (full[0], 122)):
+        kinds = [len(set((order[i : i + batch] // each).tolist())) for i in range(0, 200 * batch, batch)]
+        assert np.mean(kinds) == pytest.approx(expected, rel=0.02)

@@ -1,18 +1,21 @@
 """The loop in one process: exact, repeatable, and continued from a checkpoint as if nothing had happened."""
 
+import argparse
 import dataclasses
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
 from preprocess.manifest import InputError
-from training.checkpoint import MODEL, OPTIMIZER, PAGE, read_checkpoint, read_model, write_checkpoint
+from training.checkpoint import MEAN, MODEL, OPTIMIZER, PAGE, read_checkpoint, read_mean, read_model, write_checkpoint
 from training.config import Config
 from training.parallel import Layout
 from training.recipes import RECIPES
+from training.trained import load_trained
 from training.worker import DivergenceError, Session, open_session, snapshot, train, train_epoch, validate
 
 CPU = Layout(torch.device("cpu"))
@@ -184,3 +187,22 @@ def test_weights_that_are_no_state_dict_are_refused(tmp_path: Path) -> None:
     torch.save({"epoch": 3}, path)
     with pytest.raises(InputError, match="is not a state dict"):
         read_model(path)
+
+
+def test_the_mean_image_travels_with_the_checkpoint_of_a_training_that_subtracts_it(
+    config: Config, tiny_shards: Path, tmp_path: Path
+) -> None:
+    Run(dataclasses.replace(config, epochs=1, mean="image"), tmp_path)
+    folder = tmp_path / "1"
+    mean = np.load(tiny_shards / "mean.npy")
+    kept = read_mean(folder, read_checkpoint(folder))
+    assert kept is not None
+    assert np.array_equal(kept, mean)
+    choice = argparse.Namespace(checkpoint=folder, weights=None, run=None, which=None, recipe=None, device="cpu")
+    trained = load_trained(choice, tmp_path, None)
+    assert trained.config.mean == "image"
+    assert trained.mean_image is not None
+    assert np.array_equal(trained.mean_image, mean)
+    (folder / MEAN).write_bytes((folder / MEAN).read_bytes()[:-1])
+    with pytest.raises(InputError, match=f"{MEAN} is missing or damaged"):
+        read_checkpoint(folder)
