@@ -13,14 +13,15 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from pipeline.loader import Loader, make_loader
+from pipeline.loader import make_loader
 from training.models import build
 from training.precision import autocast
 from training.step import train_step
@@ -78,10 +79,10 @@ def measure(data: Path, rounds: int) -> dict[str, list[float]]:
     return rates
 
 
-def endless(loader: Loader) -> Iterator[Batch]:
+def endless(batches: Iterable[Any]) -> Iterator[Any]:
     """Give epoch after epoch."""
     while True:
-        yield from loader
+        yield from batches
 
 
 def drop(_batch: Batch) -> None:

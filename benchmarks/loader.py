@@ -34,6 +34,7 @@ from torch.utils.data import DataLoader
 from torchvision.datasets import ImageFolder
 from torchvision.transforms import v2
 
+from benchmarks.gpu import endless
 from pipeline.loader import make_loader
 from pipeline.samples import Samples
 from pipeline.stream import to_torch
@@ -171,12 +172,6 @@ def webdataset_loader(tars: list[str], transform: Callable[[Any], torch.Tensor],
         .batched(BATCH_SIZE, partial=False)
     )
     return webdataset.WebLoader(dataset, batch_size=None, num_workers=workers, persistent_workers=True)
-
-
-def endless(batches: Iterable[Any]) -> Batches:
-    """Give epoch after epoch."""
-    while True:
-        yield from batches
 
 
 def runs(graph: Any) -> Batches:

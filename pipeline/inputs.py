@@ -46,23 +46,23 @@ class TrainingInputs:
         plan = plan_training(self.shard_samples, self.seed, epoch, self.short_side - self.crop)
         if augmentation.granularity == "chunk":
             plan = plan.shared_by_chunks(self.global_batch, CHUNK_2012)
-        flips, shifts, divisors = self.treatment(plan, augmentation)
+        flips, shifts = self._treatment(plan, augmentation)
+        divisors = np.asarray(divisor(self.rgb, self.units, augmentation.lighting), np.float32)
 
         def arguments(positions: slice, sizes: np.ndarray) -> Arguments:
             windows = self._windows(epoch, plan, augmentation, positions, sizes)
-            return *windows, flips[positions], shifts[positions], divisors[positions]
+            return *windows, flips[positions], shifts[positions], np.tile(divisors, (len(sizes), 1))
 
         return EpochInputs(plan.order, arguments)
 
-    def treatment(self, plan: EpochPlan, augmentation: Augmentation) -> Arguments:
-        """Return for each position of an epoch whether it is mirrored (int32 n), what is subtracted from its channels
-        (float32 n,3: channel mean, if it is that, less the lighting noise) and what they are divided by (float32 n,3).
+    def _treatment(self, plan: EpochPlan, augmentation: Augmentation) -> Arguments:
+        """Return for each position of an epoch whether it is mirrored (int32 n), and what is subtracted from its
+        channels (float32 n,3: channel mean, if it is that, less the lighting noise).
         """
         flips = plan.flips if augmentation.flip else np.zeros_like(plan.flips)
         means = np.asarray(self.rgb.mean if self.mean == "channel" else (0, 0, 0), np.float32)
         shifts = means - lighting_shift(plan.normals, self.rgb, augmentation.lighting)
-        divisors = np.asarray(divisor(self.rgb, self.units, augmentation.lighting), np.float32)
-        return flips, shifts, np.tile(divisors, (len(plan.order), 1))
+        return flips, shifts
 
     def _windows(
         self, epoch: int, plan: EpochPlan, augmentation: Augmentation, positions: slice, sizes: np.ndarray

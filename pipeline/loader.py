@@ -218,6 +218,7 @@ def make_loader(
     mode = mode or ("train" if split == "train" else "eval")
     check_choice("mode", mode, get_args(Mode))
     check_choice("on_error", on_error, get_args(OnError))
+    check_choice("units", units, get_args(Units))
     side = _checked_crop(crop, manifest.short_side)
     subtracted = _mean_crop(Path(data), manifest, mean, mean_image, side)
     if mode == "train":
@@ -229,7 +230,6 @@ def make_loader(
         epoch_inputs: Callable[[int], EpochInputs] = TrainingInputs(
             samples.shard_samples, seed, whole_batch, manifest.short_side, side, augmentation, manifest.rgb, units, mean
         )
-        divisor(manifest.rgb, units)
         resized = augmentation.crop_size == "random"
         graph: Graph = partial(train_graph, crop=side, resized=resized, mean_crop=subtracted)
     else:

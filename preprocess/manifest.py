@@ -182,15 +182,19 @@ def _parse(path: Path) -> Manifest:
 def rgb_from_json(page: Any) -> Rgb:
     """Return the colour statistics that `dataclasses.asdict` and JSON turned into `page`; raise `InputError` if none"""
     rgb: Rgb = _typed(page, Rgb, "rgb")
+    _check_channels(rgb)
+    return rgb
+
+
+def _check_channels(rgb: Rgb) -> None:
     triples = (rgb.mean, rgb.eigenvalues, rgb.covariance, rgb.eigenvectors, *rgb.covariance, *rgb.eigenvectors)
     if any(len(triple) != 3 for triple in triples):
         raise InputError("rgb is not of three channels")
-    return rgb
 
 
 def _from_json(page: dict[str, Any]) -> Manifest:
     manifest: Manifest = _typed(page, Manifest, "")
-    rgb_from_json(page["rgb"])
+    _check_channels(manifest.rgb)
     files = [name for shard in manifest.shards() for name in (shard.tar, shard.index)]
     for name in (*files, manifest.rgb.mean_image):
         if Path(name).name != name or "\0" in name:

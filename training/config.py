@@ -13,7 +13,7 @@ from typing import Any, Literal
 from pipeline.augment import Augmentation, Mean, Units
 from preprocess.manifest import InputError
 from training.models.activation import Activation
-from training.models.architecture import Order
+from training.models.architecture import Order, check_lrn_size
 from training.models.dropout import DropoutForm
 from training.models.initial import Init
 from training.precision import Precision
@@ -83,8 +83,8 @@ class Network:
             value = getattr(self, name)
             if value is not None and not 0 < value < float("inf"):
                 raise InputError(f"network.{name} is {value}; it must be above 0 and finite")
-        if self.lrn_size is not None and (self.lrn_size < 1 or self.lrn_size % 2 == 0):
-            raise InputError(f"network.lrn_size is {self.lrn_size}; it must be odd and at least 1")
+        if self.lrn_size is not None:
+            check_lrn_size(self.lrn_size)
 
 
 @dataclass(frozen=True)

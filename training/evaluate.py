@@ -120,13 +120,8 @@ def predict_all(trained: Trained, loader: Loader) -> Predictions:
 
 def describe(trained: Trained, manifest: Manifest) -> Subject:
     """Return what the report says of the network and shows of its first layer."""
-    first = (
-        trained.network.get_parameter(f"{trained.network.architecture.first_layer}.weight")
-        .detach()
-        .cpu()
-        .float()
-        .numpy()
-    )
+    layer = trained.network.architecture.first_layer
+    first = trained.network.get_parameter(f"{layer}.weight").detach().cpu().float().numpy()
     return Subject(
         network=trained.config.network.name,
         parameters=sum(parameter.numel() for parameter in trained.network.parameters()),

@@ -29,7 +29,7 @@ from preprocess.manifest import InputError, manifest_digest, read_manifest
 from training import tracking
 from training.checkpoint import MODEL, read_model, write_checkpoint
 from training.config import Config, Parallel, flatten
-from training.models import architecture, build, check_division
+from training.models import architecture, build
 from training.optimizer import check_layers
 from training.parallel import make_layout
 from training.progress import Progress
@@ -129,7 +129,7 @@ def _check_data(config: Config) -> None:
     if samples < config.batch_size:
         raise InputError(f"batch_size {config.batch_size} is more than the {samples} train samples of {config.data}")
     network = architecture(config.network.name, **config.switches())
-    check_division(network, len(manifest.classes), config.parallel.model)
+    network.check(len(manifest.classes), config.parallel.model)
     with torch.device("meta"):  # names alone: no memory, no drawing of weights
         named = build(config.network.name, len(manifest.classes), **config.switches())
     check_layers(named, config.optimizer, config.epochs)

@@ -4,7 +4,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from preprocess.manifest import InputError
-from training.models import NETWORKS, build, check_division
+from training.models import NETWORKS, build
 
 PUBLISHED_SHAPES = {
     "conv1.weight": (96, 3, 11, 11),
@@ -123,6 +123,6 @@ def test_what_cannot_be_built_is_refused_with_its_reason() -> None:
     with pytest.raises(InputError, match=r"'resnet' is unknown; there are alexnet, "):
         build("resnet", 10)
     with pytest.raises(InputError, match="classes 7 does not divide by 2"):
-        check_division(NETWORKS["alexnet"], 7, width=2)
+        NETWORKS["alexnet"].check(7, width=2)
     with pytest.raises(InputError, match=r"parallel.model 2 is more than the 1 tower"):
-        check_division(NETWORKS["alexnet-single"], 10, width=2)
+        NETWORKS["alexnet-single"].check(10, width=2)

@@ -11,7 +11,7 @@ import torchvision
 from torch import Tensor, nn
 
 from preprocess.manifest import InputError
-from training.models import NETWORKS, AlexNet, build, check_division, to_convolutions, to_dense
+from training.models import NETWORKS, AlexNet, build, to_convolutions, to_dense
 from training.models.activation import make_activation
 from training.models.dropout import Dropout2012
 from training.models.lrn import SpatialResponseNorm
@@ -297,4 +297,4 @@ def test_a_switch_that_a_network_cannot_have_is_refused(name: str, switches: dic
 @pytest.mark.parametrize("name", [name for name in NETWORKS if name not in ("alexnet", "alexnet-small")])
 def test_a_network_of_one_tower_is_not_split(name: str) -> None:
     with pytest.raises(InputError, match=r"parallel.model 2 is more than the 1 tower"):
-        check_division(NETWORKS[name], 10, width=2)
+        NETWORKS[name].check(10, width=2)

@@ -5,7 +5,7 @@ from training.models.architecture import Architecture
 from training.models.conversion import to_convolutions, to_dense
 from training.models.lenet import LeNet5
 from training.models.links import Links
-from training.models.networks import NETWORKS, architecture, build, check_division
+from training.models.networks import NETWORKS, architecture, build
 
 __all__ = [
     "NETWORKS",
@@ -15,7 +15,6 @@ __all__ = [
     "Links",
     "architecture",
     "build",
-    "check_division",
     "to_convolutions",
     "to_dense",
 ]

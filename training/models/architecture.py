@@ -16,6 +16,12 @@ LRN_ALPHA = {"paper": 1e-4, "code-2012": 2e-5}
 Order = Literal["act-lrn-pool", "act-pool-lrn", "lrn-act-pool", "lrn-pool-act", "pool-act-lrn", "pool-lrn-act"]
 
 
+def check_lrn_size(size: int) -> None:
+    """Raise `InputError` unless a window of so many channels has a middle."""
+    if size < 1 or size % 2 == 0:
+        raise InputError(f"network.lrn_size is {size}; it must be odd and at least 1")
+
+
 @dataclass(frozen=True)
 class Architecture:
     """One network of the family; the defaults are those of the paper of 2012."""
@@ -73,8 +79,7 @@ class Architecture:
     """Initial weights, see `training.models.initial`."""
 
     def __post_init__(self) -> None:
-        if self.lrn_size < 1 or self.lrn_size % 2 == 0:
-            raise InputError(f"network.lrn_size is {self.lrn_size}; it must be odd and at least 1")
+        check_lrn_size(self.lrn_size)
 
     @property
     def first_layer(self) -> str:

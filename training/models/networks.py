@@ -112,8 +112,3 @@ def _refuse_unread(name: str, network: Architecture, given: dict[str, object]) -
         raise InputError(
             f"network.{unread[0]} is {given[unread[0]]!r}, but {name} would not read it: {why}; leave it out"
         )
-
-
-def check_division(architecture: Architecture | LeNetArchitecture, num_classes: int, width: int) -> None:
-    """Raise `InputError` unless every layer of the network can be split over `width` devices."""
-    architecture.check(num_classes, width)
