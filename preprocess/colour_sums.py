@@ -48,8 +48,9 @@ def add_image(image: Image.Image, sums: np.ndarray, square: np.ndarray) -> None:
     top, left = round((height - side) / 2), round((width - side) / 2)
     library = _library()
     if library is not None:
-        with pixel_memory(image) as pixels:
-            library.add_image(pixels, width, height, top, left, side, sums.ctypes.data, square.ctypes.data)
+        pixels, kept = pixel_memory(image)
+        library.add_image(pixels, width, height, top, left, side, sums.ctypes.data, square.ctypes.data)
+        del kept
         return
     rows = np.frombuffer(image.tobytes("raw", "RGBX"), np.uint8).reshape(height, width, 4)[:, :, :3]
     square += rows[top : top + side, left : left + side].transpose(2, 0, 1)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-from collections.abc import Iterator
 
 from PIL import Image
 
@@ -28,25 +27,26 @@ _capsule_pointer.argtypes = (ctypes.py_object, ctypes.c_char_p)
 _capsule_pointer.restype = ctypes.c_void_p
 
 
-@contextlib.contextmanager
-def pixel_memory(image: Image.Image) -> Iterator[ctypes.c_void_p | bytes]:
-    """Give, inside a `with`, the pixels row by row, four bytes each, to be read only.
+def pixel_memory(image: Image.Image) -> tuple[int | bytes, object]:
+    """Return the pixels row by row, four bytes each, to be read only: their address or a copy, and who keeps them.
 
     Pixels that do not lie in one piece (Pillow's own images over 16 MiB, or those that borrow somebody's buffer) are
     copied.
 
     Args:
         image: RGB or RGBX; the fourth bytes hold nothing of use.
+
+    Returns:
+        What C takes as a pointer, and what must be held as long as that is read.
     """
-    capsules = None  # they hold the memory until this function is left
     # Rows may be padded where Pillow was told to align them.
     if not image.readonly and image.width * 4 % Image.core.get_alignment() == 0:
         with contextlib.suppress(AttributeError, ValueError):  # an older Pillow; pixels in several pieces
             capsules = image.__arrow_c_array__()
-    address = None
-    if capsules is not None:
-        array = _ArrowArray.from_address(_capsule_pointer(capsules[1], b"arrow_array"))
-        levels = array.children[0].contents
-        if array.length == image.width * image.height and levels.length == 4 * array.length:
+            array = _ArrowArray.from_address(_capsule_pointer(capsules[1], b"arrow_array"))
+            levels = array.children[0].contents
             address = levels.buffers[1]
-    yield ctypes.c_void_p(address) if address else image.tobytes("raw", "RGBX")
+            if address and array.length == image.width * image.height and levels.length == 4 * array.length:
+                return address, capsules
+    copy = image.tobytes("raw", "RGBX")
+    return copy, copy

@@ -37,11 +37,22 @@ class RgbSums:
         """Start from nothing."""
         self.pixels = 0
         self.images = 0
-        self.sums = np.zeros(3, np.int64)
-        self.products = np.zeros((3, 3), np.int64)
+        self._sums = np.zeros(9, np.int64)  # as `add_image` takes them
         self._square = np.zeros((short_side, short_side, 3), np.uint32)
         self._recent = np.zeros((3, short_side, short_side), np.uint16)  # less memory to go through each time
         self._recent_images = 0
+
+    @property
+    def sums(self) -> np.ndarray:
+        """Sums of the channels."""
+        return self._sums[:3]
+
+    @property
+    def products(self) -> np.ndarray:
+        """Sums of the products of two channels."""
+        products = np.empty((3, 3), np.int64)
+        products[PAIRS] = products.T[PAIRS] = self._sums[3:]
+        return products
 
     @property
     def square(self) -> np.ndarray:
@@ -55,14 +66,9 @@ class RgbSums:
         Raises:
             ValueError: the image is smaller than the square.
         """
-        sums = np.zeros(9, np.int64)
-        add_image(image, sums, self._recent)
+        add_image(image, self._sums, self._recent)
         self.pixels += image.height * image.width
         self.images += 1
-        self.sums += sums[:3]
-        products = np.empty((3, 3), np.int64)
-        products[PAIRS] = products.T[PAIRS] = sums[3:]
-        self.products += products
         self._recent_images += 1
         if self._recent_images == _LARGEST_RECENT:
             self._gather_recent()
@@ -71,8 +77,7 @@ class RgbSums:
         """Add the sums of other images."""
         self.pixels += other.pixels
         self.images += other.images
-        self.sums += other.sums
-        self.products += other.products
+        self._sums += other._sums
         self._square = np.add(self.square, other.square, dtype=np.uint64)
 
     def to_bytes(self) -> memoryview:
@@ -92,10 +97,11 @@ class RgbSums:
         loaded = RgbSums(short_side)
         with np.load(path, allow_pickle=False) as arrays:
             for name in _SAVED:
-                value, empty = arrays[name], getattr(loaded, name)
-                if value.shape != np.shape(empty):
-                    raise ValueError(f"{name} is of shape {value.shape}")
-                setattr(loaded, name.replace("square", "_square"), value if value.shape else int(value))
+                if arrays[name].shape != np.shape(getattr(loaded, name)):
+                    raise ValueError(f"{name} is of shape {arrays[name].shape}")
+            loaded.pixels, loaded.images = int(arrays["pixels"]), int(arrays["images"])
+            loaded._sums[:3], loaded._sums[3:] = arrays["sums"], arrays["products"][PAIRS]
+            loaded._square = arrays["square"]
         return loaded
 
     def mean_image(self) -> np.ndarray:

@@ -7,6 +7,7 @@ end with their parent even when that is killed, a flag that ends them between tw
 from __future__ import annotations
 
 import ctypes
+import gc
 import itertools
 import multiprocessing
 import os
@@ -145,6 +146,8 @@ def run_tasks(
 def _submit(
     executor: ProcessPoolExecutor, function: Callable[[Task, Tally], Result], tasks: Sequence[Task]
 ) -> dict[Future[Result], int]:
+    # One process for each core is enough: OpenBLAS would start threads in each, and they spin before they rest.
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     # Submitting starts the workers. They inherit the blocked signals: Ctrl-C, which reaches every process of the
     # terminal's group, is the parent's to handle. For the parent, a signal is late by the time of a few spawns.
     signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
@@ -161,6 +164,7 @@ def _start_worker(board: _Board) -> None:
     global _board
     _board = board
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
+    gc.freeze()  # what the imports have made stays: the collector need not go through it again and again
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
 
