@@ -111,11 +111,13 @@ install_or_fail() {
 # uv keeps the wheels that it builds, and CC is no part of the key under which it finds them again: a wheel with AVX2
 # would be handed to a machine without it that shares the cache. A setting of the build is part of the key
 # (pillow-simd ignores settings that it does not know), so each instruction set has its own wheel.
+# Bytecode is compiled once, here: a Ray Train run starts a dozen processes, and each would compile torch, Ray and MLflow
+# where it may not write, or is told not to (PYTHONDONTWRITEBYTECODE).
 install_packages() {
     local flags=""
     [ "$1" = avx2 ] && flags=" -mavx2"
     say "installing what requirements.lock names"
-    CC="${CC:-cc}$flags" .uv/bin/uv pip sync --python .venv/bin/python --require-hashes \
+    CC="${CC:-cc}$flags" .uv/bin/uv pip sync --python .venv/bin/python --require-hashes --compile-bytecode \
         --build-constraints requirements.lock --require-build-hashes --preview-features build-dependency-hashes \
         --config-settings-package "pillow-simd:instruction-set=$1" requirements.lock
 }
