@@ -117,7 +117,7 @@ install_packages() {
     local flags=""
     [ "$1" = avx2 ] && flags=" -mavx2"
     say "installing what requirements.lock names"
-    CC="${CC:-cc}$flags" .uv/bin/uv pip sync --python .venv/bin/python --require-hashes --compile-bytecode \
+    PYC_INVALIDATION_MODE=CHECKED_HASH CC="${CC:-cc}$flags" .uv/bin/uv pip sync --python .venv/bin/python --require-hashes --compile-bytecode \
         --build-constraints requirements.lock --require-build-hashes --preview-features build-dependency-hashes \
         --config-settings-package "pillow-simd:instruction-set=$1" requirements.lock
 }
