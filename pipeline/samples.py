@@ -43,6 +43,18 @@ class Files(NamedTuple):
     """int64 n."""
 
 
+class _Span(NamedTuple):
+    """Where a sample lies in its tar, in bytes."""
+
+    start: int
+    length: int
+    jpeg_at: int
+    """From `start` on, as `label_at`."""
+    jpeg_bytes: int
+    label_at: int
+    label_bytes: int
+
+
 class Example(NamedTuple):
     """One stored sample."""
 
@@ -55,7 +67,8 @@ class Example(NamedTuple):
 class Samples:
     """The samples of one split in the order of its shards, numbered from 0.
 
-    Indexes are read when a sample of their shard is first asked for. Safe to use from several threads.
+    Indexes are read when a sample of their shard is first asked for; size and label are taken from a sample when it is
+    read for the first time. Safe to use from several threads.
 
     Raises:
         InputError: no such split, or an index that is not one or counts other samples than the manifest.
@@ -71,6 +84,8 @@ class Samples:
         for shard in self._shards:
             self._check_header(shard)
         self._tables: list[np.ndarray | None] = [None] * len(self._shards)
+        self._sizes = np.zeros((len(self), 2), np.int32)  # 0: not known yet
+        self._labels = np.zeros(len(self), np.int64)
         paths = [self._folder / shard.tar for shard in self._shards]
         self._open = lru_cache(maxsize=OPEN_TARS)(lambda number: _OpenTar(paths[number]))
 
@@ -86,14 +101,17 @@ class Samples:
                 or a label is not one of the classes.
         """
         jpegs: list[np.ndarray] = []
-        sizes, labels = np.empty((len(indices), 2), np.int32), np.empty(len(indices), np.int64)
         numbers, spans = self._spans(indices)
-        rows = zip(indices.tolist(), numbers.tolist(), spans.tolist(), strict=True)
-        for place, (index, number, span) in enumerate(rows):
-            jpeg, labels[place] = self._read_span(index, number, span)
-            sizes[place] = self._size(index, jpeg)
-            jpegs.append(np.frombuffer(jpeg, np.uint8))
-        return Files(jpegs, sizes, labels)
+        known = self._sizes[indices, 0] > 0
+        rows = zip(indices.tolist(), numbers.tolist(), spans.tolist(), known.tolist(), strict=True)
+        for index, number, row, is_known in rows:
+            span = _Span(*row)
+            content = self._read_span(index, number, span)
+            if not is_known:
+                self._labels[index] = self._label(index, content, span)
+                self._sizes[index] = self._size(index, _jpeg(content, span))
+            jpegs.append(np.frombuffer(content, np.uint8, span.jpeg_bytes, span.jpeg_at))
+        return Files(jpegs, self._sizes[indices], self._labels[indices])
 
     def example(self, index: int) -> Example:
         """Return one sample as it lies in its tar.
@@ -102,8 +120,9 @@ class Samples:
             SampleError: as `read` does.
         """
         number, row = self._locate(index)
-        jpeg, label = self._read_span(index, number, self._table(number)[row].tolist())
-        return Example(self._key(index), bytes(jpeg), label)
+        span = _Span(*self._table(number)[row].tolist())
+        content = self._read_span(index, number, span)
+        return Example(self._key(index), bytes(_jpeg(content, span)), self._label(index, content, span))
 
     def describe(self, index: int) -> str:
         """Name the shard and the key of one sample, for messages."""
@@ -126,31 +145,31 @@ class Samples:
         return number, index - self._ends[number] + self.shard_samples[number]
 
     def _spans(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Return the shard of each sample (n) and where it lies in that (n,4, as in `_table`)."""
+        """Return the shard of each sample (n) and where it lies in that (n,6, as in `_table`)."""
         numbers = np.searchsorted(self._ends, indices, side="right")
-        spans = np.empty((len(indices), 4), np.int64)
+        spans = np.empty((len(indices), len(_Span._fields)), np.int64)
         for number in np.unique(numbers).tolist():
             here = numbers == number
             first = self._ends[number] - self.shard_samples[number]
             spans[here] = self._table(number)[indices[here] - first]
         return numbers, spans
 
-    def _read_span(self, index: int, number: int, span: list[int]) -> tuple[memoryview, int]:
-        jpeg_at, jpeg_bytes, label_at, label_bytes = span
-        start = min(jpeg_at, label_at)
-        length = max(jpeg_at + jpeg_bytes, label_at + label_bytes) - start
+    def _read_span(self, index: int, number: int, span: _Span) -> bytes:
         try:
             tar = self._open(number)  # held until the read is done: letting go of it may close the file
-            content = os.pread(tar.descriptor, length, start)
+            content = os.pread(tar.descriptor, span.length, span.start)
         except OSError as error:
             raise SampleError(f"{self.describe(index)} cannot be read: {error}", index) from error
-        if len(content) < length:
-            missing = length - len(content)
+        if len(content) < span.length:
+            missing = span.length - len(content)
             raise SampleError(f"{self.describe(index)} is cut off: the tar ends {missing} bytes early", index)
-        label = content[label_at - start : label_at - start + label_bytes]
+        return content
+
+    def _label(self, index: int, content: bytes, span: _Span) -> int:
+        label = content[span.label_at : span.label_at + span.label_bytes]
         if not label.isdigit() or int(label) >= self._classes:
             raise SampleError(f"{self.describe(index)} has label {label!r}; valid: 0 to {self._classes - 1}", index)
-        return memoryview(content)[jpeg_at - start : jpeg_at - start + jpeg_bytes], int(label)
+        return int(label)
 
     def _size(self, index: int, jpeg: memoryview) -> tuple[int, int]:
         try:
@@ -166,7 +185,7 @@ class Samples:
         return height, width
 
     def _table(self, number: int) -> np.ndarray:
-        """Offset and size of the JPEG, offset and size of the label, for each sample of a shard: int64 n,4."""
+        """Return the `_Span` of each sample of a shard: int64 n,6."""
         table = self._tables[number]
         if table is None:
             shard = self._shards[number]
@@ -177,7 +196,7 @@ class Samples:
                 rows = [(*parts["jpg"][:2], *parts["cls"][:2]) for parts in map(_components, lines)]
             except (KeyError, ValueError) as error:
                 raise InputError(f"{self._folder / shard.index} is not an index of jpg and cls: {error!r}") from error
-            table = self._tables[number] = np.array(rows, np.int64)
+            table = self._tables[number] = _spans_of(np.array(rows, np.int64).reshape(-1, 4))
         return table
 
     def _check_header(self, shard: Shard) -> None:
@@ -215,6 +234,19 @@ class _OpenTar:
     def __del__(self) -> None:
         if hasattr(self, "descriptor"):
             os.close(self.descriptor)
+
+
+def _jpeg(content: bytes, span: _Span) -> memoryview:
+    return memoryview(content)[span.jpeg_at : span.jpeg_at + span.jpeg_bytes]
+
+
+def _spans_of(files: np.ndarray) -> np.ndarray:
+    """Return `_Span`s from offset and size of the JPEG, offset and size of the label, n,4."""
+    begins, sizes = files[:, ::2], files[:, 1::2]
+    starts = begins.min(axis=1, keepdims=True)
+    lengths = (begins + sizes).max(axis=1, keepdims=True) - starts
+    relative = np.stack([begins - starts, sizes], axis=-1).reshape(-1, 4)
+    return np.hstack([starts, lengths, relative])
 
 
 def _components(line: str) -> dict[str, tuple[int, int, str]]:

@@ -47,9 +47,10 @@ RAY_TRAIN_SETTINGS = {
     # Workers' lines reach the terminal through Ray's log monitor; Ray Train would log them a second time.
     "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
     # Activations of one size come and go with every step: glibc would give them back to the system each time, and the
-    # next step would wait for zeroed pages. Read by workers that start on this machine.
+    # next step would wait for zeroed pages. Read by workers that start on this machine. Glibc takes no threshold for
+    # mapped blocks above 2^25, and with one that it does not take it maps the loader's batches anew each time.
     "MALLOC_TRIM_THRESHOLD_": str(2**30),
-    "MALLOC_MMAP_THRESHOLD_": str(2**30),
+    "MALLOC_MMAP_THRESHOLD_": str(2**25),
 }
 
 
