@@ -146,8 +146,10 @@ def _place(config: Config, resources: dict[str, float]) -> Config:
             f"parallel.data {data} x parallel.model {model} needs {data * model} {device} workers; "
             f"the cluster has {cpus} CPU cores and {gpus} GPUs"
         )
-    if config.batch_size % data:
-        raise InputError(f"batch_size {config.batch_size} cannot be shared by parallel.data {data} replicas")
+    hybrid = model > 1 and architecture(config.network.name).hybrid
+    if config.batch_size % (data * model if hybrid else data):
+        shares = f"x parallel.model {model} devices" if hybrid else "replicas"
+        raise InputError(f"batch_size {config.batch_size} cannot be shared by parallel.data {data} {shares}")
     share = cpus // (gpus if device == "cuda" else data * model)
     threads = config.parallel.cpus_per_worker or max(1, share)
     if threads * data * model > cpus:
@@ -195,7 +197,8 @@ def train_worker(arguments: dict[str, Any]) -> Any:
     assert config.parallel.data is not None
     assert config.parallel.cpus_per_worker is not None
     device = torch.device(get_device())
-    layout = make_layout(device, config.parallel.data, config.parallel.model)
+    hybrid = architecture(config.network.name).hybrid
+    layout = make_layout(device, config.parallel.data, config.parallel.model, hybrid)
     metric_log = tracking.MetricLog(arguments["tracking_uri"], arguments["run_id"]) if layout.is_first else None
     progress = Progress(config.epochs)
 
