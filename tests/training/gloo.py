@@ -19,7 +19,7 @@ Shape = tuple[int, int]
 def in_group(rank: int, shape: Shape, meeting: Path, *, hybrid: bool) -> Iterator[Layout]:
     """Be process `rank` of a mesh whose processes meet at a file that is not there yet."""
     torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=meeting.as_uri(), rank=rank, world_size=shape[0] * shape[1])
+    dist.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=shape[0] * shape[1])
     yield make_layout(torch.device("cpu"), *shape, hybrid)
     dist.barrier()
     dist.destroy_process_group()

@@ -2,7 +2,6 @@
 
 import dataclasses
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -15,10 +14,9 @@ import psutil
 import pytest
 import ray
 import torch
-from commands import PROJECT, run_command
+from commands import PROJECT
 from mlflow import MlflowClient
 from mlflow.entities import Run
-from raw_data import MAX_REJECTED
 
 from preprocess.manifest import InputError
 from training.checkpoint import MODEL, read_checkpoint, read_model
@@ -55,23 +53,6 @@ def config(four_classes: Path) -> Config:
         optimizer=dataclasses.replace(base.optimizer, learning_rate=0.002),
         network=dataclasses.replace(base.network, dropout=0.2),
     )
-
-
-@pytest.fixture(scope="module")
-def four_classes(raw_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Shards of a class count that two towers can share."""
-    raw = tmp_path_factory.mktemp("raw") / "four"
-    for split in ("train", "val"):
-        for name in ("blue-disc", "green-bars", "red-square"):
-            shutil.copytree(raw_folder / split / name, raw / split / name)
-        shutil.copytree(raw_folder / split / "blue-disc", raw / split / "more-discs")
-    shards = tmp_path_factory.mktemp("shards") / "four"
-    build = run_command(
-        *("preprocess.build_shards", "--input", raw, "--output", shards, "--short-side", 64),
-        *("--max-rejected", MAX_REJECTED),
-    )
-    assert build.returncode == 0, build.stderr
-    return shards
 
 
 def client_of(project: Path) -> MlflowClient:
