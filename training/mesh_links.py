@@ -51,9 +51,13 @@ class HybridLinks(TowerLinks):
     """Convolutions are whole on every device, each for images of its own; the dense layers are split by their units.
 
     Krizhevsky 2014, "One weird trick for parallelizing convolutional neural networks", scheme (c): the dense layers
-    run over the group's images in parts, each made of an equal share of every device's images. While one part is
-    computed, the next is on its way; in backward, the gradients of one are on their way back while the one before it
-    is computed. Each device takes the loss of its own images. All devices must bring the same number of images.
+    run over the group's images in parts, each made of an equal share of every device's images. All devices must bring
+    the same number of images. Each takes the loss of its own.
+
+    While one part is computed, the next is on its way; in backward, the gradient of one is on its way back while the
+    part before it is computed. The smaller exchanges in between (units of fc6 and fc7, logits) are waited for. On NCCL
+    transfer and computation are on streams of their own; on gloo they share the cores. What this gains on GPUs has not
+    been measured.
     """
 
     def __init__(self, group: dist.ProcessGroup) -> None:

@@ -20,8 +20,8 @@ from mlflow.entities import Run
 
 from preprocess.manifest import InputError
 from training.checkpoint import MODEL, read_checkpoint, read_model
-from training.config import Config, Parallel
-from training.launch import TrainingError, launch
+from training.config import Config, Network, Parallel
+from training.launch import TrainingError, launch, place
 from training.recipes import RECIPES
 from training.tracking import open_client, tracking_uri
 
@@ -201,6 +201,14 @@ def test_an_interrupted_command_keeps_what_is_whole(
         ({"parallel": Parallel(data=3, model=2)}, "needs 6 cpu workers; the cluster has 4 CPU cores"),
         ({"parallel": Parallel(data=2, cpus_per_worker=3)}, "parallel.cpus_per_worker 3 for 2 workers"),
         ({"parallel": Parallel(model=4)}, "parallel.model 4 is more than the 2 tower"),
+        (
+            {"network": Network("alexnet-owt"), "crop": 64, "parallel": Parallel(model=3)},
+            "hidden 4096 does not divide by 3",
+        ),
+        (
+            {"network": Network("alexnet-owt"), "crop": 64, "batch_size": 6, "parallel": Parallel(2, 2)},
+            "batch_size 6 cannot be shared by parallel.data 2 x parallel.model 2 devices",
+        ),
         ({"device": "cuda"}, "the cluster has 4 CPU cores and 0 GPUs"),
     ],
 )
@@ -211,3 +219,15 @@ def test_what_cannot_be_trained_is_refused_before_a_run_exists(
     with pytest.raises(InputError, match=message):
         launch(dataclasses.replace(config, **changes), project)
     assert set((project / "runs").glob("*")) == before
+
+
+@pytest.mark.parametrize(("nodes", "groups"), [([3, 1], 1), ([1, 1, 1, 1], 0), ([3, 3], 2), ([4], 2)])
+def test_peers_must_find_a_node_to_share(config: Config, nodes: list[int], groups: int) -> None:
+    """The towers of one network on two nodes would send every activation over the network between them."""
+    resources = [{"CPU": 16.0, "GPU": float(gpus)} for gpus in nodes]
+    asked = dataclasses.replace(config, device="cuda", parallel=Parallel(2, 2, 1))
+    if groups == 2:
+        assert place(asked, resources).parallel == asked.parallel
+        return
+    with pytest.raises(InputError, match=f"the nodes have room for {groups} groups of parallel.model 2 cuda"):
+        place(asked, resources)
