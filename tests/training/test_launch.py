@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -132,8 +133,10 @@ def test_a_killed_worker_changes_nothing(config: Config, project: Path, undistur
 
 
 @pytest.mark.slow
-def test_a_tower_on_each_worker(config: Config, project: Path, undisturbed: str) -> None:
+@pytest.mark.parametrize("changes", [{}, {"network": Network("alexnet-owt"), "crop": 64}], ids=["towers", "hybrid"])
+def test_a_network_on_two_workers(config: Config, project: Path, undisturbed: str, changes: dict[str, Any]) -> None:
     # Five steps: rounding grows with every one, and tens of them part two equal trainings visibly.
+    config = dataclasses.replace(config, **changes)
     quiet = dataclasses.replace(
         config,
         epochs=1,
@@ -141,9 +144,9 @@ def test_a_tower_on_each_worker(config: Config, project: Path, undisturbed: str)
         network=dataclasses.replace(config.network, dropout=0.0),
         parallel=Parallel(1, 2, 1),
     )
-    towers = launch(quiet, project)
+    shared = launch(quiet, project)
     replicas = launch(dataclasses.replace(quiet, parallel=Parallel(2, 1, 1)), project)
-    one, other = (read_model(artifact(project, run, "checkpoints/last") / MODEL) for run in (towers, replicas))
+    one, other = (read_model(artifact(project, run, "checkpoints/last") / MODEL) for run in (shared, replicas))
     for name in one:
         torch.testing.assert_close(one[name], other[name], rtol=0, atol=1e-5, msg=name)
 
