@@ -2,11 +2,15 @@
 
 import itertools
 import pickle
+from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
+import torch.distributed as dist
 import torch.multiprocessing as mp
 import torch.nn.functional as F
 from gloo import Shape, in_group
@@ -86,13 +90,46 @@ def process(rank: int, folder: Path) -> None:
                 state = train_steps(name, layout, steps, earlier)
                 if rank == 0:
                     (folder / state_file(name, shape, start)).write_bytes(pickle.dumps(state))
+    with in_group(rank, (1, 4), folder / "meeting", hybrid=True) as layout:
+        (folder / f"order-{rank}").write_bytes(pickle.dumps(order_of_a_step(layout)))
+
+
+def order_of_a_step(layout: Layout) -> list[str]:
+    """Return when parts of the group's images are sent, arrive, and are computed, forward and back."""
+    order: list[str] = []
+
+    def spy(sent: str, collective: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*arguments: Any, async_op: bool = False, **rest: Any) -> Any:
+            work = collective(*arguments, async_op=async_op, **rest)
+            if not async_op:
+                return work
+            order.append(sent)
+            return SimpleNamespace(wait=lambda: order.append("arrived") or work.wait())
+
+        return call
+
+    network = build("alexnet-owt", 12, links=layout.links(), **SWITCHES["alexnet-owt"])
+    network.layer("fc6").register_forward_hook(lambda *_: order.append("fc6"))
+    network.layer("fc6").register_full_backward_hook(lambda *_: order.append("fc6 backward"))
+    images, labels = (part.chunk(layout.positions)[layout.position] for part in batch(0))
+    with (
+        mock.patch.object(dist, "all_gather_into_tensor", spy("send", dist.all_gather_into_tensor)),
+        mock.patch.object(dist, "reduce_scatter_tensor", spy("send back", dist.reduce_scatter_tensor)),
+    ):
+        F.cross_entropy(network(images), labels).backward()
+    return order
 
 
 @pytest.fixture(scope="module")
-def states(tmp_path_factory: pytest.TempPathFactory) -> dict[str, State]:
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("states")
     # Layouts go one after another, each in a group of its own: rank 0 takes part in all of them.
     mp.spawn(process, (folder,), nprocs=4)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def states(folder: Path) -> dict[str, State]:
     return {path.name: pickle.loads(path.read_bytes()) for path in folder.glob("alexnet-*")}
 
 
@@ -127,3 +164,11 @@ def test_the_loss_is_that_of_the_step(states: dict[str, State], name: str) -> No
             sum(F.cross_entropy(network(images), labels).item() for images, labels in map(batch, range(STEPS)))
         )
     assert losses[1] < losses[0], "the steps must have learned from the batches"
+
+
+def test_a_part_of_the_images_travels_while_another_is_computed(folder: Path) -> None:
+    forward = ["send", "send", "arrived", "fc6", "send", "arrived", "fc6", "arrived", "fc6"]
+    backward = ["fc6 backward", "send back", "fc6 backward", "send back", "arrived"]
+    backward += ["fc6 backward", "send back", "arrived", "arrived"]
+    for rank in range(4):
+        assert pickle.loads((folder / f"order-{rank}").read_bytes()) == forward + backward
