@@ -13,7 +13,7 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 import torch.nn.functional as F
-from gloo import Shape, in_group
+from mesh import Shape, in_group
 from torch import Tensor
 
 from training.average import make_average
@@ -57,12 +57,13 @@ def train_steps(name: str, layout: Layout, steps: range, start: State | None) ->
     """Take optimiser steps on this layout's share of each batch, in two parts; return the single-device state."""
     network = build(name, 12, links=layout.links(), **SWITCHES[name])
     network.load_state_dict(take_shard(start["model"] if start else initial_state(name), network, layout))
+    network.to(layout.device)
     optimizer = make_optimizer(network, Optimizer(learning_rate=0.004))
     if start:
         load_momentum(network, optimizer, take_shard(start["momentum"], network, layout))
     replica, average = layout.replicate(network), make_average(network, 0.5)
     for step in steps:
-        images, labels = (part.chunk(layout.positions)[layout.position] for part in batch(step))
+        images, labels = (part.chunk(layout.positions)[layout.position].to(layout.device) for part in batch(step))
         train_step(replica, optimizer, images, labels, autocast("float32", layout.device), 0.1, micro_batches=2)
         average.update_parameters(network)
     return {

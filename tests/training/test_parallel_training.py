@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 import torch.multiprocessing as mp
-from gloo import Shape, in_group
+from mesh import Shape, in_group
 from torch import Tensor
 
 from training.checkpoint import write_checkpoint
