@@ -1,7 +1,8 @@
 """Who does what on the `data` x `model` mesh, and the single-device state made of its shards and cut into them.
 
 The towers are split as in 2012: every layer by its output channels over the `model` axis, whose devices see the same
-images. In the hybrid of 2014 the dense layers alone are split so, and every device of the mesh has images of its own.
+images. In the hybrid of 2014 the dense layers alone are split so; every device of the mesh has a share of the batch of
+its own, so that none decodes what another does, and a global batch is the same in every layout.
 Parameters are plain local tensors, so DistributedDataParallel works as ever over the devices that hold the same ones,
 and because a parameter is split along dimension 0 or not at all, "stack along dimension 0" turns the shards into the
 single-device state and `chunk` turns it back.
