@@ -26,7 +26,8 @@ class Parallel:
     data: int | None = None
     """Replicas of the network, each with its part of every batch. Default: all GPUs (or 2 CPU workers) / `model`."""
     model: int = 1
-    """Devices that share one network by its output channels: 2 puts one tower on each."""
+    """Devices that share one network. 2 puts one tower on each; of `alexnet-owt` any number share the dense layers,
+    each with the convolutions whole and images of its own."""
     cpus_per_worker: int | None = None
     """CPU cores of each worker, for decoding and on CPUs for training. Default: an equal share of the cluster's."""
 

@@ -79,7 +79,7 @@ def launch(config: Config, project: Path) -> str:
     uri = tracking.tracking_uri(project)
     client = tracking.open_client(uri, create=True)
     _join_ray()
-    config = _place(config, ray.cluster_resources())
+    config = place(config, [node["Resources"] for node in ray.nodes() if node["Alive"]])
     facts = {"manifest_sha256": manifest_digest(config.data), **tracking.environment(project)}
     params = {**flatten(config), **facts}
     run_id = tracking.create_run(client, config.experiment, config.recipe, params)
@@ -136,9 +136,18 @@ def _check_data(config: Config) -> None:
     check_layers(named, config.optimizer, config.epochs)
 
 
-def _place(config: Config, resources: dict[str, float]) -> Config:
-    """Fill in what depends on the cluster, and check that the cluster can run it."""
-    gpus, cpus = int(resources.get("GPU", 0)), int(resources.get("CPU", 0))
+def place(config: Config, nodes: list[dict[str, float]]) -> Config:
+    """Fill in what depends on the cluster, and check that the cluster can run it.
+
+    Args:
+        config: of the training; `parallel` and `device` may leave things open.
+        nodes: what each node of the cluster has in all: `CPU` and `GPU`.
+
+    Raises:
+        InputError: too few devices or cores, peers on the `model` axis that find no node to share, or a batch that
+            the devices cannot divide.
+    """
+    gpus, cpus = (int(sum(node.get(kind, 0) for node in nodes)) for kind in ("GPU", "CPU"))
     device = config.device if config.device != "auto" else ("cuda" if gpus else "cpu")
     model, available = config.parallel.model, gpus if device == "cuda" else cpus
     data = config.parallel.data or max(1, (gpus if device == "cuda" else 2) // model)
@@ -147,13 +156,30 @@ def _place(config: Config, resources: dict[str, float]) -> Config:
             f"parallel.data {data} x parallel.model {model} needs {data * model} {device} workers; "
             f"the cluster has {cpus} CPU cores and {gpus} GPUs"
         )
-    if config.batch_size % data:
-        raise InputError(f"batch_size {config.batch_size} cannot be shared by parallel.data {data} replicas")
+    hybrid = model > 1 and architecture(config.network.name).hybrid
+    if config.batch_size % (data * model if hybrid else data):
+        shares = f"x parallel.model {model} devices" if hybrid else "replicas"
+        raise InputError(f"batch_size {config.batch_size} cannot be shared by parallel.data {data} {shares}")
     share = cpus // (gpus if device == "cuda" else data * model)
     threads = config.parallel.cpus_per_worker or max(1, share)
     if threads * data * model > cpus:
         raise InputError(f"parallel.cpus_per_worker {threads} for {data * model} workers; the cluster has {cpus} cores")
-    return replace(config, device=device, parallel=Parallel(data, model, threads))
+    placed = replace(config, device=device, parallel=Parallel(data, model, threads))
+    _check_groups_fit(placed, nodes)
+    return placed
+
+
+def _check_groups_fit(config: Config, nodes: list[dict[str, float]]) -> None:
+    data, model, threads = config.parallel.data or 1, config.parallel.model, config.parallel.cpus_per_worker or 1
+    workers = [int(node.get("CPU", 0) // threads) for node in nodes]
+    if config.device == "cuda":
+        workers = [min(some, int(node.get("GPU", 0))) for some, node in zip(workers, nodes, strict=True)]
+    groups = sum(some // model for some in workers)
+    if groups < data:
+        raise InputError(
+            f"parallel.cpus_per_worker {threads}: the nodes have room for {groups} groups of parallel.model {model} "
+            f"{config.device} worker(s) on one node, and parallel.data asks for {data}"
+        )
 
 
 def _fit(config: Config, uri: str, run_id: str) -> str | None:
@@ -168,6 +194,9 @@ def _fit(config: Config, uri: str, run_id: str) -> str | None:
             num_workers=workers,
             use_gpu=use_gpu,
             resources_per_worker={"CPU": config.parallel.cpus_per_worker or 1, **({"GPU": 1} if use_gpu else {})},
+            # Ray Train ranks its workers node by node, and peers on the `model` axis are adjacent ranks. One group of
+            # them is asked for on one node; several are packed, and `make_layout` looks whether one fell apart.
+            placement_strategy="STRICT_PACK" if config.parallel.data == 1 else "PACK",
         ),
         run_config=RunConfig(  # type: ignore[call-arg]  # mypy sees the one of before Ray Train V2
             name=run_id,
@@ -196,7 +225,8 @@ def train_worker(arguments: dict[str, Any]) -> Any:
     assert config.parallel.data is not None
     assert config.parallel.cpus_per_worker is not None
     device = torch.device(get_device())
-    layout = make_layout(device, config.parallel.data, config.parallel.model)
+    hybrid = architecture(config.network.name).hybrid
+    layout = make_layout(device, config.parallel.data, config.parallel.model, hybrid)
     metric_log = tracking.MetricLog(arguments["tracking_uri"], arguments["run_id"]) if layout.is_first else None
     progress = Progress(config.epochs)
 

@@ -1,25 +1,31 @@
-"""Who does what: the `data` x `model` mesh, and the links that carry channels between its devices.
+"""Who does what on the `data` x `model` mesh, and the single-device state made of its shards and cut into them.
 
-The towers are split as in 2012: every layer by its output channels over the `model` axis. Parameters are plain local
-tensors, so DistributedDataParallel over the `data` axis works as ever, and because every parameter is split along
-dimension 0, "stack along dimension 0" turns the shards into the single-device state and `chunk` turns it back.
+The towers are split as in 2012: every layer by its output channels over the `model` axis, whose devices see the same
+images. In the hybrid of 2014 the dense layers alone are split so; every device of the mesh has a share of the batch of
+its own, so that none decodes what another does, and a global batch is the same in every layout.
+Parameters are plain local tensors, so DistributedDataParallel works as ever over the devices that hold the same ones,
+and because a parameter is split along dimension 0 or not at all, "stack along dimension 0" turns the shards into the
+single-device state and `chunk` turns it back.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from itertools import chain, repeat
+from typing import Any, Protocol
 
 import torch
 import torch.distributed as dist
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
-from torch.nn.parallel import DistributedDataParallel
 
 from preprocess.manifest import InputError
-from training.models.links import Links
+from training.mesh_links import HybridLinks, TowerLinks
+from training.models import AlexNet, Links
+from training.replica import HybridReplica, average_gradients
 
 
 @dataclass(frozen=True)
@@ -33,6 +39,8 @@ class Layout:
     model_size: int = 1
     data_group: dist.ProcessGroup | None = None
     model_group: dist.ProcessGroup | None = None
+    hybrid: bool = False
+    """Whether the peers on a `model` axis of more than one device share the dense layers alone."""
 
     @property
     def global_rank(self) -> int:
@@ -44,28 +52,68 @@ class Layout:
         """Whether this is the one process that logs and writes."""
         return self.global_rank == 0
 
+    @property
+    def position(self) -> int:
+        """This process's rank among the shares of a batch: on the `data` axis, in the hybrid among all processes."""
+        return self.global_rank if self.hybrid else self.data_rank
+
+    @property
+    def positions(self) -> int:
+        """Number of shares that a batch is divided into."""
+        return self.data_size * self.model_size if self.hybrid else self.data_size
+
+    @property
+    def _positions_group(self) -> dist.ProcessGroup | None:
+        return dist.group.WORLD if self.hybrid else self.data_group
+
     def links(self) -> Links:
         """Return what connects this device's part of the network with its peers'."""
-        return Links() if self.model_group is None else MeshLinks(self.model_group)
+        if self.model_group is None:
+            return Links()
+        return HybridLinks(self.model_group) if self.hybrid else TowerLinks(self.model_group)
 
     def replicate(self, model: nn.Module) -> nn.Module:
-        """Return `model`, with gradients averaged over the `data` axis in backward."""
-        if self.data_group is None:
-            return model
-        devices = [self.device] if self.device.type == "cuda" else None
-        return DistributedDataParallel(
-            model, device_ids=devices, process_group=self.data_group, gradient_as_bucket_view=True
-        )
+        """Return `model`, with each gradient averaged in backward over the devices that hold the same parameter."""
+        if self.hybrid:
+            assert isinstance(model, AlexNet)
+            return HybridReplica(model, self.device, self._positions_group, self.data_group)
+        return average_gradients(model, self.device, self.data_group)
 
-    def sum_over_data(self, values: Tensor) -> Tensor:
-        """Return `values` summed over the `data` axis, in place."""
-        if self.data_group is not None:
-            dist.all_reduce(values, group=self.data_group)
+    def sum_over_positions(self, values: Tensor) -> Tensor:
+        """Return `values` summed over all shares of a batch, in place."""
+        if self._positions_group is not None:
+            dist.all_reduce(values, group=self._positions_group)
         return values
 
+    def in_step(self, batches: Batches, shape: tuple[int, int, int, int]) -> Iterator[tuple[Tensor, Tensor]]:
+        """Give the same batches, in a form with which peers that compute together stay together.
 
-def make_layout(device: torch.device, data: int, model: int) -> Layout:
+        In the hybrid each has images of its own, and one may have fewer. There, zeros fill every batch up to `shape`
+        (N,3,H,W), and a peer without a batch where another has one gets zeros alone; labels are those of the batch.
+        """
+        if not self.hybrid:
+            yield from batches
+            return
+        rounds = torch.tensor(len(batches), device=self.device)
+        dist.all_reduce(rounds, dist.ReduceOp.MAX, group=self.model_group)
+        empty = torch.zeros(0, *shape[1:], device=self.device), torch.zeros(0, dtype=torch.int64, device=self.device)
+        for images, labels in chain(batches, repeat(empty, int(rounds) - len(batches))):
+            missing = shape[0] - len(images)
+            yield F.pad(images, (0,) * 7 + (missing,)), labels
+
+
+class Batches(Protocol):
+    """What `in_step` needs of a loader: how many batches it has, and they."""
+
+    def __len__(self) -> int: ...
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]: ...
+
+
+def make_layout(device: torch.device, data: int, model: int, hybrid: bool) -> Layout:
     """Lay the processes of the default group out as a `data` x `model` mesh; model peers have adjacent ranks.
+
+    `hybrid` is how a network on several devices is shared, see `Architecture.hybrid`.
 
     Raises:
         RuntimeError: peers on the `model` axis sit on different nodes, or the group has another size.
@@ -83,13 +131,14 @@ def make_layout(device: torch.device, data: int, model: int) -> Layout:
         model_size=model,
         data_group=mesh.get_group("data") if data > 1 else None,
         model_group=mesh.get_group("model") if model > 1 else None,
+        hybrid=hybrid and model > 1,
     )
     _check_peers_share_a_node(layout)
     return layout
 
 
 def _check_peers_share_a_node(layout: Layout) -> None:
-    # The towers exchange activations in every layer: over a network between nodes that is a mistake of placement.
+    # Peers exchange activations in every step: over a network between nodes that is a mistake of placement.
     if layout.model_group is None:
         return
     nodes: list[Any] = [None] * layout.model_size
@@ -99,74 +148,46 @@ def _check_peers_share_a_node(layout: Layout) -> None:
         raise RuntimeError(f"peers on the model axis must share a node, but {places}")
 
 
-class MeshLinks(Links):
-    """The links of a network whose channels are spread over the devices of `group`."""
+def take_shard(full: Mapping[str, Tensor], network: nn.Module, layout: Layout) -> dict[str, Tensor]:
+    """Return this device's part of single-device tensors: of what `network` splits, its chunk of dimension 0.
 
-    def __init__(self, group: dist.ProcessGroup) -> None:
-        self.group = group
-        self.width = dist.get_world_size(group)
-
-    def __deepcopy__(self, _memo: dict[int, Any]) -> MeshLinks:
-        """Return itself: a copy of a network (an average of its weights) is on the same mesh."""
-        return self
-
-    def gather(self, channels: Tensor) -> Tensor:
-        """Stack the peers' channels; the backward sums what each peer's layer did with them."""
-        return _Gather.apply(channels, self.group, True)
-
-    def gather_logits(self, logits: Tensor) -> Tensor:
-        """Stack the peers' logits; each peer computes the same loss, so its own slice of the gradient is whole."""
-        return _Gather.apply(logits, self.group, False)
-
-
-class _Gather(torch.autograd.Function):
-    """All-gather along the channel dimension (1); backward: reduce-scatter by sum, or the own slice.
-
-    Collectives stack along dimension 0 of contiguous tensors, hence the channels go to the front and back again.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, own: Tensor, group: dist.ProcessGroup, sum_gradients: bool) -> Tensor:
-        ctx.group, ctx.sum_gradients = group, sum_gradients
-        front = own.transpose(0, 1).contiguous()
-        everything = front.new_empty((dist.get_world_size(group) * len(front), *front.shape[1:]))
-        dist.all_gather_into_tensor(everything, front, group=group)
-        memory_format = torch.channels_last if own.dim() == 4 else torch.contiguous_format
-        return everything.transpose(0, 1).contiguous(memory_format=memory_format)
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
-        (gradient,) = gradients
-        front = gradient.transpose(0, 1).contiguous()
-        parts = front.chunk(dist.get_world_size(ctx.group))
-        if ctx.sum_gradients:
-            own = torch.empty_like(parts[0])
-            dist.reduce_scatter_tensor(own, front, group=ctx.group)
-        else:
-            own = parts[dist.get_rank(ctx.group)]
-        return own.transpose(0, 1), None, None
-
-
-def take_shard(full: Mapping[str, Tensor], layout: Layout) -> dict[str, Tensor]:
-    """Return this device's part of single-device tensors: its chunk of dimension 0 of each.
+    Args:
+        full: tensors by the name of the parameter that each belongs to.
+        network: this device's part of the network, or a copy of it.
+        layout: this device's place.
 
     Raises:
         InputError: a tensor does not divide by the size of the `model` axis.
     """
+    split = _split_parameters(network, layout)
     for name, tensor in full.items():
-        if tensor.shape[0] % layout.model_size:
+        if name in split and tensor.shape[0] % layout.model_size:
             raise InputError(f"{name} of shape {tuple(tensor.shape)} cannot be split over {layout.model_size}")
-    return {name: tensor.chunk(layout.model_size)[layout.model_rank] for name, tensor in full.items()}
+    return {
+        name: tensor.chunk(layout.model_size)[layout.model_rank] if name in split else tensor
+        for name, tensor in full.items()
+    }
 
 
-def gather_full(shard: Mapping[str, Tensor], layout: Layout) -> dict[str, Tensor]:
-    """Return the single-device tensors on the CPU; all peers on the `model` axis must call it together."""
-    return {name: _stack(tensor.detach(), layout).cpu() for name, tensor in shard.items()}
+def gather_full(shard: Mapping[str, Tensor], network: nn.Module, layout: Layout) -> dict[str, Tensor]:
+    """Undo `take_shard`, on the CPU; all peers on the `model` axis must call it together."""
+    split = _split_parameters(network, layout)
+    return {
+        name: (_stack(tensor.detach(), layout) if name in split else tensor.detach()).cpu()
+        for name, tensor in shard.items()
+    }
+
+
+def _split_parameters(network: nn.Module, layout: Layout) -> set[str]:
+    """Return the names of the parameters of which each peer on the `model` axis holds a part."""
+    if layout.model_group is None:
+        return set()
+    assert isinstance(network, AlexNet)
+    whole = {parameter for layer in network.convolutions() for parameter in layer.parameters()} if layout.hybrid else ()
+    return {name for name, parameter in network.named_parameters() if parameter not in whole}
 
 
 def _stack(own: Tensor, layout: Layout) -> Tensor:
-    if layout.model_group is None:
-        return own
     full = own.new_empty((layout.model_size * len(own), *own.shape[1:]))
     dist.all_gather_into_tensor(full, own.contiguous(), group=layout.model_group)
     return full

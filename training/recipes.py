@@ -115,6 +115,10 @@ def alexnet_owt() -> Config:
 
     python -m training.run alexnet-owt --data /data/imagenet-shards
 
+    On four GPUs as that paper has it, convolutions by images and fully connected layers by units:
+
+    python -m training.run alexnet-owt --data /data/imagenet-shards --parallel.data 1 --parallel.model 4
+
     Expected: torchvision's published weights of this network have 43.48 % top-1 and 20.93 % top-5 error on
     ILSVRC-2012 val (centre crop, its model page). Not measured by us, neither that nor what this recipe reaches: its
     rate is the linear scaling of 0.01 at a batch of 128, and its smoothing, average and crops are untried at this size.

@@ -65,9 +65,9 @@ class Session:
     layout: Layout
     autocast: torch.autocast
     network: nn.Module
-    """This device's channels of the network."""
+    """This device's part of the network."""
     replica: nn.Module
-    """`network`, wrapped so that gradients are averaged over the `data` axis."""
+    """`network`, wrapped so that gradients are averaged over the devices that hold the same parameters."""
     optimizer: SGD
     schedule: Schedule
     train_loader: Loader
@@ -94,20 +94,20 @@ def open_session(config: Config, layout: Layout, num_threads: int, checkpoint: P
         InputError: data, batch or checkpoint do not fit the configuration.
     """
     data = describe_data(config.data)
-    share = {"rank": layout.data_rank, "world_size": layout.data_size, "device": str(layout.device)}
+    share = {"rank": layout.position, "world_size": layout.positions, "device": str(layout.device)}
     common: dict[str, Any] = {**share, "crop": config.image_size, "seed": config.seed, "num_threads": num_threads}
     common |= {"units": config.units, "mean": config.mean}
-    per_replica = config.batch_size // layout.data_size
+    per_device = config.batch_size // layout.positions
     classes = len(data.classes)
     torch.manual_seed(config.seed)
     # Drawn whole on every worker, then cut: the weights depend on the seed alone, not on the layout.
     initial = build(config.network.name, classes, **config.switches()).state_dict()
     network = build(config.network.name, classes, links=layout.links(), **config.switches())
-    network.load_state_dict(take_shard(initial, layout))
+    network.load_state_dict(take_shard(initial, network, layout))
     network.to(device=layout.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     check_layers(network, config.optimizer, config.epochs)
     optimizer = make_optimizer(network, config.optimizer)
-    train_loader = make_loader(config.data, "train", per_replica, augmentation=config.augmentation, **common)
+    train_loader = make_loader(config.data, "train", per_device, augmentation=config.augmentation, **common)
     session = Session(
         config=config,
         layout=layout,
@@ -117,7 +117,7 @@ def open_session(config: Config, layout: Layout, num_threads: int, checkpoint: P
         optimizer=optimizer,
         schedule=Schedule(optimizer, config.optimizer, len(train_loader), config.epochs),
         train_loader=train_loader,
-        val_loader=make_loader(config.data, "val", per_replica, **common),
+        val_loader=make_loader(config.data, "val", per_device, **common),
         data=data,
         val_samples=read_manifest(config.data).split("val").samples,
     )
@@ -134,13 +134,14 @@ def _restore(session: Session, folder: Path, wanted: dict[str, Tensor]) -> None:
         raise InputError(f"{folder} was trained on another data set than {session.config.data}")
     model, state = read_model(folder / MODEL_FILE), read_optimizer(folder)
     check_fits(model, wanted, str(folder))
-    session.network.load_state_dict(take_shard(model, session.layout))
+    network, layout = session.network, session.layout
+    network.load_state_dict(take_shard(model, network, layout))
     if session.config.optimizer.ema:
-        session.average = make_average(session.network, session.config.optimizer.ema, done.step)
+        session.average = make_average(network, session.config.optimizer.ema, done.step)
     if "weights" in state:
-        session.network.load_state_dict(take_shard(state["weights"], session.layout))
-    load_momentum(session.network, session.optimizer, take_shard(state["momentum"], session.layout))
-    load_rates(session.network, session.optimizer, state["learning_rates"])
+        network.load_state_dict(take_shard(state["weights"], network, layout))
+    load_momentum(network, session.optimizer, take_shard(state["momentum"], network, layout))
+    load_rates(network, session.optimizer, state["learning_rates"])
     session.schedule.load_state_dict(state["schedule"])
     session.train_loader.epoch = done.epoch
     session.epoch, session.step = done.epoch, done.step
@@ -197,11 +198,12 @@ def train_epoch(session: Session, log: Log) -> None:
 
 def validate(session: Session) -> dict[str, float]:
     """Return loss, top-1 and top-5 accuracy (0 to 1) over the val split, each sample counted once."""
-    network = session.result.eval()
-    sums = torch.zeros(4, dtype=torch.float64, device=session.layout.device)
-    for images, labels in session.val_loader:
-        sums += score(log_probabilities(network, images, session.autocast), labels)
-    loss, top1, top5, samples = session.layout.sum_over_data(sums).tolist()
+    network, layout, config = session.result.eval(), session.layout, session.config
+    sums = torch.zeros(4, dtype=torch.float64, device=layout.device)
+    shape = (config.batch_size // layout.positions, 3, config.image_size, config.image_size)
+    for images, labels in layout.in_step(session.val_loader, shape):
+        sums += score(log_probabilities(network, images, session.autocast)[: len(labels)], labels)
+    loss, top1, top5, samples = layout.sum_over_positions(sums).tolist()
     if samples != session.val_samples:
         raise RuntimeError(f"validation saw {samples:.0f} samples where the manifest has {session.val_samples}")
     metrics = {"val/loss": loss / samples, "val/top1": top1 / samples}
@@ -212,14 +214,14 @@ def snapshot(
     session: Session, run_id: str, metrics: dict[str, float]
 ) -> tuple[Checkpoint, dict[str, Tensor], dict[str, Any]]:
     """Return what `write_checkpoint` takes; all peers on the `model` axis must call it together."""
-    momentum = momentum_by_name(session.network, session.optimizer)
+    network, layout = session.network, session.layout
     optimizer = {
-        "momentum": gather_full(momentum, session.layout),
-        "learning_rates": rates_by_name(session.network, session.optimizer),
+        "momentum": gather_full(momentum_by_name(network, session.optimizer), network, layout),
+        "learning_rates": rates_by_name(network, session.optimizer),
         "schedule": session.schedule.state_dict(),
     }
     if session.average is not None:
-        optimizer["weights"] = gather_full(session.network.state_dict(), session.layout)
+        optimizer["weights"] = gather_full(network.state_dict(), network, layout)
     checkpoint = Checkpoint(
         config=session.config,
         data=session.data,
@@ -228,7 +230,7 @@ def snapshot(
         step=session.step,
         metrics=metrics,
     )
-    return checkpoint, gather_full(session.result.state_dict(), session.layout), optimizer
+    return checkpoint, gather_full(session.result.state_dict(), network, layout), optimizer
 
 
 class Meter:
@@ -267,12 +269,12 @@ class Meter:
         """
         elapsed = time.perf_counter() - self._since
         own = torch.stack([self._loss, self._loss.new_tensor(self._images), self._loss.new_tensor(self._waited)])
-        loss, images, waited = self._layout.sum_over_data(own).tolist()
+        loss, images, waited = self._layout.sum_over_positions(own).tolist()
         self._reset()
         if not math.isfinite(loss):
             raise DivergenceError(f"the training loss is {loss}: try a lower optimizer.learning_rate")
         return {
             "train/loss": loss / images,
             "train/images_per_second": images / elapsed,
-            "train/data_wait": waited / elapsed / self._layout.data_size,
+            "train/data_wait": waited / elapsed / self._layout.positions,
         }

@@ -1,9 +1,31 @@
-"""A network trained in this process on the shared tiny shards, for tests of what comes after training."""
+"""What tests of the training share: shards for several devices, and a trained network for what comes after."""
 
 import dataclasses
+import shutil
 from pathlib import Path
 
 import pytest
+from commands import run_command
+from raw_data import MAX_REJECTED
+
+
+@pytest.fixture(scope="session")
+def four_classes(raw_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Shards of a class count that two and four devices can share, and 55 val samples, which they cannot."""
+    raw = tmp_path_factory.mktemp("raw") / "four"
+    for split in ("train", "val"):
+        for name in ("blue-disc", "green-bars", "red-square"):
+            shutil.copytree(raw_folder / split / name, raw / split / name)
+        shutil.copytree(raw_folder / split / "blue-disc", raw / split / "more-discs")
+    for name in ("blue-disc_000.JPEG", "page.jpg"):
+        (raw / "val" / "more-discs" / name).unlink()
+    shards = tmp_path_factory.mktemp("shards") / "four"
+    build = run_command(
+        *("preprocess.build_shards", "--input", raw, "--output", shards, "--short-side", 64),
+        *("--max-rejected", MAX_REJECTED),
+    )
+    assert build.returncode == 0, build.stderr
+    return shards
 
 
 @pytest.fixture(scope="session")

@@ -2,12 +2,16 @@
 
 import dataclasses
 import math
+import pickle
 from pathlib import Path
 
 import pytest
 import torch
+import torch.multiprocessing as mp
+from mesh import in_group
+from test_parallel import STEPS, State, train_steps
 
-from training.models import build
+from training.models import architecture, build
 from training.parallel import Layout
 from training.precision import autocast, resolve_precision
 from training.recipes import RECIPES
@@ -60,3 +64,22 @@ def test_training_on_the_loader_learns_the_tiny_classes(tiny_shards: Path) -> No
     session = open_session(config, Layout(GPU), num_threads=4)
     train(session, lambda _metrics, _step: None, lambda _session, metrics: seen.append(metrics["val/top1"]))
     assert max(seen) > 0.6
+
+
+def process(rank: int, name: str, folder: Path) -> None:
+    torch.backends.cudnn.allow_tf32 = False
+    with in_group(rank, (1, 2), folder / "meeting", hybrid=architecture(name).hybrid, gpus=True) as layout:
+        state = train_steps(name, layout, range(STEPS), None)
+    if rank == 0:
+        (folder / "state").write_bytes(pickle.dumps(state))
+
+
+@pytest.mark.parametrize("name", ["alexnet-small", "alexnet-owt"])
+def test_a_network_on_two_gpus_trains_the_cpu_s_weights(tmp_path: Path, name: str) -> None:
+    if torch.cuda.device_count() < 2:
+        pytest.skip("needs two GPUs: NCCL takes one process on each")
+    mp.spawn(process, (name, tmp_path), nprocs=2)
+    shared: State = pickle.loads((tmp_path / "state").read_bytes())
+    single = train_steps(name, Layout(torch.device("cpu")), range(STEPS), None)
+    for parameter, tensor in single["model"].items():
+        torch.testing.assert_close(shared["model"][parameter], tensor, rtol=0, atol=1e-4, msg=parameter)

@@ -2,7 +2,6 @@
 
 import dataclasses
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -10,20 +9,20 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
 import ray
 import torch
-from commands import PROJECT, run_command
+from commands import PROJECT
 from mlflow import MlflowClient
 from mlflow.entities import Run
-from raw_data import MAX_REJECTED
 
 from preprocess.manifest import InputError
 from training.checkpoint import MODEL, read_checkpoint, read_model
-from training.config import Config, Parallel
-from training.launch import TrainingError, launch
+from training.config import Config, Network, Parallel
+from training.launch import TrainingError, launch, place
 from training.recipes import RECIPES
 from training.tracking import open_client, tracking_uri
 
@@ -55,23 +54,6 @@ def config(four_classes: Path) -> Config:
         optimizer=dataclasses.replace(base.optimizer, learning_rate=0.002),
         network=dataclasses.replace(base.network, dropout=0.2),
     )
-
-
-@pytest.fixture(scope="module")
-def four_classes(raw_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Shards of a class count that two towers can share."""
-    raw = tmp_path_factory.mktemp("raw") / "four"
-    for split in ("train", "val"):
-        for name in ("blue-disc", "green-bars", "red-square"):
-            shutil.copytree(raw_folder / split / name, raw / split / name)
-        shutil.copytree(raw_folder / split / "blue-disc", raw / split / "more-discs")
-    shards = tmp_path_factory.mktemp("shards") / "four"
-    build = run_command(
-        *("preprocess.build_shards", "--input", raw, "--output", shards, "--short-side", 64),
-        *("--max-rejected", MAX_REJECTED),
-    )
-    assert build.returncode == 0, build.stderr
-    return shards
 
 
 def client_of(project: Path) -> MlflowClient:
@@ -151,8 +133,10 @@ def test_a_killed_worker_changes_nothing(config: Config, project: Path, undistur
 
 
 @pytest.mark.slow
-def test_a_tower_on_each_worker(config: Config, project: Path, undisturbed: str) -> None:
+@pytest.mark.parametrize("changes", [{}, {"network": Network("alexnet-owt"), "crop": 64}], ids=["towers", "hybrid"])
+def test_a_network_on_two_workers(config: Config, project: Path, undisturbed: str, changes: dict[str, Any]) -> None:
     # Five steps: rounding grows with every one, and tens of them part two equal trainings visibly.
+    config = dataclasses.replace(config, **changes)
     quiet = dataclasses.replace(
         config,
         epochs=1,
@@ -160,9 +144,9 @@ def test_a_tower_on_each_worker(config: Config, project: Path, undisturbed: str)
         network=dataclasses.replace(config.network, dropout=0.0),
         parallel=Parallel(1, 2, 1),
     )
-    towers = launch(quiet, project)
+    shared = launch(quiet, project)
     replicas = launch(dataclasses.replace(quiet, parallel=Parallel(2, 1, 1)), project)
-    one, other = (read_model(artifact(project, run, "checkpoints/last") / MODEL) for run in (towers, replicas))
+    one, other = (read_model(artifact(project, run, "checkpoints/last") / MODEL) for run in (shared, replicas))
     for name in one:
         torch.testing.assert_close(one[name], other[name], rtol=0, atol=1e-5, msg=name)
 
@@ -220,6 +204,14 @@ def test_an_interrupted_command_keeps_what_is_whole(
         ({"parallel": Parallel(data=3, model=2)}, "needs 6 cpu workers; the cluster has 4 CPU cores"),
         ({"parallel": Parallel(data=2, cpus_per_worker=3)}, "parallel.cpus_per_worker 3 for 2 workers"),
         ({"parallel": Parallel(model=4)}, "parallel.model 4 is more than the 2 tower"),
+        (
+            {"network": Network("alexnet-owt"), "crop": 64, "parallel": Parallel(model=3)},
+            "hidden 4096 does not divide by 3",
+        ),
+        (
+            {"network": Network("alexnet-owt"), "crop": 64, "batch_size": 6, "parallel": Parallel(2, 2)},
+            "batch_size 6 cannot be shared by parallel.data 2 x parallel.model 2 devices",
+        ),
         ({"device": "cuda"}, "the cluster has 4 CPU cores and 0 GPUs"),
     ],
 )
@@ -230,3 +222,15 @@ def test_what_cannot_be_trained_is_refused_before_a_run_exists(
     with pytest.raises(InputError, match=message):
         launch(dataclasses.replace(config, **changes), project)
     assert set((project / "runs").glob("*")) == before
+
+
+@pytest.mark.parametrize(("nodes", "groups"), [([3, 1], 1), ([1, 1, 1, 1], 0), ([3, 3], 2), ([4], 2)])
+def test_peers_must_find_a_node_to_share(config: Config, nodes: list[int], groups: int) -> None:
+    """The towers of one network on two nodes would send every activation over the network between them."""
+    resources = [{"CPU": 16.0, "GPU": float(gpus)} for gpus in nodes]
+    asked = dataclasses.replace(config, device="cuda", parallel=Parallel(2, 2, 1))
+    if groups == 2:
+        assert place(asked, resources).parallel == asked.parallel
+        return
+    with pytest.raises(InputError, match=f"the nodes have room for {groups} groups of parallel.model 2 cuda"):
+        place(asked, resources)

@@ -294,7 +294,18 @@ def test_a_switch_that_a_network_cannot_have_is_refused(name: str, switches: dic
         build(name, 10, **switches)
 
 
-@pytest.mark.parametrize("name", [name for name in NETWORKS if name not in ("alexnet", "alexnet-small")])
+@pytest.mark.parametrize(
+    "name", [name for name, network in NETWORKS.items() if network.towers == 1 and name != "alexnet-owt"]
+)
 def test_a_network_of_one_tower_is_not_split(name: str) -> None:
     with pytest.raises(InputError, match=r"parallel.model 2 is more than the 1 tower"):
         NETWORKS[name].check(10, width=2)
+
+
+def test_the_hybrid_is_for_any_width_that_divides_the_dense_layers() -> None:
+    for width in (2, 4, 8):
+        NETWORKS["alexnet-owt"].check(1000, width)
+    with pytest.raises(InputError, match="hidden 4096 does not divide by 3"):
+        NETWORKS["alexnet-owt"].check(999, 3)
+    with pytest.raises(InputError, match="classes 1000 does not divide by 16"):
+        NETWORKS["alexnet-owt"].check(1000, 16)

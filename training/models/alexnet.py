@@ -1,12 +1,14 @@
 """AlexNet in two towers, one or many devices wide (Krizhevsky, Sutskever, Hinton 2012, section 3.5).
 
-One definition serves the single device and the parallel form. Every layer is split on its output channels over the
-`model` axis: a grouped convolution finds its inputs on its own device, and `links.gather` stands exactly where the
-towers of 2012 were linked (into conv3, fc6, fc7 and fc8). On one device it does nothing.
+One definition serves the single device and the parallel forms. With the towers, every layer is split on its output
+channels over the `model` axis: a grouped convolution finds its inputs on its own device, and a link stands exactly
+where those of 2012 stood (into conv3, fc6, fc7 and fc8). In the hybrid (Krizhevsky 2014) every device has the
+convolutions whole, and fc6 to fc8 are split in the same way. On one device the links do nothing.
 """
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -30,23 +32,26 @@ class AlexNet(nn.Module):
     """Five convolutions, three dense layers; N,3,image_size,image_size float -> N,num_classes logits.
 
     Parameters are named conv1 to conv5 and fc6 to fc8, or as in torchvision. With `links.width` devices this module
-    holds its device's 1/width of every layer's output channels; tensors of all devices, stacked along dimension 0,
-    are the single-device state.
+    holds its device's 1/width of every layer's output channels, or in the hybrid of the dense layers' alone; of a
+    parameter that is split, those of all devices stacked along dimension 0 are the single device's.
 
     Raises:
-        InputError: a width or the class count does not divide, more devices than towers, or the image is too small.
+        InputError: a width or the class count does not divide, more devices than the network can be shared by, or the
+            image is too small.
     """
 
     def __init__(self, architecture: Architecture, num_classes: int, links: Links) -> None:
         super().__init__()
         architecture.check(num_classes, links.width)
+        assert architecture.towers % links.conv_width == 0, "these links cut through a tower"
         self.architecture = architecture
         self.num_classes = num_classes
         self.links = links
         self._add_convolutions()
         self._add_dense_layers()
-        groups = architecture.towers // links.width
-        self.norm1, self.norm2 = (self._norm(channels // links.width, groups) for channels in architecture.channels[:2])
+        width = links.conv_width
+        groups = architecture.towers // width
+        self.norm1, self.norm2 = (self._norm(channels // width, groups) for channels in architecture.channels[:2])
         self.spatial_norm = SpatialResponseNorm() if architecture.spatial_norm else nn.Identity()
         self.dropout = make_dropout(architecture.dropout_form, architecture.dropout)
         for name in (*_CONVOLUTIONS, *self._dense_names):
@@ -60,6 +65,15 @@ class AlexNet(nn.Module):
         module = getattr(self, folder)[key] if folder else getattr(self, key)
         assert isinstance(module, nn.Module)
         return module
+
+    def convolutions(self) -> list[nn.Module]:
+        """Return the layers with parameters that `maps` runs through."""
+        return [self.layer(f"{kind}{number}") for kind in ("conv", "act") for number in range(1, 6)]
+
+    def dense_layers(self) -> list[nn.Module]:
+        """Return the layers with parameters that `classify` runs through."""
+        hidden = range(6, 6 + len(self.architecture.hidden))
+        return [*(self.layer(name) for name in self._dense_names), *(self.layer(f"act{number}") for number in hidden)]
 
     def forward(self, images: Tensor) -> Tensor:
         """Return the logits (N,num_classes) of images N,3,H,W; with `dense` their mean over the map's positions."""
@@ -75,23 +89,34 @@ class AlexNet(nn.Module):
         return self._logits(images)
 
     def _logits(self, images: Tensor) -> Tensor:
-        a, gather = self.architecture, self.links.gather
-        x = self._maps(images)
-        if a.map_side and not a.dense:
-            x = F.adaptive_avg_pool2d(x, a.map_side)
-        for number in range(6, 6 + len(a.hidden)):
-            x = self.dropout(x) if a.dropout_place == "inputs" else x
-            x = self.layer(f"act{number}")(self.layer(f"fc{number}")(self._inputs(gather(x))))
-            x = self.dropout(x) if a.dropout_place == "outputs" else x
-        return self.links.gather_logits(self.layer("fc8")(self._inputs(gather(x))))
+        return self.classify(self.maps(images))
 
-    def _maps(self, images: Tensor) -> Tensor:
+    def maps(self, images: Tensor) -> Tensor:
+        """Return conv5's pooled maps N,C,h,w of images N,3,H,W: all that the convolutions do."""
         a = self.architecture
         x = self._stage(self.layer("conv1")(self._with_margins(images)), 1, a.order1)
         x = self._stage(self.layer("conv2")(x), 2, a.order2)
-        x = self.layer("act3")(self.layer("conv3")(self.links.gather(x)))
+        x = self.layer("act3")(self.layer("conv3")(self.links.into_conv3(x)))
         x = self.layer("act4")(self.layer("conv4")(x))
         return self._pool(self.layer("act5")(self.layer("conv5")(x)))
+
+    def classify(self, maps: Tensor) -> Tensor:
+        """Return the logits of what `maps` gave: all that the dense layers do."""
+        a = self.architecture
+        if a.map_side and not a.dense:
+            maps = F.adaptive_avg_pool2d(maps, a.map_side)
+        if a.hidden and a.dropout_place == "inputs":
+            maps = self.dropout(maps)
+        return torch.cat([self._dense_layers(part) for part in self.links.into_dense(maps)])
+
+    def _dense_layers(self, x: Tensor) -> Tensor:
+        last = 5 + len(self.architecture.hidden)
+        for number in range(6, last + 1):
+            x = self.layer(f"act{number}")(self.layer(f"fc{number}")(self._inputs(x)))
+            if number < last or self.architecture.dropout_place == "outputs":  # fc6's outputs are fc7's inputs
+                x = self.dropout(x)
+            x = self.links.gather(x)
+        return self.links.gather_logits(self.layer("fc8")(self._inputs(x)))
 
     def _stage(self, x: Tensor, number: int, order: str) -> Tensor:
         for step in order.split("-"):
@@ -124,7 +149,7 @@ class AlexNet(nn.Module):
         return x if self.architecture.dense else x.flatten(1)
 
     def _add_convolutions(self) -> None:
-        a, width = self.architecture, self.links.width
+        a, width = self.architecture, self.links.conv_width
         c1, c2, c3, c4, c5 = (channels // width for channels in a.channels)
         groups = a.towers // width
         self._add("conv1", nn.Conv2d(3, c1, a.first_kernel, stride=a.first_stride, padding=self._even_padding()))

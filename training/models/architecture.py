@@ -32,6 +32,8 @@ class Architecture:
     """Units of fc6 and fc7, both towers together; (): there are none, fc8 sees conv5's maps."""
     towers: int = 2
     """1: every convolution sees all channels (`alexnet-single`)."""
+    hybrid: bool = False
+    """Devices share the dense layers alone, any number of them; each computes the convolutions for its own images."""
     first_kernel: int = 11
     """Side of conv1's kernels in pixels."""
     first_stride: int = 4
@@ -135,7 +137,7 @@ class Architecture:
         return 1 + -(-(side - min(size, side)) // 2)
 
     def check(self, num_classes: int, width: int) -> None:
-        """Raise `InputError` unless images leave something to classify and `width` devices can share every layer."""
+        """Raise `InputError` unless images leave something to classify and `width` devices can share the layers."""
         if self.image_size < self.first_kernel:
             raise InputError(f"crop {self.image_size} is smaller than conv1's kernel of {self.first_kernel} pixels")
         for layer, side in self.sides():
@@ -147,7 +149,7 @@ class Architecture:
             raise InputError(
                 f"crop {self.image_size} leaves maps of {side} pixels; fc6's kernels need {self.map_side} of them"
             )
-        if width > self.towers:
+        if width > self.towers and not self.hybrid:
             raise InputError(
                 f"parallel.model {width} is more than the {self.towers} tower(s) of this network: "
                 "the response normalisation of one tower would cross devices"

@@ -23,6 +23,7 @@ class LeNetArchitecture:
     init: Init = "torch"
     """Initial weights, see `training.models.initial`."""
     towers: int = 1
+    hybrid: bool = False
     first_layer: str = "conv1"
 
     def last_side(self) -> int:

@@ -1,23 +1,34 @@
-"""The links between the towers: where a layer needs channels that another device holds."""
+"""The links of a network: where a layer needs what other devices hold."""
 
 from __future__ import annotations
+
+from collections.abc import Iterator
 
 from torch import Tensor
 
 
 class Links:
-    """The links of a network that sits on one device: every channel is at hand, nothing moves.
+    """The links of a network that sits on one device: everything is at hand, nothing moves.
 
-    `training.parallel` has the ones that cross devices. `width` is the number of devices that share the network,
-    each with 1/width of every layer's output channels.
+    `training.mesh_links` has the ones that cross devices. `width` is the number of devices that share the network, each
+    with 1/width of every dense layer's units; of the convolutions each has 1/`conv_width` of the output channels.
     """
 
     width = 1
+    conv_width = 1
 
-    def gather(self, channels: Tensor) -> Tensor:
-        """Return all channels (dimension 1) of a layer whose outputs are split over the devices."""
-        return channels
+    def into_conv3(self, maps: Tensor) -> Tensor:
+        """Return all channels (dimension 1) of stage 2."""
+        return maps
+
+    def into_dense(self, maps: Tensor) -> Iterator[Tensor]:
+        """Yield all channels of conv5's pooled maps, for all images that the dense layers see, in one or more parts."""
+        yield maps
+
+    def gather(self, units: Tensor) -> Tensor:
+        """Return all units (dimension 1) of a dense layer."""
+        return units
 
     def gather_logits(self, logits: Tensor) -> Tensor:
-        """Return the logits of all classes; from here on all devices compute the same loss."""
+        """Return the logits of all classes, for this device's images of the part."""
         return logits

@@ -14,6 +14,7 @@ _SINGLE = Architecture(towers=1)
 _OWT = Architecture(
     channels=(64, 192, 384, 256, 256),
     towers=1,
+    hybrid=True,
     first_padding=2,
     rounding="down",
     map_side=6,
@@ -33,7 +34,7 @@ NETWORKS: dict[str, Architecture | LeNetArchitecture] = {
     "alexnet-owt": _OWT,
     # fc6 to fc8 as convolutions; weights by `training.models.to_convolutions`.
     "alexnet-conv": replace(_SINGLE, dense=True, map_side=6),
-    "alexnet-owt-conv": replace(_OWT, dense=True),
+    "alexnet-owt-conv": replace(_OWT, dense=True, hybrid=False),
     # A TensorFlow listing without a dense part: SAME convolutions, VALID pooling.
     "alexnet-tf": Architecture(
         channels=(64, 192, 384, 256, 256),
@@ -70,7 +71,7 @@ def build(name: str, num_classes: int, *, links: Links | None = None, **switches
     Args:
         name: a key of `NETWORKS`.
         num_classes: number of outputs of the last layer.
-        links: what connects this device with those that hold the other channels; None: a single device.
+        links: what connects this device with those that share the network; None: a single device.
         **switches: fields of the network's architecture to change; None leaves what the network has.
 
     Raises:
