@@ -221,6 +221,7 @@ def test_an_interrupted_command_keeps_what_is_whole(
         ({"parallel": Parallel(data=2, cpus_per_worker=3)}, "parallel.cpus_per_worker 3 for 2 workers"),
         ({"parallel": Parallel(model=4)}, "parallel.model 4 is more than the 2 tower"),
         ({"device": "cuda"}, "the cluster has 4 CPU cores and 0 GPUs"),
+        ({"compile": "graphs", "parallel": Parallel(data=1)}, "compile is 'graphs', which needs a GPU"),
     ],
 )
 def test_what_cannot_be_trained_is_refused_before_a_run_exists(
