@@ -47,6 +47,10 @@ RAY_TRAIN_SETTINGS = {
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
     # Workers' lines reach the terminal through Ray's log monitor; Ray Train would log them a second time.
     "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
+    # Figures of tasks and of the machine that nothing here reads, and that a machine of two cores feels.
+    "RAY_enable_metrics_collection": "0",
+    "RAY_task_events_report_interval_ms": "0",
+    "REPORTER_UPDATE_INTERVAL_MS": "60000",
     # Activations of one size come and go with every step: glibc would give them back to the system each time, and the
     # next step would wait for zeroed pages. Read by workers that start on this machine.
     "MALLOC_TRIM_THRESHOLD_": str(2**30),
