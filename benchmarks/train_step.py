@@ -2,9 +2,9 @@
 
 In one run, taking turns: a bare loop in eager float32 with contiguous tensors; the same with one switch at a time; this
 project's step with all of them; and `torchvision.models.alexnet` in the bare loop. Beside them, the matrix ceiling: one
-large product in the same precision (float32 on a GPU: with TF32, as cuDNN's convolutions have it). The operations of a
-step are three times those of the forward pass's convolutions and dense layers, less the gradient of the images, which
-nobody takes; LRN, pooling and the optimiser are not counted.
+large product in the same precision (float32 on a GPU: with TF32, as cuDNN's convolutions have it), at its best turn.
+The operations of a step are three times those of the forward pass's convolutions and dense layers, less the gradient
+of the images, which nobody takes; LRN, pooling and the optimiser are not counted.
 """
 
 from __future__ import annotations
@@ -178,7 +178,7 @@ def measure_steps(
         if name in errors:
             found[name] = {"error": errors[name]}
             continue
-        ceiling = 2 * PRODUCT_SIDE[device.type] ** 3 * statistics.median(rates[f"ceiling {kind.precision}"])
+        ceiling = 2 * PRODUCT_SIDE[device.type] ** 3 * max(rates[f"ceiling {kind.precision}"])
         measured = [batch_size * rate for rate in rates[name]]
         found[name] = {
             "images_per_second": measured,
