@@ -47,7 +47,7 @@ RAY_TRAIN_SETTINGS = {
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
     # Workers' lines reach the terminal through Ray's log monitor; Ray Train would log them a second time.
     "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
-    # Figures of tasks and of the machine that nothing here reads, and that a machine of two cores feels.
+    # Figures of tasks and of the machine, which nothing here reads.
     "RAY_enable_metrics_collection": "0",
     "RAY_task_events_report_interval_ms": "0",
     "REPORTER_UPDATE_INTERVAL_MS": "60000",
