@@ -11,6 +11,7 @@ import argparse
 import dataclasses
 import multiprocessing
 import os
+import re
 import statistics
 import subprocess
 import sys
@@ -91,6 +92,7 @@ def bare(config: Config, threads: int) -> float:
                 session.autocast,
                 config.label_smoothing,
                 config.micro_batches,
+                session.mean_loss,
             )
             session.schedule.after_step()
             if step % config.log_every == 0:
@@ -112,10 +114,11 @@ def orchestrated(config: Config, threads: int) -> float:
         command += ["--parallel.data", "1", "--parallel.cpus-per-worker", str(threads)]
         environment = {**os.environ, "MLFLOW_TRACKING_URI": uri}
         done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-        if done.returncode:
-            raise RuntimeError(f"the training ended with {done.returncode}: {done.stderr[-2000:]}")
-        run_id = done.stdout.split()[-1]
-        curve = MlflowClient(uri).get_metric_history(run_id, "train/images_per_second")
+        # Ray may pass on a worker's line after the command's last one.
+        run = re.search(r"^run (\w+)$", done.stdout, re.MULTILINE)
+        if done.returncode or run is None:
+            raise RuntimeError(f"the training ended with {done.returncode}: {done.stdout[-1000:]}{done.stderr[-2000:]}")
+        curve = MlflowClient(uri).get_metric_history(run[1], "train/images_per_second")
     windows = [1 / point.value for point in sorted(curve, key=lambda point: point.step)]
     return (len(windows) - 1) / sum(windows[1:])
 

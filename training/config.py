@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 from pipeline.augment import Augmentation, Mean, Units
 from preprocess.manifest import InputError
+from training.compiled import Compile
 from training.models.activation import Activation
 from training.models.architecture import Order, check_lrn_size
 from training.models.dropout import DropoutForm
@@ -204,6 +205,9 @@ class Config:
     """`auto`: GPUs if the cluster has any."""
     precision: Precision = "auto"
     """`auto`: bfloat16 autocast where the hardware multiplies it (GPUs, CPUs with AMX), float32 elsewhere."""
+    compile: Compile = "off"
+    """Forward and backward by `torch.compile`: `auto`, on GPUs alone; `graphs`, on one GPU, replayed as CUDA graphs. A
+    training starts some tens of seconds later, and has other dropout masks than with `off`."""
     parallel: Parallel = field(default_factory=Parallel)
     network: Network = field(default_factory=Network)
     optimizer: Optimizer = field(default_factory=Optimizer)
@@ -234,8 +238,17 @@ class Config:
         _at_least("seed", self.seed, 0)
         if not 0 <= self.label_smoothing < 1:
             raise InputError(f"label_smoothing is {self.label_smoothing}; valid is 0 up to but not including 1")
+        self._check_graphs()
         if self.image_size > self.short_side:
             raise InputError(f"crop is {self.crop}; with a short side of {self.short_side} it can be at most that")
+
+    def _check_graphs(self) -> None:
+        # A graph writes its gradients into its own memory, over those of the part before.
+        # Buckets of gradients that processes share are untried.
+        workers = (self.parallel.data or 1) * self.parallel.model
+        for name, value in (("micro_batches", self.micro_batches), ("parallel.data x parallel.model", workers)):
+            if self.compile == "graphs" and value > 1:
+                raise InputError(f"compile is 'graphs', which goes with {name} 1 alone, not {value}; valid is on")
 
     @property
     def image_size(self) -> int:

@@ -28,6 +28,7 @@ from ray.train.torch import TorchConfig, TorchTrainer, get_device
 from preprocess.manifest import InputError, manifest_digest, read_manifest
 from training import tracking
 from training.checkpoint import MODEL, read_model, write_checkpoint
+from training.compiled import check_compiler
 from training.config import Config, Parallel, flatten
 from training.models import architecture, build
 from training.optimizer import check_layers
@@ -80,6 +81,7 @@ def launch(config: Config, project: Path) -> str:
     client = tracking.open_client(uri, create=True)
     _join_ray()
     config = place(config, [node["Resources"] for node in ray.nodes() if node["Alive"]])
+    check_compiler(config.compile, torch.device(config.device))
     facts = {"manifest_sha256": manifest_digest(config.data), **tracking.environment(project)}
     params = {**flatten(config), **facts}
     run_id = tracking.create_run(client, config.experiment, config.recipe, params)

@@ -48,7 +48,7 @@ class Sgd2012(SGD):
 
 
 def make_optimizer(model: nn.Module, config: Optimizer) -> SGD:
-    """Return SGD over the parameters of `model`, fused where they are on a GPU.
+    """Return SGD over the parameters of `model`, in one fused pass over each group.
 
     Weights and biases are in groups of their own, and so are those of each layer that the configuration names. A group
     has `layer` (empty: all that have none of their own) and `biases`; the first group is that of the plain weights,
@@ -68,7 +68,7 @@ def make_optimizer(model: nn.Module, config: Optimizer) -> SGD:
         [_group(config, *key, groups[key]) for key in sorted(groups)],
         lr=config.learning_rate,
         momentum=config.momentum,
-        fused=True if next(model.parameters()).is_cuda else None,
+        fused=True,
     )
 
 
@@ -134,8 +134,8 @@ def load_momentum(model: nn.Module, optimizer: SGD, momentum: dict[str, Tensor])
     """Put buffers back that `momentum_by_name` gave, in the layout of this device's parameters."""
     for name, parameter in model.named_parameters():
         if name in momentum:
-            buffer = parameter.detach().new_empty(parameter.shape).copy_(momentum[name])
-            optimizer.state[parameter][MOMENTUM] = buffer
+            # With the parameter's strides: the fused step reads all three tensors in the order of their memory.
+            optimizer.state[parameter][MOMENTUM] = torch.empty_like(parameter.detach()).copy_(momentum[name])
 
 
 def rates_by_name(model: nn.Module, optimizer: SGD) -> dict[str, float]:

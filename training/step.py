@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from contextlib import nullcontext
 
 import torch
@@ -14,6 +15,11 @@ TOP_K = 5
 """The k of top-k accuracy; with fewer than k classes it means nothing and is left out."""
 
 
+def mean_loss(replica: nn.Module, images: Tensor, labels: Tensor, label_smoothing: float) -> Tensor:
+    """Return the mean cross-entropy of a batch; `training.compiled` has it compiled."""
+    return F.cross_entropy(replica(images), labels, label_smoothing=label_smoothing)
+
+
 def train_step(
     replica: nn.Module,
     optimizer: SGD,
@@ -22,6 +28,7 @@ def train_step(
     autocast: torch.autocast,
     label_smoothing: float = 0.0,
     micro_batches: int = 1,
+    mean_loss: Callable[[nn.Module, Tensor, Tensor, float], Tensor] = mean_loss,
 ) -> Tensor:
     """Take one optimiser step on the mean cross-entropy of a batch; return that loss, detached, on the device.
 
@@ -34,6 +41,7 @@ def train_step(
         label_smoothing: part of the target that is spread evenly over all classes, 0 to 1 (Szegedy et al. 2016,
             section 7).
         micro_batches: parts that the batch is computed in; gradients are summed over them and shared once.
+        mean_loss: the function of that name, or what `training.compiled.make_mean_loss` made of it.
     """
     images = images.contiguous(memory_format=torch.channels_last)
     optimizer.zero_grad(set_to_none=True)
@@ -43,7 +51,7 @@ def train_step(
         alone = index < len(parts) - 1
         with getattr(replica, "no_sync", nullcontext)() if alone else nullcontext():
             with autocast:
-                loss = F.cross_entropy(replica(some), truth, label_smoothing=label_smoothing)
+                loss = mean_loss(replica, some, truth, label_smoothing)
             # Parts may differ by an image: each counts for as much of the mean as it holds.
             loss = loss * (len(truth) / len(labels))
             loss.backward()

@@ -33,6 +33,7 @@ from training.checkpoint import (
     read_model,
     read_optimizer,
 )
+from training.compiled import MeanLoss, make_mean_loss
 from training.config import Config
 from training.models import build
 from training.optimizer import (
@@ -68,6 +69,8 @@ class Session:
     """This device's part of the network."""
     replica: nn.Module
     """`network`, wrapped so that gradients are averaged over the devices that hold the same parameters."""
+    mean_loss: MeanLoss
+    """Of `replica`; compiled, where the configuration says so."""
     optimizer: SGD
     schedule: Schedule
     train_loader: Loader
@@ -114,6 +117,7 @@ def open_session(config: Config, layout: Layout, num_threads: int, checkpoint: P
         autocast=autocast(resolve_precision(config.precision, layout.device), layout.device),
         network=network,
         replica=layout.replicate(network),
+        mean_loss=_mean_loss(config, layout),
         optimizer=optimizer,
         schedule=Schedule(optimizer, config.optimizer, len(train_loader), config.epochs),
         train_loader=train_loader,
@@ -126,6 +130,10 @@ def open_session(config: Config, layout: Layout, num_threads: int, checkpoint: P
     elif config.optimizer.ema:
         session.average = make_average(network, config.optimizer.ema)
     return session
+
+
+def _mean_loss(config: Config, layout: Layout) -> MeanLoss:
+    return make_mean_loss(config.compile, layout.device, whole=layout.data_size * layout.model_size == 1)
 
 
 def _restore(session: Session, folder: Path, wanted: dict[str, Tensor]) -> None:
@@ -168,6 +176,7 @@ def _freeze(session: Session) -> None:
     # DistributedDataParallel waits for the gradient of all that had one when it was made, and its hooks stay as long
     # as it does. The epoch is the same on every worker, so all of them come here together.
     session.replica = session.network
+    session.mean_loss = _mean_loss(session.config, session.layout)
     gc.collect()
     session.replica = session.layout.replicate(session.network)
 
@@ -186,6 +195,7 @@ def train_epoch(session: Session, log: Log) -> None:
             session.autocast,
             session.config.label_smoothing,
             session.config.micro_batches,
+            session.mean_loss,
         )
         if session.average is not None:
             session.average.update_parameters(session.network)

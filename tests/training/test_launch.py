@@ -213,6 +213,7 @@ def test_an_interrupted_command_keeps_what_is_whole(
             "batch_size 6 cannot be shared by parallel.data 2 x parallel.model 2 devices",
         ),
         ({"device": "cuda"}, "the cluster has 4 CPU cores and 0 GPUs"),
+        ({"compile": "graphs", "parallel": Parallel(data=1)}, "compile is 'graphs', which needs a GPU"),
     ],
 )
 def test_what_cannot_be_trained_is_refused_before_a_run_exists(

@@ -79,7 +79,7 @@ def test_both_forms_are_torch_s_sgd_while_the_rate_is_constant() -> None:
     for form in (None, "torch", "2012"):
         model = network()
         if form is None:
-            optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, weight_decay=5e-4)
+            optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, weight_decay=5e-4, fused=True)
         else:
             optimizer = make_optimizer(model, Optimizer(0.1, form=form))  # type: ignore[arg-type]
         for seed in range(20):

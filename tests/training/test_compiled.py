@@ -1,0 +1,146 @@
+"""The compiled step: eager's numbers, the same ones each time, in every layout; and what cannot be compiled."""
+
+import dataclasses
+import pickle
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from test_parallel import batch, free_port, freezing, in_group, train_freezing
+from torch import Tensor
+from torch._dynamo.utils import counters
+
+from preprocess.manifest import InputError
+from training.compiled import Compile, check_compiler, make_mean_loss, resolve_compile
+from training.config import Config, Optimizer, Parallel
+from training.models import build
+from training.optimizer import make_optimizer
+from training.parallel import Layout, make_layout, take_shard
+from training.precision import autocast
+from training.recipes import RECIPES
+from training.step import mean_loss, train_step
+from training.worker import Session, open_session, train
+
+CPU = torch.device("cpu")
+SWITCHES = {"init": "he", "dropout": 0.0}
+
+
+def test_compiled_it_has_eager_s_loss_and_gradients() -> None:
+    torch.manual_seed(0)
+    network = build("alexnet-small", 10, **SWITCHES).to(memory_format=torch.channels_last)  # two towers, LRN
+    images, labels = batch(0)
+
+    def loss_and_gradients(function: object) -> tuple[Tensor, list[Tensor]]:
+        loss = function(network, images, labels, 0.1)  # type: ignore[operator]
+        return loss, list(torch.autograd.grad(loss, list(network.parameters())))
+
+    loss, gradients = loss_and_gradients(mean_loss)
+    compiled_loss, compiled = loss_and_gradients(make_mean_loss("on", CPU, whole=True))
+    torch.testing.assert_close(compiled_loss, loss, rtol=1e-5, atol=0)
+    for (name, _), one, other in zip(network.named_parameters(), compiled, gradients, strict=True):
+        assert (one - other).norm() <= 1e-4 * other.norm(), name
+        # The fused optimiser reads parameter and gradient in the order of their memory.
+        assert one.stride() == other.stride(), name
+
+
+class Run:
+    """Trains; keeps how many graphs had been compiled after each epoch."""
+
+    def __init__(self, config: Config) -> None:
+        torch.set_num_threads(1)
+        self.graphs: list[int] = []
+        counters.clear()
+        self.session = open_session(config, Layout(CPU), 1)
+        train(self.session, lambda _metrics, _step: None, self.save)
+
+    def save(self, _session: Session, _metrics: dict[str, float]) -> None:
+        self.graphs.append(counters["stats"]["unique_graphs"])
+
+    @property
+    def weights(self) -> dict[str, Tensor]:
+        return {**self.session.network.state_dict(), **self.session.result.state_dict(prefix="average.")}
+
+
+@pytest.mark.slow
+def test_compiled_trainings_repeat_themselves_and_are_eager_s_but_for_rounding(tiny_shards: Path) -> None:
+    config = dataclasses.replace(freezing(str(tiny_shards), 1), batch_size=16, micro_batches=3, label_smoothing=0.1)
+    noisy = dataclasses.replace(config, compile="on", network=dataclasses.replace(config.network, dropout=0.2))
+    run, again = Run(noisy), Run(noisy)
+    for name, tensor in run.weights.items():
+        assert torch.equal(again.weights[name], tensor), name
+    # Parts of 6 and 4 images, twice as conv1 is frozen after the first epoch; validation's last batch is of 10 images.
+    assert run.graphs == [2, 4, 4]
+    compiled, eager = Run(dataclasses.replace(config, compile="on")), Run(config)
+    assert eager.graphs == [0, 0, 0]
+    for name, tensor in eager.weights.items():
+        # Rounding grows from step to step, here over 18 of them.
+        difference = (compiled.weights[name] - tensor).norm() / tensor.norm()
+        assert difference <= 1e-3, f"{name} {difference}"
+
+
+def train_steps(layout: Layout, compile: Compile) -> dict[str, Tensor]:
+    """Take steps on this process's part of the network and of each batch; return the part's weights."""
+    torch.manual_seed(0)
+    initial = build("alexnet-small", 10, **SWITCHES).state_dict()
+    network = build("alexnet-small", 10, links=layout.links(), **SWITCHES).to(memory_format=torch.channels_last)
+    network.load_state_dict(take_shard(initial, layout))
+    optimizer = make_optimizer(network, Optimizer(learning_rate=0.004))
+    replica, function = layout.replicate(network), make_mean_loss(compile, CPU, whole=False)
+    for step in range(3):
+        images, labels = (part.chunk(layout.data_size)[layout.data_rank] for part in batch(step))
+        train_step(replica, optimizer, images, labels, autocast("float32", CPU), mean_loss=function)
+    return network.state_dict()
+
+
+def process(rank: int, ports: list[int], data: str, folder: Path) -> None:
+    torch.set_num_threads(1)
+    found = []
+    for port, shape in zip(ports, ((1, 2), (2, 1)), strict=True):
+        in_group(rank, 2, port)
+        layout = make_layout(CPU, *shape)
+        found.append([train_steps(layout, compile) for compile in ("off", "on")])
+        if shape == (2, 1):
+            config = freezing(data, 2)
+            runs = [train_freezing(dataclasses.replace(config, compile=compile), layout) for compile in ("off", "on")]
+            found.append([run[-1]["weights"] for run in runs])
+        dist.barrier()
+        dist.destroy_process_group()
+    (folder / str(rank)).write_bytes(pickle.dumps(found))
+
+
+@pytest.mark.slow
+def test_towers_and_replicas_train_the_same_weights_when_compiled(tiny_shards: Path, tmp_path: Path) -> None:
+    mp.spawn(process, ([free_port(), free_port()], str(tiny_shards), tmp_path), nprocs=2)
+    for rank in (0, 1):
+        for eager, compiled in pickle.loads((tmp_path / str(rank)).read_bytes()):
+            for name, tensor in eager.items():
+                torch.testing.assert_close(compiled[name], tensor, rtol=0, atol=2e-5, msg=f"rank {rank}: {name}")
+
+
+def test_auto_compiles_on_gpus_alone_and_is_what_the_fast_recipe_has() -> None:
+    assert RECIPES["alexnet-owt"]().compile == "auto"
+    assert resolve_compile("auto", CPU) == "off"
+    assert resolve_compile("auto", torch.device("cuda", 0)) == "on"
+    assert make_mean_loss("auto", CPU, whole=True) is mean_loss
+
+
+def test_cuda_graphs_are_for_one_worker_on_a_gpu_and_undivided_batches() -> None:
+    with pytest.raises(InputError, match="compile is 'graphs', which needs a GPU; valid on CPUs are off, auto and on"):
+        check_compiler("graphs", CPU)
+    config = dataclasses.replace(RECIPES["alexnet-owt"](), compile="graphs")
+    with pytest.raises(InputError, match="goes with micro_batches 1 alone, not 2"):
+        dataclasses.replace(config, micro_batches=2)
+    with pytest.raises(InputError, match=r"goes with parallel\.data x parallel\.model 1 alone, not 4"):
+        dataclasses.replace(config, parallel=Parallel(2, 2))
+
+
+def test_no_compiler_is_an_input_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch._inductor.config  # what reads CXX, once
+
+    check_compiler("auto", CPU)  # has nothing to compile
+    monkeypatch.setattr(torch._inductor.config.cpp, "cxx", (None, "no-such-compiler"))
+    torch.compiler.reset()
+    with pytest.raises(InputError, match=r"compile is 'on', but torch cannot compile here \(.*no-such-compiler.*g\+\+"):
+        check_compiler("on", CPU)
