@@ -85,6 +85,11 @@ class Cache:
         """Return how much memory it will take in addition to what it has."""
         return int((~self.held).sum()) * self.squares.bytes
 
+    def close(self) -> None:
+        """Give the memory back, whoever still holds this."""
+        _KEPT.discard(self)
+        self._rows = torch.empty(0)
+
     def _check_fits(self, members: int, device: torch.device) -> None:
         available, needed, others = available_bytes(device), members * self.squares.bytes, 0
         if device.type == "cpu":

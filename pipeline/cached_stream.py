@@ -39,7 +39,7 @@ class CachedStream:
         batch_size: int,
         device: torch.device,
     ) -> None:
-        self._cache: Cache | None = cache
+        self._cache = cache
         self._filling = filling
         self._fused = FusedPass(cache.squares, batch_size * shown.crops, shown.crop, shown.mean_crop, device)
         self._share = share
@@ -63,7 +63,6 @@ class CachedStream:
         Raises:
             SampleError: a sample cannot be read or decoded; where they are left out, only if its batch has no other.
         """
-        assert self._cache is not None
         assert self._coming is not None
         (epoch, number), self._coming = self._coming, None
         inputs, positions = self._epoch_inputs(epoch), self._share.positions(number)
@@ -82,5 +81,5 @@ class CachedStream:
 
     def close(self) -> None:
         """Let go of the threads and of the cache."""
-        self._cache = None
         self._filling.close()
+        self._cache.close()

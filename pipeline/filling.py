@@ -11,7 +11,7 @@ import torch
 from pipeline.cache import Cache
 from pipeline.epoch import Share
 from pipeline.inputs import EpochInputs
-from pipeline.read_ahead import ReadAhead
+from pipeline.read_ahead import ReadAhead, Wanted
 from pipeline.samples import SampleError, Samples
 from pipeline.stream import Graph, Stream
 from pipeline.windows import centre_corners
@@ -53,15 +53,13 @@ class Filling:
         self._skip = skip
         self._asked = cache.held.copy()
         self._source = ReadAhead(
-            samples, share, windows, endless=lambda: not self._asked.all(), wanted=self._ask, skip=skip
+            samples, share, windows, endless=lambda: not self._asked.all(), wanted=self._missing, skip=skip
         )
         self._stream: Stream | None = Stream(self._source, samples, graph, batch_size, device, skip=skip)
 
     def seek(self, epoch: int, number: int) -> None:
         """Decode from this batch on; what was under way is thrown away."""
         if self._stream is not None:
-            self._asked = self._cache.held.copy()
-            self._asked[list(self._source.left_out)] = True
             self._stream.seek_anew(epoch, number)
 
     def fill(self, indices: np.ndarray, epoch: int, number: int) -> np.ndarray:
@@ -100,8 +98,14 @@ class Filling:
             self._stream.close()
             self._stream = None
 
-    def _ask(self, indices: np.ndarray) -> np.ndarray:
-        """Ask for samples; return for which of them it is the first time."""
-        first = ~self._asked[indices]
-        self._asked[indices] = True
-        return first
+    def _missing(self) -> Wanted:
+        """Return what asks for each sample once that is neither there nor left out."""
+        self._asked = asked = self._cache.held.copy()
+        asked[list(self._source.left_out)] = True
+
+        def ask(indices: np.ndarray) -> np.ndarray:
+            first: np.ndarray = ~asked[indices]
+            asked[indices] = True
+            return first
+
+        return ask

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import torch
@@ -36,14 +37,13 @@ class FusedPass:
         self, squares: Squares, images: int, crop: int, mean_crop: np.ndarray | None, device: torch.device
     ) -> None:
         self._squares = squares
-        self._crop = crop
         self._device = device
         self._shape = (images, 3, crop, crop)
         self._mean_crop = torch.from_numpy(np.zeros((3, 1, 1), np.float32) if mean_crop is None else mean_crop)
         self._mean_crop = self._mean_crop.to(device)
         # On a GPU torch's own allocator uses memory again.
         self._buffers = Buffers(self._shape) if device.type == "cpu" else None
-        self._fill: Callable[..., None] = torch.compile(self._eagerly, dynamic=False, fullgraph=True)
+        self._fill: Callable[..., None] = torch.compile(_fill_views, dynamic=False, fullgraph=True)
 
     def __call__(self, rows: Tensor, numbers: np.ndarray, arguments: Arguments) -> Tensor:
         """Make a batch; on the CPU its memory is used again once nothing holds it.
@@ -59,30 +59,40 @@ class FusedPass:
         given = [to_device(values, self._device) for values in (numbers[cycle], corners, flips, means, 1 / divisors)]
         images = self._buffers.take() if self._buffers else torch.empty(self._shape, device=self._device)
         with torch.no_grad():
-            self._fill_in(rows, *given, images)
+            self._run(self._squares, self._mean_crop, rows, *given, images)
         return images[: len(numbers)]
 
-    def _fill_in(self, *tensors: Tensor) -> None:
+    def _run(self, *arguments: Any) -> None:
         try:
-            self._fill(*tensors)
+            self._fill(*arguments)
         except Exception as error:
-            if self._fill == self._eagerly:
+            if self._fill is _fill_views:
                 raise
             LOG.warning("the pass over the cache is not compiled, so it is slower: %s", _first_line(error))
-            self._fill = self._eagerly
-            self._eagerly(*tensors)
+            self._fill = _fill_views
+            self._fill(*arguments)
 
-    def _eagerly(
-        self, rows: Tensor, numbers: Tensor, corners: Tensor, flips: Tensor, means: Tensor, factors: Tensor, out: Tensor
-    ) -> None:
-        places = torch.arange(self._crop, device=rows.device)
-        y = corners[:, 0, None] + places
-        x = corners[:, 1, None] + torch.where(flips[:, None] == 1, self._crop - 1 - places, places)
-        start = (numbers * self._squares.bytes)[:, None, None]
-        colours = self._squares.levels(rows.view(-1), start, y[:, :, None], x[:, None, :])
-        for channel, levels in enumerate(colours):
-            less = levels - means[:, channel, None, None] - self._mean_crop[channel]
-            out[:, channel] = less * factors[:, channel, None, None]
+
+def _fill_views(
+    squares: Squares,
+    mean_crop: Tensor,
+    rows: Tensor,
+    numbers: Tensor,
+    corners: Tensor,
+    flips: Tensor,
+    means: Tensor,
+    factors: Tensor,
+    out: Tensor,
+) -> None:
+    crop = out.shape[-1]
+    places = torch.arange(crop, device=out.device)
+    y = corners[:, 0, None] + places
+    x = corners[:, 1, None] + torch.where(flips[:, None] == 1, crop - 1 - places, places)
+    start = (numbers * squares.bytes)[:, None, None]
+    colours = squares.levels(rows.view(-1), start, y[:, :, None], x[:, None, :])
+    for channel, levels in enumerate(colours):
+        less = levels - means[:, channel, None, None] - mean_crop[channel]
+        out[:, channel] = less * factors[:, channel, None, None]
 
 
 def _first_line(error: Exception) -> str:

@@ -25,6 +25,9 @@ READERS = 4
 CHUNK = 64
 """Samples that one thread reads in one go."""
 
+Wanted = Callable[[np.ndarray], np.ndarray]
+"""Samples, int64 -> which of them to read, bool."""
+
 
 @dataclass
 class Batch:
@@ -77,8 +80,8 @@ class ReadAhead:
         share: which positions of an epoch are this rank's.
         epoch_inputs: the plan of an epoch by its number.
         endless: whether to go on with the next epoch, so that nothing waits at the boundary.
-        wanted: which of the samples of a batch to read, in the order of the epoch; a batch with none is passed over.
-            Default: all.
+        wanted: called at each `seek`: returns what says which samples of one batch after another to read; a batch
+            with none is passed over. Default: all.
         skip: leave out a sample that cannot be read, and make its batch smaller.
     """
 
@@ -89,7 +92,7 @@ class ReadAhead:
         epoch_inputs: Callable[[int], EpochInputs],
         *,
         endless: Callable[[], bool],
-        wanted: Callable[[np.ndarray], np.ndarray] = lambda indices: np.ones(len(indices), bool),
+        wanted: Callable[[], Wanted] = lambda: lambda indices: np.ones(len(indices), bool),
         skip: bool = False,
     ) -> None:
         self._samples = samples
@@ -111,7 +114,7 @@ class ReadAhead:
     def seek(self, epoch: int, number: int) -> None:
         """Begin to read from one batch of one epoch."""
         self.stop()
-        self._coming = self._batches(epoch, number)
+        self._coming = self._batches(epoch, number, self._wanted())
         self._reading = deque(islice(self._coming, BATCHES_AHEAD))
 
     def stop(self) -> None:
@@ -148,13 +151,13 @@ class ReadAhead:
         self.taken.clear()
         self._threads.shutdown(wait=False, cancel_futures=True)
 
-    def _batches(self, epoch: int, number: int) -> Iterator[Batch]:
+    def _batches(self, epoch: int, number: int, wanted: Wanted) -> Iterator[Batch]:
         while True:
             inputs = self._epoch_inputs(epoch)
             for number_in_epoch in range(number, len(self._share)):
-                wanted = self._wanted(inputs.order[self._share.positions(number_in_epoch)])
-                if wanted.any():
-                    yield self._begin(inputs, epoch, number_in_epoch, wanted)
+                kept = wanted(inputs.order[self._share.positions(number_in_epoch)])
+                if kept.any():
+                    yield self._begin(inputs, epoch, number_in_epoch, kept)
             if not self._endless():
                 return
             epoch, number = epoch + 1, 0
