@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import weakref
-from typing import Literal
 
 import numpy as np
 import torch
@@ -13,8 +12,6 @@ from pipeline.memory import available_bytes, local_processes
 from pipeline.squares import Squares
 from pipeline.stream import to_device
 from preprocess.manifest import InputError
-
-CacheKind = Literal["none", "host", "device"]
 
 PACKED_PIXELS = 1 << 20
 """Pixels that are packed at once on the CPU: few enough for its own caches."""

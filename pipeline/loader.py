@@ -18,12 +18,13 @@ import numpy as np
 import torch
 
 from pipeline.augment import Augmentation, Mean, Units, mean_crop, read_mean_image
-from pipeline.cache import Cache, CacheKind
+from pipeline.cache import Cache
 from pipeline.cached_stream import CachedStream
 from pipeline.checks import check_choice, check_count
 from pipeline.filling import Filling
 from pipeline.graphs import square_graph
 from pipeline.jpeg_size import jpeg_size
+from pipeline.memory import CacheKind
 from pipeline.read_ahead import ReadAhead
 from pipeline.samples import Example, Samples
 from pipeline.stream import Graph, Stream, to_torch

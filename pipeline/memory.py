@@ -1,11 +1,14 @@
-"""How much memory there is for a cache, on the host or on a GPU."""
+"""Where a cache may be, and how much memory there is for it."""
 
 from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Literal
 
 import torch
+
+CacheKind = Literal["none", "host", "device"]
 
 CGROUP = Path("/sys/fs/cgroup")
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from pipeline.augment import Augmentation, Mean, Units
-from pipeline.cache import CacheKind
+from pipeline.memory import CacheKind
 from preprocess.manifest import InputError
 from training.models.activation import Activation
 from training.models.architecture import Order, check_lrn_size
