@@ -95,11 +95,10 @@ class Cache:
             others += (local_processes() - 1) * (needed + others)
         if needed + others > available:
             beside = f" beside {_gb(others)} of other caches on this machine" if others else ""
-            kind = "host" if device.type == "cpu" else "device"
             raise InputError(
-                f"cache is {kind!r}, but {members} images of {self.squares.bytes} bytes are {_gb(needed)}{beside}, "
-                f"and {_gb(available)} of memory are free on {device}; valid: none, or more ranks, each of which "
-                "keeps a part"
+                f"the cache does not fit: {members} images of {self.squares.bytes} bytes are {_gb(needed)}{beside}, and "
+                f"{_gb(available)} of memory are free on {device}; valid: cache none, or more ranks, each of which keeps "
+                "a part"
             )
 
 
