@@ -96,9 +96,9 @@ class Cache:
         if needed + others > available:
             beside = f" beside {_gb(others)} of other caches on this machine" if others else ""
             raise InputError(
-                f"the cache does not fit: {members} images of {self.squares.bytes} bytes are {_gb(needed)}{beside}, and "
-                f"{_gb(available)} of memory are free on {device}; valid: cache none, or more ranks, each of which keeps "
-                "a part"
+                f"the cache does not fit: {members} images of {self.squares.bytes} bytes are {_gb(needed)}{beside}, "
+                f"and {_gb(available)} of memory are free on {device}; valid: cache none, or more ranks, each of which "
+                "keeps a part"
             )
 
 
