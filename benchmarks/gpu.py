@@ -73,16 +73,27 @@ def measure(data: Path, rounds: int) -> dict[str, list[float]]:
     loader = make_loader(data, "train", batch_size, device="cuda")
     batches = endless(loader)
     resident = next(batches)
+    cached = filled_cache(data, batch_size)
     kinds: dict[str, Callable[[], None]] = {"loader alone": lambda: drop(next(batches))}
+    kinds["device cache alone, filled"] = lambda: drop(next(cached))
     for precision in ("float32", "bfloat16"):
         step = make_step(precision)
         kinds[f"alexnet {precision}, one resident batch"] = partial(step, itertools.repeat(resident))
         kinds[f"alexnet {precision}, fed by the loader"] = partial(step, batches)
+        kinds[f"alexnet {precision}, fed by the device cache"] = partial(step, cached)
     rates: dict[str, list[float]] = {name: [] for name in kinds}
     for _ in range(rounds):
         for name, work in kinds.items():
             rates[name].append(batch_size * rate(work))
     return rates
+
+
+def filled_cache(data: Path, batch_size: int) -> Iterator[Batch]:
+    """Return the batches of a loader with a cache on the GPU, from its second epoch on."""
+    loader = make_loader(data, "train", batch_size, device="cuda", cache="device")
+    for batch in loader:
+        drop(batch)
+    return endless(loader)
 
 
 def endless(batches: Iterable[Any]) -> Iterator[Any]:

@@ -4,6 +4,7 @@ All of them read the same images on the same cores, cut random crops of the same
 several times:
 
 - this loader, lighting noise included;
+- the same with `cache="host"`, filled before anything is measured;
 - the bare DALI graph: DALI's own webdataset reader and random numbers, no lighting;
 - torchvision's v2 transforms in a DataLoader, over the same images as files;
 - the same transforms over webdataset in a DataLoader, over the same tars;
@@ -35,17 +36,20 @@ from torchvision.datasets import ImageFolder
 from torchvision.transforms import v2
 
 from benchmarks.gpu import endless
-from pipeline.loader import make_loader
+from pipeline.loader import Loader, make_loader
 from pipeline.samples import Samples
 from pipeline.stream import to_torch
 from preprocess.manifest import InputError, Manifest, read_manifest
 
 THIS, BARE, FLOOR = "this loader", "bare DALI graph", "decoding alone"
+CACHED = "this loader, host cache"
 FILES, WEBDATASET = "torchvision and DataLoader", "webdataset and DataLoader"
 WARM_UP_BATCHES = 10
 """Not counted in each turn: more than any of the queues holds."""
 PAUSE_S = 1.5
 """After each turn, until the queues of the one before are full and its threads at rest."""
+FILLING_EPOCHS = 4
+"""Each leaves out less than a batch of samples, drawn anew: hardly any is left out of all of them."""
 BATCH_SIZE = 128
 IN_MEMORY_BATCHES = 8
 """What the floor decodes over and over."""
@@ -81,6 +85,7 @@ def open_kinds(data: Path, manifest: Manifest, crop: int, workers: int, folder: 
     """Return endless batches of each kind; the images are written into `folder` as files."""
     samples = Samples(data, manifest, "train")
     write_files(samples, len(manifest.classes), folder)
+    torch.set_num_threads(workers)
     loader = make_loader(data, "train", BATCH_SIZE, crop=crop, num_threads=workers)
     bare = bare_graph(data, manifest, crop, batch_size=BATCH_SIZE, num_threads=workers, device_id=None)
     parts = [np.arange(first, first + BATCH_SIZE) for first in range(0, len(samples) - BATCH_SIZE, BATCH_SIZE)]
@@ -98,11 +103,19 @@ def open_kinds(data: Path, manifest: Manifest, crop: int, workers: int, folder: 
     tars = [str(data / shard.tar) for shard in manifest.split("train").shards]
     return {
         THIS: endless(loader),
+        CACHED: filled(make_loader(data, "train", BATCH_SIZE, crop=crop, num_threads=workers, cache="host")),
         BARE: runs(bare),
         FILES: endless(files),
         WEBDATASET: endless(webdataset_loader(tars, transform, workers)),
         FLOOR: runs(floor),
     }
+
+
+def filled(loader: Loader) -> Batches:
+    """Return endless batches of a loader that has its samples in the cache."""
+    for _ in range(FILLING_EPOCHS):
+        take(iter(loader), len(loader))
+    return endless(loader)
 
 
 def write_files(samples: Samples, classes: int, folder: Path) -> None:

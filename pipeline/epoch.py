@@ -27,7 +27,7 @@ next epoch with a probability of 5.8e-4 (there 1.0e-4); a batch holds samples of
 ATTEMPTS = 10
 """Windows of random size that are tried until one fits, as torchvision does."""
 
-_ORDER, _OFFSETS, _FLIPS, _NORMALS, _PLACES, _ATTEMPTS = range(6)
+_ORDER, _OFFSETS, _FLIPS, _NORMALS, _PLACES, _ATTEMPTS, _OWNERS = range(7)
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,44 @@ class EpochPlan:
         return replace(self, offsets=self.offsets[first], flips=self.flips[first], places=self.places[first])
 
 
-def plan_training(shard_samples: Sequence[int], seed: int, epoch: int, slack: int) -> EpochPlan:
+@dataclass(frozen=True)
+class Partition:
+    """A fixed division of the samples among ranks, each of which keeps its own: their numbers differ by one at most.
+
+    It depends on (seed, samples, world_size) alone. In every epoch each rank goes through its part in the order of a
+    permutation of (seed, epoch): with one rank that is a true permutation of all samples.
+    """
+
+    samples: int
+    batch_size: int
+    """Of each rank."""
+    world_size: int
+    seed: int
+
+    def members(self, rank: int) -> np.ndarray:
+        """Return the samples that a rank keeps, int64, ascending."""
+        return np.flatnonzero(self._owners() == rank)
+
+    def order(self, epoch: int) -> np.ndarray:
+        """Return the order of an epoch by global position, int64 n, as `Share.of_training` divides it among ranks.
+
+        What the last global batch leaves over comes at its end: each epoch's permutation chooses it anew.
+        """
+        drawn = _stream(self.seed, epoch, _ORDER).permutation(self.samples)
+        owners = self._owners()[drawn]
+        parts = [drawn[owners == rank] for rank in range(self.world_size)]
+        used = self.samples // (self.batch_size * self.world_size) * self.batch_size
+        batches = np.stack([part[:used].reshape(-1, self.batch_size) for part in parts], axis=1)
+        return np.concatenate([batches.reshape(-1), *(part[used:] for part in parts)])
+
+    def _owners(self) -> np.ndarray:
+        shuffled = _stream(self.seed, 0, _OWNERS).permutation(self.samples)
+        return shuffled * self.world_size // max(self.samples, 1)
+
+
+def plan_training(
+    shard_samples: Sequence[int], seed: int, epoch: int, slack: int, partition: Partition | None = None
+) -> EpochPlan:
     """Draw a training epoch.
 
     Each kind of number has a counter-based stream of its own: what is switched off changes nothing else.
@@ -62,10 +99,11 @@ def plan_training(shard_samples: Sequence[int], seed: int, epoch: int, slack: in
         seed: not negative.
         epoch: from 0.
         slack: the largest crop offset, inclusive: side of the central square minus side of the crop.
+        partition: gives the order where each rank keeps a part of the samples; None shuffles shards.
     """
     samples = sum(shard_samples)
     return EpochPlan(
-        order=_shuffled(shard_samples, _stream(seed, epoch, _ORDER)),
+        order=partition.order(epoch) if partition else _shuffled(shard_samples, _stream(seed, epoch, _ORDER)),
         offsets=_stream(seed, epoch, _OFFSETS).integers(0, slack, size=(samples, 2), dtype=np.int32, endpoint=True),
         flips=_stream(seed, epoch, _FLIPS).integers(0, 2, size=samples, dtype=np.int32),
         normals=_stream(seed, epoch, _NORMALS).standard_normal((samples, 3), dtype=np.float32),

@@ -1,4 +1,5 @@
-"""The two DALI graphs, from JPEG files to a batch that a network takes: training, and evaluation beside it.
+"""The two DALI graphs, from JPEG files to a batch that a network takes: training, and evaluation beside it; and what
+they begin with alone, for the cache.
 
 Nothing in them is random: what varies between images comes in with the files (`pipeline.inputs`). The same lines run
 on a CPU (`device="cpu"`) and on a GPU, where the JPEGs are decoded in part by the GPU ("mixed").
@@ -86,6 +87,16 @@ def eval_graph(
         for y, x in places
     ]
     return fn.stack(*views)
+
+
+@pipeline_def
+def square_graph(source: Callable[[], Any], *, side: int, device: Device) -> Any:
+    """Decode a given window of each image, nothing else: uint8 N,side,side,3.
+
+    `source` gives, for each batch, the JPEG files and the window's corner (y, x), int32 2.
+    """
+    jpegs, corners = _inputs(source, [JPEGS, PAIRS])
+    return _decode(jpegs, corners, [side, side], device)
 
 
 def _inputs(source: Callable[[], Any], kinds: list[tuple[DALIDataType, int]]) -> Any:

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from pipeline.augment import CHUNK_2012, Augmentation, Mean, Units, divisor, lighting_shift
-from pipeline.epoch import EpochPlan, draw_attempts, plan_training
-from pipeline.windows import centre_corners, placed_corners, resized_shapes, square_corners
+from pipeline.epoch import EpochPlan, Partition, draw_attempts, plan_training
+from pipeline.windows import centre_corners, placed_corners, resized_shapes, square_corners, view_corners
 from preprocess.manifest import Rgb
 
 Arguments = tuple[np.ndarray, ...]
@@ -27,7 +27,7 @@ class EpochInputs:
 
 @dataclass(frozen=True)
 class TrainingInputs:
-    """Makes the inputs of `train_graph` for an epoch."""
+    """Makes the inputs of `train_graph`, or of the pass over a cache, for an epoch."""
 
     shard_samples: list[int]
     seed: int
@@ -39,11 +39,13 @@ class TrainingInputs:
     rgb: Rgb
     units: Units
     mean: Mean
+    partition: Partition | None = None
+    """Of the samples among the ranks, where they are kept in a cache."""
 
     def __call__(self, epoch: int) -> EpochInputs:
         """Draw one epoch."""
         augmentation = self.augmentation.at(epoch)
-        plan = plan_training(self.shard_samples, self.seed, epoch, self.short_side - self.crop)
+        plan = plan_training(self.shard_samples, self.seed, epoch, self.short_side - self.crop, self.partition)
         if augmentation.granularity == "chunk":
             plan = plan.shared_by_chunks(self.global_batch, CHUNK_2012)
         flips, shifts = self._treatment(plan, augmentation)
@@ -85,3 +87,23 @@ class TrainingInputs:
 def evaluation_inputs(samples: int, short_side: int, side: int) -> EpochInputs:
     """Return the inputs of `eval_graph`: all samples in order, of each the central window of `side` pixels."""
     return EpochInputs(np.arange(samples), lambda _, sizes: (centre_corners(sizes, short_side, side),))
+
+
+def kept_evaluation_inputs(
+    samples: int, slack: int, crops: int, means: np.ndarray, divisors: np.ndarray
+) -> EpochInputs:
+    """Return the inputs of the pass over a cache in evaluation: all samples in order, `crops` views of each.
+
+    Args:
+        samples: how many.
+        slack: side of the squares minus side of a view, in pixels.
+        crops: 1 or 10.
+        means: what is subtracted from each channel, float32 3.
+        divisors: what each channel is then divided by, float32 3.
+    """
+    views = (*view_corners(slack, crops), np.tile(means, (crops, 1)), np.tile(divisors, (crops, 1)))
+
+    def arguments(_: slice, sizes: np.ndarray) -> Arguments:
+        return tuple(np.concatenate([values] * len(sizes)) for values in views)
+
+    return EpochInputs(np.arange(samples), arguments)

@@ -25,6 +25,9 @@ READERS = 4
 CHUNK = 64
 """Samples that one thread reads in one go."""
 
+Wanted = Callable[[np.ndarray], np.ndarray]
+"""Samples, int64 -> which of them to read, bool."""
+
 
 @dataclass
 class Batch:
@@ -76,7 +79,9 @@ class ReadAhead:
         samples: where the files come from.
         share: which positions of an epoch are this rank's.
         epoch_inputs: the plan of an epoch by its number.
-        endless: go on with the next epoch, so that nothing waits at the boundary.
+        endless: whether to go on with the next epoch, so that nothing waits at the boundary.
+        wanted: called at each `seek`: returns what says which samples of one batch after another to read; a batch
+            with none is passed over. Default: all.
         skip: leave out a sample that cannot be read, and make its batch smaller.
     """
 
@@ -86,15 +91,18 @@ class ReadAhead:
         share: Share,
         epoch_inputs: Callable[[int], EpochInputs],
         *,
-        endless: bool,
+        endless: Callable[[], bool],
+        wanted: Callable[[], Wanted] = lambda: lambda indices: np.ones(len(indices), bool),
         skip: bool = False,
     ) -> None:
         self._samples = samples
         self._share = share
         self._epoch_inputs = epoch_inputs
         self._endless = endless
+        self._wanted = wanted
         self._skip = skip
-        self._left_out: set[int] = set()
+        self.left_out: dict[int, SampleError] = {}
+        """Samples that are given out no more, with what is wrong with them."""
         self._threads = ThreadPoolExecutor(READERS, thread_name_prefix="read-ahead")
         self._coming: Iterator[Batch] = iter(())
         self._reading: deque[Batch] = deque()
@@ -106,7 +114,7 @@ class ReadAhead:
     def seek(self, epoch: int, number: int) -> None:
         """Begin to read from one batch of one epoch."""
         self.stop()
-        self._coming = self._batches(epoch, number)
+        self._coming = self._batches(epoch, number, self._wanted())
         self._reading = deque(islice(self._coming, BATCHES_AHEAD))
 
     def stop(self) -> None:
@@ -133,8 +141,8 @@ class ReadAhead:
 
     def leave_out(self, error: SampleError) -> None:
         """Give this sample out no more, from the next `seek` on."""
-        if error.index not in self._left_out:
-            self._left_out.add(error.index)
+        if error.index not in self.left_out:
+            self.left_out[error.index] = error
             LOG.warning("left out: %s", error)
 
     def close(self) -> None:
@@ -143,26 +151,28 @@ class ReadAhead:
         self.taken.clear()
         self._threads.shutdown(wait=False, cancel_futures=True)
 
-    def _batches(self, epoch: int, number: int) -> Iterator[Batch]:
+    def _batches(self, epoch: int, number: int, wanted: Wanted) -> Iterator[Batch]:
         while True:
             inputs = self._epoch_inputs(epoch)
             for number_in_epoch in range(number, len(self._share)):
-                yield self._begin(inputs, epoch, number_in_epoch)
-            if not self._endless:
+                kept = wanted(inputs.order[self._share.positions(number_in_epoch)])
+                if kept.any():
+                    yield self._begin(inputs, epoch, number_in_epoch, kept)
+            if not self._endless():
                 return
             epoch, number = epoch + 1, 0
 
-    def _begin(self, inputs: EpochInputs, epoch: int, number: int) -> Batch:
+    def _begin(self, inputs: EpochInputs, epoch: int, number: int, kept: np.ndarray) -> Batch:
         positions = self._share.positions(number)
         indices = inputs.order[positions]
-        kept = np.array([index not in self._left_out for index in indices.tolist()]) if self._left_out else None
-        if kept is not None:
-            indices = indices[kept]
+        if self.left_out:
+            kept = kept & ~np.isin(indices, list(self.left_out))
+        indices = indices[kept]
         reads = [
             self._threads.submit(self._samples.read, indices[first : first + CHUNK])
             for first in range(0, len(indices), CHUNK)
         ]
-        return Batch(epoch, number, inputs, positions, np.ones(len(indices), bool) if kept is None else kept, reads)
+        return Batch(epoch, number, inputs, positions, kept, reads)
 
     def _read(self, batch: Batch) -> Batch:
         """Wait for a batch; where a sample is to be left out, read the others."""
@@ -173,6 +183,6 @@ class ReadAhead:
                 if not self._skip or batch.kept.sum() <= 1:
                     raise
                 self.leave_out(error)
-                batch = self._begin(batch.inputs, batch.epoch, batch.number)
+                batch = self._begin(batch.inputs, batch.epoch, batch.number, batch.kept)
             else:
                 return batch

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import torch
 from nvidia.dali.pipeline import Pipeline
 
@@ -53,12 +54,22 @@ class Stream:
     def seek(self, epoch: int, number: int) -> None:
         """Go on with this batch; costs nothing where it comes next anyway."""
         under_way = self._source.taken
-        if under_way and (under_way[0].epoch, under_way[0].number) == (epoch, number):
-            return
-        self._seek_anew(epoch, number)
+        if not (under_way and (under_way[0].epoch, under_way[0].number) == (epoch, number)):
+            self.seek_anew(epoch, number)
+
+    def seek_anew(self, epoch: int, number: int) -> None:
+        """Go on with this batch, and throw away what is under way."""
+        pipeline = self._emptied()
+        self._source.seek(epoch, number)
+        pipeline.schedule_run()
 
     def next(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return the next images and labels.
+        """Return the next images and labels; raise as `decoded` does."""
+        images, batch = self.decoded()
+        return images, to_device(batch.labels, self._device)
+
+    def decoded(self) -> tuple[torch.Tensor, Batch]:
+        """Return the next images, and the batch that they are.
 
         Raises:
             SampleError: a sample cannot be read or decoded; with `skip`, only if its batch has no other one.
@@ -71,21 +82,16 @@ class Stream:
         except RuntimeError as error:
             self._pipeline = None
             self._after_failure(error)
-            return self.next()
+            return self.decoded()
         batch = self._source.taken.popleft()
         self.skipped += int((~batch.kept).sum())
         self._pipeline.schedule_run()
-        return to_torch(images), self._on_device(batch)
+        return to_torch(images), batch
 
     def close(self) -> None:
         """Let go of the threads and of what is decoded."""
         self._pipeline = None
         self._source.close()
-
-    def _seek_anew(self, epoch: int, number: int) -> None:
-        pipeline = self._emptied()
-        self._source.seek(epoch, number)
-        pipeline.schedule_run()
 
     def _build(self) -> Pipeline:
         pipeline = self._graph(
@@ -115,13 +121,6 @@ class Stream:
         """On a GPU the consumer's stream waits for the batch, not the host."""
         return None if self._device.type == "cpu" else torch.cuda.current_stream(self._device)
 
-    def _on_device(self, batch: Batch) -> torch.Tensor:
-        labels = torch.from_numpy(batch.labels)
-        if self._device.type == "cpu":
-            return labels
-        # From pinned memory the copy does not wait for the work that is queued on the GPU.
-        return labels.pin_memory().to(self._device, non_blocking=True)
-
     def _after_failure(self, error: RuntimeError) -> None:
         """Leave out what does not decode and read its batch anew, or raise what names the sample."""
         batch = self._source.taken[0]
@@ -132,7 +131,7 @@ class Stream:
             raise culprits[0] from error
         for culprit in culprits:
             self._source.leave_out(culprit)
-        self._seek_anew(batch.epoch, batch.number)
+        self.seek_anew(batch.epoch, batch.number)
 
     def _culprits(self, batch: Batch) -> list[SampleError]:
         """Decode a failed batch one by one, to name the samples that failed: the first one, or all to skip."""
@@ -150,6 +149,15 @@ class Stream:
     def _run_alone(self, batch: Batch, part: slice) -> None:
         # A pipeline that failed does not go on: each sample gets one of its own.
         self._graph(source=lambda: batch.graph_inputs(part), batch_size=1, prefetch_queue_depth=1).run()
+
+
+def to_device(values: np.ndarray, device: torch.device) -> torch.Tensor:
+    """Hand an array over: on the CPU it is not copied."""
+    tensor = torch.from_numpy(values)
+    if device.type == "cpu":
+        return tensor
+    # From pinned memory the copy does not wait for the work that is queued on the GPU.
+    return tensor.pin_memory().to(device, non_blocking=True)
 
 
 def to_torch(images: Any) -> torch.Tensor:

@@ -25,6 +25,24 @@ def centre_corners(sizes: np.ndarray, short_side: int, crop: int) -> np.ndarray:
     return square_corners(sizes, short_side) + np.int32(round((short_side - crop) / 2))
 
 
+def view_corners(slack: int, crops: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return the views that evaluation takes of a square, in the order of torchvision's TenCrop.
+
+    Args:
+        slack: side of the square minus side of a view.
+        crops: 1 for the centre, 10 for four corners and centre, then those of the mirrored square.
+
+    Returns:
+        The corner of each view before it is mirrored, int32 crops,2; 1 for a mirrored one, int32 crops.
+    """
+    centre = round(slack / 2)
+    if crops == 1:
+        return np.array([[centre, centre]], np.int32), np.zeros(1, np.int32)
+    places = [(0, 0), (0, slack), (slack, 0), (slack, slack), (centre, centre)]
+    mirrored = [(y, slack - x) for y, x in places]
+    return np.array(places + mirrored, np.int32), np.repeat(np.arange(2, dtype=np.int32), 5)
+
+
 def placed_corners(extents: np.ndarray, shapes: np.ndarray | int, places: np.ndarray) -> np.ndarray:
     """Return the corner of a window of `shapes` within `extents`, every one equally likely, both ends included.
 

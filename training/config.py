@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from pipeline.augment import Augmentation, Mean, Units
+from pipeline.memory import CacheKind
 from preprocess.manifest import InputError
 from training.compiled import Compile
 from training.models.activation import Activation
@@ -220,6 +221,10 @@ class Config:
     mean: Mean = "channel"
     """What is subtracted: `channel`, a number for each channel; `image`, the central crop of the mean image, as the
     code of 2012 does."""
+    cache: CacheKind = "none"
+    """Keep decoded images in memory, so that each is decoded once: `host`, the workers' machine's; `device`, their
+    devices'. Training then sees them as YCbCr 4:2:0, within 4 grey levels of the decoded ones, in the order of a true
+    permutation; validation sees the same pixels as without."""
     storage: str = "./runs"
     """Where Ray Train keeps the checkpoints; on a cluster, a folder or bucket that all nodes reach."""
     keep_checkpoints: int = 2

@@ -99,7 +99,7 @@ def open_session(config: Config, layout: Layout, num_threads: int, checkpoint: P
     data = describe_data(config.data)
     share = {"rank": layout.position, "world_size": layout.positions, "device": str(layout.device)}
     common: dict[str, Any] = {**share, "crop": config.image_size, "seed": config.seed, "num_threads": num_threads}
-    common |= {"units": config.units, "mean": config.mean}
+    common |= {"units": config.units, "mean": config.mean, "cache": config.cache}
     per_device = config.batch_size // layout.positions
     classes = len(data.classes)
     torch.manual_seed(config.seed)

@@ -1,10 +1,11 @@
 """What the loader's tests share."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from shard_folders import cut, texture_jpegs, write_shards
 
 
@@ -31,3 +32,13 @@ def numbered(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def make_shards(tmp_path: Path) -> Callable[..., Path]:
     """Write a data set that a test wants to be wrong: `make_shards(splits, classes=...)`."""
     return lambda splits, **options: write_shards(tmp_path / "made", splits, **options)
+
+
+@pytest.fixture
+def uncompiled() -> Iterator[None]:
+    """Run a cache's pass line by line: the same bits (test_loader_cache_pixels.py) without seconds of compilation."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    with torch.compiler.set_stance("force_eager"):
+        yield
+    torch.set_num_threads(threads)

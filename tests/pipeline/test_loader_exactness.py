@@ -18,10 +18,10 @@ def labels_of(loader):
     return [labels.tolist() for _, labels in loader]
 
 
-def epoch_of_ranks(data, split, batch_size, world_size):
+def epoch_of_ranks(data, split, batch_size, world_size, **options):
     ranks = []
     for rank in range(world_size):
-        loader = make_loader(data, split, batch_size, rank=rank, world_size=world_size, num_threads=1)
+        loader = make_loader(data, split, batch_size, rank=rank, world_size=world_size, num_threads=1, **options)
         batches = labels_of(loader)
         assert len(batches) == len(loader)
         ranks.append(batches)

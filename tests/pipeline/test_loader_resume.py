@@ -4,8 +4,10 @@ import hashlib
 import itertools
 import json
 import random
+import signal
 import subprocess
 import sys
+import time
 
 import pytest
 from shard_folders import texture_jpegs
@@ -67,6 +69,72 @@ def test_a_fresh_process_goes_on_with_the_same_pixels_from_any_of_30_batches_and
     answer = subprocess.run(command, input=ask, capture_output=True, text=True, timeout=300)
     assert (answer.returncode, answer.stderr) == (0, "")
     assert json.loads(answer.stdout) == [prints[place : place + 3] for place in places]
+
+
+# Goes on from the last state that was written, or from the beginning: after each batch it appends what that held to
+# one file and then puts the state that comes after it into another, whole.
+KILLED = """
+import json, os, sys
+sys.path[:0] = {path!r}
+import torch
+from test_loader_resume import fingerprint, stream
+from pipeline.loader import make_loader
+torch.compiler.set_stance("force_eager")
+states, prints, cache = sys.argv[1:]
+loader = make_loader({data!r}, "train", {batch}, rank=1, world_size=2, seed=9, cache=cache)
+if os.path.exists(states):
+    with open(states) as file:
+        done, state = json.load(file)
+    loader.load_state_dict(state)
+else:
+    done = 0
+print("ready", flush=True)
+for batch in stream(loader):
+    with open(prints, "a") as file:
+        file.write(json.dumps([done, fingerprint(batch)]) + "\\n")
+    done += 1
+    with open(states + ".part", "w") as file:
+        json.dump([done, loader.state_dict()], file)
+    os.replace(states + ".part", states)
+"""
+KILLS = 15
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("cache", ["none", "host"])
+def test_killed_15_times_at_random_moments_it_gives_the_pixels_of_an_undisturbed_run(
+    numbered, tmp_path, cache, uncompiled
+):
+    rng = random.Random(2)
+    script = KILLED.format(path=sys.path, data=str(numbered), batch=SMALL)
+    states, prints = tmp_path / "state.json", tmp_path / "prints"
+    taken_up = []
+    for _ in range(KILLS + 1):
+        taken_up.append(json.loads(states.read_text())[0] if states.exists() else 0)
+        command = [sys.executable, "-c", script, str(states), str(prints), cache]
+        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as child:
+            try:
+                assert child.stdout.readline() == "ready\n"
+                wait_for(rng.randint(1, 9), prints, child)
+                time.sleep(rng.uniform(0, 0.02))
+            finally:
+                child.kill()
+        assert child.returncode == -signal.SIGKILL
+    assert len(set(taken_up)) == KILLS + 1
+    found = [json.loads(line) for line in prints.read_text().splitlines()]
+    loader = make_loader(numbered, "train", SMALL, rank=1, world_size=2, seed=9, cache=cache)
+    straight = list(map(fingerprint, itertools.islice(stream(loader), max(number for number, _ in found) + 1)))
+    assert len(set(straight)) == len(straight)
+    assert all(straight[number] == print_ for number, print_ in found)
+    assert {number for number, _ in found} == set(range(len(straight)))
+
+
+def wait_for(batches, prints, child):
+    """Wait until the child has given some more batches."""
+    before = prints.stat().st_size if prints.exists() else 0
+    line = 80  # bytes, about
+    while child.poll() is None and (prints.stat().st_size if prints.exists() else 0) < before + batches * line:
+        time.sleep(0.001)
 
 
 def test_state_is_small_and_the_same_for_every_rank(numbered):

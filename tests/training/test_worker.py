@@ -60,6 +60,19 @@ def run(config: Config, tmp_path: Path) -> Run:
     return Run(config, tmp_path / "run")
 
 
+def test_a_cache_changes_what_is_trained_on_but_not_validation_and_is_resumed_exactly(
+    config: Config, tmp_path: Path
+) -> None:
+    cached = dataclasses.replace(config, cache="host")
+    with torch.compiler.set_stance("force_eager"):
+        plain, kept = (open_session(each, CPU, 1) for each in (config, cached))
+        assert validate(kept) == pytest.approx(validate(plain), rel=1e-6)
+        assert kept.train_loader.state_dict()["order"] == "permutation"
+        straight = Run(cached, tmp_path / "straight")
+        resumed = Run(cached, tmp_path / "resumed", checkpoint=tmp_path / "straight" / "1")
+    assert_equal(straight.weights, resumed.weights)
+
+
 def test_label_smoothing_spreads_a_part_of_the_target(config: Config) -> None:
     network = dataclasses.replace(config.network, dropout=0.0)
     config = dataclasses.replace(config, label_smoothing=0.3, network=network, log_every=1)

@@ -1,0 +1,99 @@
+"""The one pass from kept squares to a batch: crop, flip, lighting, colour conversion, mean and units."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pipeline.buffers import Buffers
+from pipeline.inputs import Arguments
+from pipeline.squares import Squares
+from pipeline.stream import to_device
+
+LOG = logging.getLogger(__name__)
+
+
+class FusedPass:
+    """Makes batches of `images` views each, float32 images,3,crop,crop on the device.
+
+    `torch.compile` makes it one loop over the pixels (one graph: all shapes are fixed). Where there is no compiler the
+    same lines run one after another, slower and to the same bits: what `Squares.levels` gives is exact, and one
+    subtraction at a time and one product are rounded the same everywhere.
+
+    Args:
+        squares: how the squares are kept.
+        images: views of a batch.
+        crop: side of a view in pixels.
+        mean_crop: subtracted from every view beside the channel's shift, float32 3,crop,crop; None is nothing.
+        device: where the squares are, and the batch is made.
+    """
+
+    def __init__(
+        self, squares: Squares, images: int, crop: int, mean_crop: np.ndarray | None, device: torch.device
+    ) -> None:
+        self._squares = squares
+        self._device = device
+        self._shape = (images, 3, crop, crop)
+        self._mean_crop = torch.from_numpy(np.zeros((3, 1, 1), np.float32) if mean_crop is None else mean_crop)
+        self._mean_crop = self._mean_crop.to(device)
+        # On a GPU torch's own allocator uses memory again.
+        self._buffers = Buffers(self._shape) if device.type == "cpu" else None
+        self._fill: Callable[..., None] = torch.compile(_fill_views, dynamic=False, fullgraph=True)
+
+    def __call__(self, rows: Tensor, numbers: np.ndarray, arguments: Arguments) -> Tensor:
+        """Make a batch; on the CPU its memory is used again once nothing holds it.
+
+        Args:
+            rows: squares as they are kept, uint8 n,bytes, on the device.
+            numbers: the row of each view, int64; the last views of the batch repeat the first where there are fewer.
+            arguments: of each view the corner (y, x), int32 n,2; 1 to mirror, int32 n; what to subtract from each
+                channel and what to divide it by, float32 n,3.
+        """
+        cycle = np.arange(self._shape[0]) % len(numbers)
+        corners, flips, means, divisors = (values[cycle] for values in arguments)
+        given = [to_device(values, self._device) for values in (numbers[cycle], corners, flips, means, 1 / divisors)]
+        images = self._buffers.take() if self._buffers else torch.empty(self._shape, device=self._device)
+        with torch.no_grad():
+            self._run(self._squares, self._mean_crop, rows, *given, images)
+        return images[: len(numbers)]
+
+    def _run(self, *arguments: Any) -> None:
+        try:
+            self._fill(*arguments)
+        except Exception as error:
+            if self._fill is _fill_views:
+                raise
+            LOG.warning("the pass over the cache is not compiled, so it is slower: %s", _first_line(error))
+            self._fill = _fill_views
+            self._fill(*arguments)
+
+
+def _fill_views(
+    squares: Squares,
+    mean_crop: Tensor,
+    rows: Tensor,
+    numbers: Tensor,
+    corners: Tensor,
+    flips: Tensor,
+    means: Tensor,
+    factors: Tensor,
+    out: Tensor,
+) -> None:
+    crop = out.shape[-1]
+    places = torch.arange(crop, device=out.device)
+    y = corners[:, 0, None] + places
+    x = corners[:, 1, None] + torch.where(flips[:, None] == 1, crop - 1 - places, places)
+    start = (numbers * squares.bytes)[:, None, None]
+    colours = squares.levels(rows.view(-1), start, y[:, :, None], x[:, None, :])
+    for channel, levels in enumerate(colours):
+        less = levels - means[:, channel, None, None] - mean_crop[channel]
+        out[:, channel] = less * factors[:, channel, None, None]
+
+
+def _first_line(error: Exception) -> str:
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)

@@ -1,0 +1,45 @@
+"""Where a cache may be, and how much memory there is for it."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+CacheKind = Literal["none", "host", "device"]
+
+CGROUP = Path("/sys/fs/cgroup")
+
+
+def available_bytes(device: torch.device) -> int:
+    """Return what can still be allocated: free memory of a GPU, or of the host within the limit of its container."""
+    if device.type == "cuda":
+        free, _ = torch.cuda.mem_get_info(device)
+        return free
+    lines = Path("/proc/meminfo").read_text().splitlines()
+    fields = dict(line.split(":") for line in lines)
+    return min([int(fields["MemAvailable"].split()[0]) * 1024, *_left_in_container()])
+
+
+def local_processes() -> int:
+    """Count the processes of this training on this machine, as torchrun and Ray Train tell each of them."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+
+
+def _left_in_container() -> list[int]:
+    """What a container's limit (cgroup version 2) leaves, or version 1's; nothing where there is none."""
+    for limit, usage, stat, cached in (
+        ("memory.max", "memory.current", "memory.stat", "inactive_file"),
+        ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes", "memory/memory.stat", "total_inactive_file"),
+    ):
+        try:
+            most = (CGROUP / limit).read_text().strip()
+            used = int((CGROUP / usage).read_text())
+            fields = dict(line.split() for line in (CGROUP / stat).read_text().splitlines())
+        except (OSError, ValueError):
+            continue
+        # The page cache counts as used, but gives way.
+        return [] if most == "max" else [int(most) - used + int(fields.get(cached, 0))]
+    return []
