@@ -85,11 +85,10 @@ def _fill_views(
     out: Tensor,
 ) -> None:
     crop = out.shape[-1]
-    places = torch.arange(crop, device=out.device)
+    places = torch.arange(crop, dtype=torch.int32, device=out.device)
     y = corners[:, 0, None] + places
     x = corners[:, 1, None] + torch.where(flips[:, None] == 1, crop - 1 - places, places)
-    start = (numbers * squares.bytes)[:, None, None]
-    colours = squares.levels(rows.view(-1), start, y[:, :, None], x[:, None, :])
+    colours = squares.levels(rows, numbers[:, None, None], y[:, :, None], x[:, None, :])
     for channel, levels in enumerate(colours):
         less = levels - means[:, channel, None, None] - mean_crop[channel]
         out[:, channel] = less * factors[:, channel, None, None]
