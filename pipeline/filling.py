@@ -10,11 +10,10 @@ import torch
 
 from pipeline.cache import Cache
 from pipeline.epoch import Share
-from pipeline.inputs import EpochInputs
+from pipeline.inputs import EpochInputs, central_windows
 from pipeline.read_ahead import ReadAhead, Wanted
 from pipeline.samples import SampleError, Samples
 from pipeline.stream import Graph, Stream
-from pipeline.windows import centre_corners
 
 
 class Filling:
@@ -47,7 +46,7 @@ class Filling:
     ) -> None:
         def windows(epoch: int) -> EpochInputs:
             inputs = epoch_inputs(epoch)
-            return replace(inputs, arguments=lambda _, sizes: (centre_corners(sizes, short_side, cache.squares.side),))
+            return replace(inputs, arguments=lambda _, sizes: central_windows(sizes, short_side, cache.squares.side))
 
         self._cache = cache
         self._skip = skip

@@ -9,7 +9,14 @@ import numpy as np
 
 from pipeline.augment import CHUNK_2012, Augmentation, Mean, Units, divisor, lighting_shift
 from pipeline.epoch import EpochPlan, Partition, draw_attempts, plan_training
-from pipeline.windows import centre_corners, placed_corners, resized_shapes, square_corners, view_corners
+from pipeline.windows import (
+    centre_corners,
+    placed_corners,
+    places_of,
+    resized_shapes,
+    square_corners,
+    view_corners,
+)
 from preprocess.manifest import Rgb
 
 Arguments = tuple[np.ndarray, ...]
@@ -53,6 +60,8 @@ class TrainingInputs:
 
         def arguments(positions: slice, sizes: np.ndarray) -> Arguments:
             windows = self._windows(epoch, plan, augmentation, positions, sizes)
+            if self.partition is None:
+                windows = _as_graphs_take_them(windows, sizes, self.crop)
             return *windows, flips[positions], shifts[positions], np.tile(divisors, (len(sizes), 1))
 
         return EpochInputs(plan.order, arguments)
@@ -84,9 +93,21 @@ class TrainingInputs:
         return (corners + plan.offsets[positions],)
 
 
+def _as_graphs_take_them(windows: Arguments, sizes: np.ndarray, crop: int) -> Arguments:
+    """Return the places of windows, and heights and widths of those that have a shape of their own."""
+    corners, *shapes = windows
+    own = tuple(np.ascontiguousarray(shapes[0].T, np.float32)) if shapes else ()
+    return *places_of(corners, sizes, shapes[0] if shapes else crop), *own
+
+
+def central_windows(sizes: np.ndarray, short_side: int, side: int) -> Arguments:
+    """Return the places of the central windows of `side` pixels, as the graphs take them."""
+    return places_of(centre_corners(sizes, short_side, side), sizes, side)
+
+
 def evaluation_inputs(samples: int, short_side: int, side: int) -> EpochInputs:
     """Return the inputs of `eval_graph`: all samples in order, of each the central window of `side` pixels."""
-    return EpochInputs(np.arange(samples), lambda _, sizes: (centre_corners(sizes, short_side, side),))
+    return EpochInputs(np.arange(samples), lambda _, sizes: central_windows(sizes, short_side, side))
 
 
 def kept_evaluation_inputs(

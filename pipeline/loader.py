@@ -23,12 +23,12 @@ from pipeline.cached_stream import CachedStream
 from pipeline.checks import check_choice, check_count
 from pipeline.filling import Filling
 from pipeline.graphs import square_graph
+from pipeline.inputs import central_windows
 from pipeline.jpeg_size import jpeg_size
 from pipeline.memory import CacheKind
 from pipeline.read_ahead import ReadAhead
 from pipeline.samples import Example, Samples
 from pipeline.stream import Graph, Stream, to_torch
-from pipeline.windows import centre_corners
 from pipeline.work import Shown, Work, evaluation_work, training_work
 from preprocess.manifest import InputError, Manifest, Rgb, manifest_digest, read_manifest
 
@@ -333,11 +333,10 @@ def load_images(
     shown = Shown(short_side, side, crops, rgb, units, None if mean_image is None else mean_crop(mean_image, side))
     parts = iter(jpegs[i : i + IMAGES_AT_A_TIME] for i in range(0, len(jpegs), IMAGES_AT_A_TIME))
 
-    def source() -> tuple[list[np.ndarray], np.ndarray]:
+    def source() -> tuple[Any, ...]:
         part = next(parts)
         sizes = np.array([jpeg_size(jpeg) for jpeg in part], np.int32)
-        corners = centre_corners(sizes, short_side, shown.eval_window)
-        return [np.frombuffer(jpeg, np.uint8) for jpeg in part], corners
+        return [np.frombuffer(jpeg, np.uint8) for jpeg in part], *central_windows(sizes, short_side, shown.eval_window)
 
     pipeline = _placed(shown.eval_graph(), target, num_threads)(
         source=source,

@@ -43,6 +43,21 @@ def view_corners(slack: int, crops: int) -> tuple[np.ndarray, np.ndarray]:
     return np.array(places + mirrored, np.int32), np.repeat(np.arange(2, dtype=np.int32), 5)
 
 
+def places_of(corners: np.ndarray, sizes: np.ndarray, shapes: np.ndarray | int) -> tuple[np.ndarray, np.ndarray]:
+    """Return where windows lie as DALI's crops take it: from the top and from the left, float32 n each.
+
+    They are parts of the room that a window leaves in its image, 0 to 1: DALI multiplies and rounds to the nearest
+    pixel, which is the corner again, since no image has room for 2^23 pixels.
+
+    Args:
+        corners: of the windows.
+        sizes: height and width of the images, n,2.
+        shapes: height and width of the windows, n,2, or the side of squares.
+    """
+    top, left = np.ascontiguousarray((corners / np.maximum(sizes - shapes, 1)).T, np.float32)
+    return top, left
+
+
 def placed_corners(extents: np.ndarray, shapes: np.ndarray | int, places: np.ndarray) -> np.ndarray:
     """Return the corner of a window of `shapes` within `extents`, every one equally likely, both ends included.
 
