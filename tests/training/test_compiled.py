@@ -6,30 +6,55 @@ from pathlib import Path
 
 import pytest
 import torch
-import torch.distributed as dist
 import torch.multiprocessing as mp
-from test_parallel import batch, free_port, freezing, in_group, train_freezing
+from mesh import Shape, in_group
+from test_parallel import SWITCHES as WITH_PRELU
+from test_parallel import batch
 from torch import Tensor
 from torch._dynamo.utils import counters
 
 from preprocess.manifest import InputError
 from training.compiled import Compile, check_compiler, make_mean_loss, resolve_compile
 from training.config import Config, Optimizer, Parallel
-from training.models import build
+from training.models import architecture, build
 from training.optimizer import make_optimizer
-from training.parallel import Layout, make_layout, take_shard
+from training.parallel import Layout, gather_full, take_shard
 from training.precision import autocast
 from training.recipes import RECIPES
 from training.step import mean_loss, train_step
 from training.worker import Session, open_session, train
 
 CPU = torch.device("cpu")
-SWITCHES = {"init": "he", "dropout": 0.0}
+SWITCHES = {name: {**switches, "activation": "relu"} for name, switches in WITH_PRELU.items()}
+LAYOUTS: list[tuple[str, Shape]] = [
+    ("alexnet-small", (1, 2)),
+    ("alexnet-small", (2, 1)),
+    ("alexnet-owt", (1, 2)),
+    ("alexnet-owt", (2, 1)),
+]
+
+
+def freezing(data: Path) -> Config:
+    """conv1 stops after one of three epochs of six steps, each in three parts; weights are averaged."""
+    base = RECIPES["tiny-imagenet"]()
+    return dataclasses.replace(
+        base,
+        data=str(data),
+        epochs=3,
+        batch_size=16,
+        micro_batches=3,
+        label_smoothing=0.1,
+        precision="float32",
+        network=dataclasses.replace(base.network, dropout=0.0),
+        optimizer=Optimizer(
+            0.002, schedule="script", drops={2: 2e-4}, form="2012", bias_rate=2.0, freeze={"conv1": 1}, ema=0.8
+        ),
+    )
 
 
 def test_compiled_it_has_eager_s_loss_and_gradients() -> None:
     torch.manual_seed(0)
-    network = build("alexnet-small", 10, **SWITCHES).to(memory_format=torch.channels_last)  # two towers, LRN
+    network = build("alexnet-small", 12, **SWITCHES["alexnet-small"]).to(memory_format=torch.channels_last)
     images, labels = batch(0)
 
     def loss_and_gradients(function: object) -> tuple[Tensor, list[Tensor]]:
@@ -65,7 +90,7 @@ class Run:
 
 @pytest.mark.slow
 def test_compiled_trainings_repeat_themselves_and_are_eager_s_but_for_rounding(tiny_shards: Path) -> None:
-    config = dataclasses.replace(freezing(str(tiny_shards), 1), batch_size=16, micro_batches=3, label_smoothing=0.1)
+    config = freezing(tiny_shards)
     noisy = dataclasses.replace(config, compile="on", network=dataclasses.replace(config.network, dropout=0.2))
     run, again = Run(noisy), Run(noisy)
     for name, tensor in run.weights.items():
@@ -80,43 +105,39 @@ def test_compiled_trainings_repeat_themselves_and_are_eager_s_but_for_rounding(t
         assert difference <= 1e-3, f"{name} {difference}"
 
 
-def train_steps(layout: Layout, compile: Compile) -> dict[str, Tensor]:
-    """Take steps on this process's part of the network and of each batch; return the part's weights."""
+def train_steps(name: str, layout: Layout, compile: Compile) -> dict[str, Tensor]:
+    """Take steps on this process's share of each batch, the first layer frozen before the last; return all weights."""
     torch.manual_seed(0)
-    initial = build("alexnet-small", 10, **SWITCHES).state_dict()
-    network = build("alexnet-small", 10, links=layout.links(), **SWITCHES).to(memory_format=torch.channels_last)
-    network.load_state_dict(take_shard(initial, layout))
+    initial = build(name, 12, **SWITCHES[name]).state_dict()
+    network = build(name, 12, links=layout.links(), **SWITCHES[name]).to(memory_format=torch.channels_last)
+    network.load_state_dict(take_shard(initial, network, layout))
     optimizer = make_optimizer(network, Optimizer(learning_rate=0.004))
-    replica, function = layout.replicate(network), make_mean_loss(compile, CPU, whole=False)
-    for step in range(3):
-        images, labels = (part.chunk(layout.data_size)[layout.data_rank] for part in batch(step))
-        train_step(replica, optimizer, images, labels, autocast("float32", CPU), mean_loss=function)
-    return network.state_dict()
+    for steps in (range(3), range(3, 4)):
+        replica, function = layout.replicate(network), make_mean_loss(compile, CPU, whole=False)
+        for step in steps:
+            images, labels = (part.chunk(layout.positions)[layout.position] for part in batch(step))
+            train_step(replica, optimizer, images, labels, autocast("float32", CPU), mean_loss=function)
+        network.layer("conv1").requires_grad_(False)
+    return gather_full(network.state_dict(), network, layout)
 
 
-def process(rank: int, ports: list[int], data: str, folder: Path) -> None:
-    torch.set_num_threads(1)
-    found = []
-    for port, shape in zip(ports, ((1, 2), (2, 1)), strict=True):
-        in_group(rank, 2, port)
-        layout = make_layout(CPU, *shape)
-        found.append([train_steps(layout, compile) for compile in ("off", "on")])
-        if shape == (2, 1):
-            config = freezing(data, 2)
-            runs = [train_freezing(dataclasses.replace(config, compile=compile), layout) for compile in ("off", "on")]
-            found.append([run[-1]["weights"] for run in runs])
-        dist.barrier()
-        dist.destroy_process_group()
-    (folder / str(rank)).write_bytes(pickle.dumps(found))
+def process(rank: int, folder: Path) -> None:
+    for name, shape in LAYOUTS:
+        meeting = folder / f"meeting-{name}-{shape}"
+        with in_group(rank, shape, meeting, hybrid=architecture(name).hybrid) as layout:
+            found = [train_steps(name, layout, compile) for compile in ("off", "on")]
+        (folder / f"{name}-{shape}-{rank}").write_bytes(pickle.dumps(found))
 
 
 @pytest.mark.slow
-def test_towers_and_replicas_train_the_same_weights_when_compiled(tiny_shards: Path, tmp_path: Path) -> None:
-    mp.spawn(process, ([free_port(), free_port()], str(tiny_shards), tmp_path), nprocs=2)
-    for rank in (0, 1):
-        for eager, compiled in pickle.loads((tmp_path / str(rank)).read_bytes()):
-            for name, tensor in eager.items():
-                torch.testing.assert_close(compiled[name], tensor, rtol=0, atol=2e-5, msg=f"rank {rank}: {name}")
+def test_every_layout_trains_the_same_weights_when_compiled(tmp_path: Path) -> None:
+    mp.spawn(process, (tmp_path,), nprocs=2)
+    for name, shape in LAYOUTS:
+        for rank in (0, 1):
+            eager, compiled = pickle.loads((tmp_path / f"{name}-{shape}-{rank}").read_bytes())
+            for key, tensor in eager.items():
+                message = f"{name} {shape} rank {rank}: {key}"
+                torch.testing.assert_close(compiled[key], tensor, rtol=0, atol=2e-5, msg=message)
 
 
 def test_auto_compiles_on_gpus_alone_and_is_what_the_fast_recipe_has() -> None:
