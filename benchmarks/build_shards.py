@@ -112,12 +112,12 @@ def measure(files: list[Path], python: Path, workers: int, rounds: int) -> dict[
     return costs
 
 
-def link_images(files: list[Path], folder: Path) -> None:
+def link_images(files: list[Path], folder: Path, classes: int = CLASSES) -> None:
     """Fill class folders with links to the files."""
-    for label in range(CLASSES):
+    for label in range(classes):
         (folder / f"class-{label}").mkdir(parents=True)
     for number, path in enumerate(files):
-        (folder / f"class-{number % CLASSES}" / f"{number:07d}.jpg").symlink_to(path)
+        (folder / f"class-{number % classes}" / f"{number:07d}.jpg").symlink_to(path)
 
 
 def run_build(folder: Path, workers: int, shard_samples: int) -> Cost:

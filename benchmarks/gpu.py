@@ -1,135 +1,108 @@
-"""`python -m benchmarks.gpu --output DIR`: GPU tests, loader and training speed, all in one call.
+"""`python -m benchmarks.gpu --output DIR`: all that is measured on a GPU, and its tests, in one call.
 
-Needs torch, DALI and pytest alone, so that it runs on a GPU machine without Ray and MLflow. Images are drawn and
-repeated (there is no ImageNet on such a machine): what is measured is speed, on files of ImageNet's size.
+Needs torch, DALI, pytest and what reads and writes images, so that it runs on a GPU machine without Ray and MLflow.
+Each part is a command of its own that can be run alone; one that fails does not keep the others from running. There is
+no ImageNet on such a machine: images are repeated, and what is measured is speed.
 """
 
 from __future__ import annotations
 
 import argparse
-import itertools
-import json
-import statistics
+import importlib.util
+import os
 import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator
-from functools import partial
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
-from torch import Tensor
 
-from benchmarks.train_step import any_failed, measure_networks
-from pipeline.loader import make_loader
-from training.models import build
-from training.precision import autocast
-from training.step import train_step
+from benchmarks.build_shards import find_images, link_images
+from benchmarks.resume import link_shards
+from preprocess.manifest import InputError, read_manifest
+from training.command import run_command
 
 CLASSES = 1000
-WARM_UP, STEPS = 10, 40
-Batch = tuple[Tensor, Tensor]
+"""Each with an image in the one shard of the train split, and with one in val."""
+GPU_TESTS = ("tests/training/test_gpu.py", "tests/pipeline")
+"""Other tests of training import Ray and MLflow."""
 
 
-def main() -> int:
-    """Run everything, write results.json into --output, print a table; return 1 if a test failed."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu", description=__doc__.splitlines()[0])
-    parser.add_argument("--output", type=Path, required=True)
-    parser.add_argument("--data", type=Path, help="folder of shards of short side 256 (default: the drawn sample)")
-    parser.add_argument("--rounds", type=int, default=5, help="interleaved measurements of each kind (default: 5)")
-    options = parser.parse_args()
+def main(arguments: Sequence[str]) -> None:
+    """Run the parts one after another, their output into this one's and --output; exit 1 if one failed."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu", description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="for the results of each part")
+    parser.add_argument("--images", type=Path, metavar="DIR", help="folder of JPEGs (default: the drawn sample)")
+    parser.add_argument("--shards", type=int, default=6, metavar="N", help="of 1000 images, the same (default: 6)")
+    parser.add_argument("--rounds", type=int, default=5, metavar="N", help="turns of each kind (default: 5)")
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS), metavar="NAME", help=", ".join(PARTS))
+    options = parser.parse_args(arguments)
+    if not torch.cuda.is_available():
+        raise InputError("torch finds no GPU")
     options.output.mkdir(parents=True, exist_ok=True)
-    # Other tests of training import Ray and MLflow.
-    where = ("tests/training/test_gpu.py", "tests/pipeline")
-    tests = subprocess.run([sys.executable, "-m", "pytest", "-q", "-m", "gpu", *where])
-    data = options.data or _draw_shards(options.output)
-    rates = measure(data, options.rounds)
-    results: dict[str, Any] = {
-        "gpu": torch.cuda.get_device_name(),
-        "torch": torch.__version__,
-        "tests_exit_code": tests.returncode,
-        "images_per_second": rates,
-    }
-    page = options.output / "results.json"
-    page.write_text(json.dumps(results, indent=1) + "\n")  # what is measured is kept, whatever comes next
-    for name, measured in rates.items():
-        spread = f"{min(measured):.0f}-{max(measured):.0f}"
-        print(f"{statistics.median(measured):9.0f} images/s  {spread}  n={len(measured)}  {name}")
-    steps = measure_networks(torch.device("cuda"), rounds=options.rounds)
-    page.write_text(json.dumps({**results, "train_step": steps}, indent=1) + "\n")
-    return int(tests.returncode != 0 or any_failed(steps))
+    print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}, {len(os.sched_getaffinity(0))} CPUs", flush=True)
+    failed = []
+    with tempfile.TemporaryDirectory() as scratch:
+        data = make_shards(options.images, options.shards, Path(scratch))
+        for name in options.parts:
+            print(f"== {name}", flush=True)
+            started = time.perf_counter()
+            command = [sys.executable, "-m", *PARTS[name](str(data), str(options.output / name), str(options.rounds))]
+            if subprocess.run(command).returncode:
+                failed.append(name)
+            print(f"== {name}: {time.perf_counter() - started:.0f} s", flush=True)
+    if failed:
+        print(f"failed: {', '.join(failed)}", file=sys.stderr)
+        sys.exit(1)
 
 
-def _draw_shards(folder: Path) -> Path:
-    shards = folder / "shards"
-    subprocess.run([sys.executable, "-m", "preprocess.build_shards", "--output", str(shards)], check=True)
-    return shards
+def make_shards(images: Path | None, count: int, folder: Path) -> Path:
+    """Return a data set whose train split is one shard, `count` times."""
+    command = [sys.executable, "-m", "preprocess.build_shards", "--output", str(folder / "built")]
+    if images is not None:
+        for split in ("train", "val"):
+            link_images(find_images(images, CLASSES), folder / "images" / split, CLASSES)
+        command += ["--input", str(folder / "images"), "--shard-samples", str(CLASSES)]
+    subprocess.run(command, check=True)
+    built, repeated = folder / "built", folder / "shards"
+    repeated.mkdir()
+    return link_shards(built, read_manifest(built), repeated, count)
 
 
-def measure(data: Path, rounds: int) -> dict[str, list[float]]:
-    """Return images per second of each kind of work, `rounds` times, kinds interleaved."""
-    batch_size = 256
-    loader = make_loader(data, "train", batch_size, device="cuda")
-    batches = endless(loader)
-    resident = next(batches)
-    cached = filled_cache(data, batch_size)
-    kinds: dict[str, Callable[[], None]] = {"loader alone": lambda: drop(next(batches))}
-    kinds["device cache alone, filled"] = lambda: drop(next(cached))
-    for precision in ("float32", "bfloat16"):
-        step = make_step(precision)
-        kinds[f"alexnet {precision}, one resident batch"] = partial(step, itertools.repeat(resident))
-        kinds[f"alexnet {precision}, fed by the loader"] = partial(step, batches)
-        kinds[f"alexnet {precision}, fed by the device cache"] = partial(step, cached)
-    rates: dict[str, list[float]] = {name: [] for name in kinds}
-    for _ in range(rounds):
-        for name, work in kinds.items():
-            rates[name].append(batch_size * rate(work))
-    return rates
+def _tests(_data: str, output: str, _rounds: str) -> list[str]:
+    # Most of their time is that of one core, which compiles.
+    side_by_side = ["-n", "8"] if importlib.util.find_spec("xdist") else []
+    return ["pytest", "-q", "-m", "gpu", f"--junitxml={output}.xml", *side_by_side, *GPU_TESTS]
 
 
-def filled_cache(data: Path, batch_size: int) -> Iterator[Batch]:
-    """Return the batches of a loader with a cache on the GPU, from its second epoch on."""
-    loader = make_loader(data, "train", batch_size, device="cuda", cache="device")
-    for batch in loader:
-        drop(batch)
-    return endless(loader)
+def _decoder(data: str, output: str, rounds: str) -> list[str]:
+    return ["benchmarks.decoder", "--data", data, "--rounds", rounds, "--output", f"{output}.json"]
 
 
-def endless(batches: Iterable[Any]) -> Iterator[Any]:
-    """Give epoch after epoch."""
-    while True:
-        yield from batches
+def _lrn(_data: str, _output: str, rounds: str) -> list[str]:
+    first_layer = ["--shape", *map(str, (128, 96, 55, 55)), "--dtype", "bfloat16"]
+    return ["benchmarks.lrn", "--device", "cuda", *first_layer, "--rounds", rounds]
 
 
-def drop(_batch: Batch) -> None:
-    """Forget a batch: its memory is free once the stream has passed it."""
+def _train_step(_data: str, output: str, rounds: str) -> list[str]:
+    return ["benchmarks.train_step", "--device", "cuda", "--rounds", rounds, "--output", f"{output}.json"]
 
 
-def make_step(precision: str) -> Callable[[Iterator[Batch]], None]:
-    """Return a training step of the full two-tower network on the GPU, on the next of some batches."""
-    assert precision in ("float32", "bfloat16")
-    network = build("alexnet", CLASSES).to("cuda", memory_format=torch.channels_last)  # type: ignore[call-overload]
-    optimizer = torch.optim.SGD(network.parameters(), lr=0.01, momentum=0.9, weight_decay=5e-4)
-    context = autocast("bfloat16" if precision == "bfloat16" else "float32", torch.device("cuda"))
-
-    def step(batches: Iterator[Batch]) -> None:
-        train_step(network, optimizer, *next(batches), context)
-
-    return step
+def _fed_step(data: str, output: str, rounds: str) -> list[str]:
+    return ["benchmarks.fed_step", "--data", data, "--rounds", rounds, "--output", f"{output}.json"]
 
 
-def rate(work: Callable[[], None]) -> float:
-    """Return calls per second, after a warm-up, until the GPU is done."""
-    for _ in range(WARM_UP):
-        work()
-    torch.cuda.synchronize()
-    started = time.perf_counter()
-    for _ in range(STEPS):
-        work()
-    torch.cuda.synchronize()
-    return STEPS / (time.perf_counter() - started)
+PARTS: dict[str, Callable[[str, str, str], list[str]]] = {
+    "tests": _tests,
+    "decoder": _decoder,
+    "lrn": _lrn,
+    "train_step": _train_step,
+    "fed_step": _fed_step,
+}
+"""By name: the module and its arguments, from the data set, a name for its results, and the rounds."""
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_command(main))

@@ -35,7 +35,7 @@ from torch.utils.data import DataLoader
 from torchvision.datasets import ImageFolder
 from torchvision.transforms import v2
 
-from benchmarks.gpu import endless
+from benchmarks.fed_step import endless
 from pipeline.loader import Loader, make_loader
 from pipeline.samples import Samples
 from pipeline.stream import to_torch

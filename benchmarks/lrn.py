@@ -38,13 +38,15 @@ def main() -> None:
     """Print a table for both memory formats, the kinds taking turns."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.lrn", description=__doc__)
     parser.add_argument("--shape", type=int, nargs=4, default=(128, 64, 32, 32), metavar=("N", "C", "H", "W"))
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--rounds", type=int, default=7)
     options = parser.parse_args()
-    print(f"{tuple(options.shape)} float32 on {options.device}, {torch.get_num_threads()} threads, n {options.rounds}")
+    dtype: torch.dtype = getattr(torch, options.dtype)
+    print(f"{tuple(options.shape)} {dtype} on {options.device}, {torch.get_num_threads()} threads, n {options.rounds}")
     for name, memory_format in (("contiguous", torch.contiguous_format), ("channels-last", torch.channels_last)):
         x, gradient = (
-            (torch.randn(*options.shape, device=options.device) * scale).to(memory_format=memory_format)
+            (torch.randn(*options.shape, device=options.device) * scale).to(dtype, memory_format=memory_format)
             for scale in (30, 1)
         )
         x.requires_grad_()
@@ -57,7 +59,7 @@ def main() -> None:
                     times[kind].append(taken * 1e3)
         for kind, values in times.items():
             median = statistics.median(values)
-            print(f"| {name} | {kind} | {median:.0f} ms ({min(values):.0f}-{max(values):.0f}) |")
+            print(f"| {name} | {kind} | {median:.3g} ms ({min(values):.3g}-{max(values):.3g}) |")
 
 
 if __name__ == "__main__":

@@ -52,17 +52,19 @@ def main() -> int:
     return 0
 
 
-def link_shards(data: Path, manifest: Manifest, folder: Path) -> Path:
-    """Fill `folder` with a data set whose train split is the first shard of `data`, 1,281 times."""
+def link_shards(data: Path, manifest: Manifest, folder: Path, count: int = SHARDS) -> Path:
+    """Fill `folder` with a data set whose train split is the first shard of `data`, `count` times; val stays."""
     first = manifest.split("train").shards[0]
-    shards = []
-    for number in range(SHARDS):
-        shard = replace(first, tar=f"train-{number:06d}.tar", index=f"train-{number:06d}.idx")
+    shards = tuple(
+        replace(first, tar=f"train-{number:06d}.tar", index=f"train-{number:06d}.idx") for number in range(count)
+    )
+    for shard in shards:
         os.link(data / first.tar, folder / shard.tar)
         os.link(data / first.index, folder / shard.index)
-        shards.append(shard)
-    os.link(data / manifest.rgb.mean_image, folder / manifest.rgb.mean_image)
-    write_manifest(folder, replace(manifest, splits={"train": Split(SHARDS * first.samples, tuple(shards))}))
+    val = manifest.split("val")
+    for name in (manifest.rgb.mean_image, *(name for shard in val.shards for name in (shard.tar, shard.index))):
+        os.link(data / name, folder / name)
+    write_manifest(folder, replace(manifest, splits={"train": Split(count * first.samples, shards), "val": val}))
     return folder
 
 

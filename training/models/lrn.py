@@ -54,7 +54,7 @@ class SpatialResponseNorm(nn.Module):
 
 
 class _Normalise(torch.autograd.Function):
-    """The formula with its own backward, which keeps x and the denominators alone and does all else in place.
+    """The formula with its own backward, which keeps x and the denominators alone and does most else in place.
 
     With d = k + alpha * S(x²), S the window's sum: y = x d^-beta, and since S is symmetric
     dx = g d^-beta - 2 alpha beta x S(g x d^-(beta + 1)).
@@ -67,7 +67,8 @@ class _Normalise(torch.autograd.Function):
         denominators = _window_sum(x * x, band, *window).mul_(alpha).add_(k)
         ctx.save_for_backward(x, denominators, band)
         ctx.window, ctx.alpha, ctx.beta = window, alpha, beta
-        return _inverse_power(denominators, beta).mul_(x)
+        # A new tensor: compiled by torch 2.11, one that was changed in place has no gradient.
+        return _inverse_power(denominators, beta) * x
 
     @staticmethod
     @once_differentiable
