@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from training.models.lrn import LocalResponseNorm
+from training.models.lrn import LocalResponseNorm, sum_of_views
 
 
 def formula(x: Tensor, alpha: float, k: float, size: int, beta: float) -> Tensor:
@@ -32,3 +32,10 @@ def test_it_is_torch_s_with_alpha_times_size() -> None:
     x = torch.randn(2, 96, 5, 5) * 50
     reference = torch.nn.LocalResponseNorm(5, alpha=5e-4, beta=0.75, k=2.0)
     torch.testing.assert_close(LocalResponseNorm(96, 1, alpha=1e-4)(x), reference(x), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(("towers", "size"), [(1, 5), (2, 5), (2, 1), (3, 9)])
+def test_the_window_s_sum_on_a_gpu_is_the_band_s(towers: int, size: int) -> None:
+    x = torch.randn(2, 12, 4, 3)
+    band = LocalResponseNorm(12, towers, alpha=1.0, size=size).band
+    torch.testing.assert_close(sum_of_views(x, towers, size), torch.nn.functional.conv2d(x, band))

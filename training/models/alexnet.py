@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from training.models.activation import make_activation
 from training.models.architecture import LRN_ALPHA, Architecture
+from training.models.convolution import Conv2d
 from training.models.dropout import make_dropout
 from training.models.initial import initialise
 from training.models.links import Links
@@ -152,11 +153,11 @@ class AlexNet(nn.Module):
         a, width = self.architecture, self.links.conv_width
         c1, c2, c3, c4, c5 = (channels // width for channels in a.channels)
         groups = a.towers // width
-        self._add("conv1", nn.Conv2d(3, c1, a.first_kernel, stride=a.first_stride, padding=self._even_padding()))
-        self._add("conv2", nn.Conv2d(c1, c2, 5, padding=a.conv_padding("conv2"), groups=groups))
-        self._add("conv3", nn.Conv2d(a.channels[1], c3, 3, padding=1))
-        self._add("conv4", nn.Conv2d(c3, c4, 3, padding=1, groups=groups))
-        self._add("conv5", nn.Conv2d(c4, c5, 3, padding=a.conv_padding("conv5"), groups=groups))
+        self._add("conv1", Conv2d(3, c1, a.first_kernel, stride=a.first_stride, padding=self._even_padding()))
+        self._add("conv2", Conv2d(c1, c2, 5, padding=a.conv_padding("conv2"), groups=groups))
+        self._add("conv3", Conv2d(a.channels[1], c3, 3, padding=1))
+        self._add("conv4", Conv2d(c3, c4, 3, padding=1, groups=groups))
+        self._add("conv5", Conv2d(c4, c5, 3, padding=a.conv_padding("conv5"), groups=groups))
         for number, channels in enumerate((c1, c2, c3, c4, c5), start=1):
             self._add(f"act{number}", make_activation(a.activation, channels))
 

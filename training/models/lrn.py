@@ -32,7 +32,8 @@ class LocalResponseNorm(nn.Module):
         distance = torch.arange(per_tower)[:, None] - torch.arange(per_tower)[None, :]
         band = (distance.abs() <= size // 2).float()
         # Derived from the arguments alone: it is no part of a checkpoint.
-        self.register_buffer("band", band.repeat(towers, 1)[:, :, None, None], persistent=False)
+        blocks = torch.block_diag(*[band] * towers)
+        self.register_buffer("band", blocks[:, :, None, None], persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalise x: N,C,H,W."""
@@ -80,17 +81,34 @@ class _Normalise(torch.autograd.Function):
 
 
 def _window_sum(values: Tensor, band: Tensor, towers: int, size: int) -> Tensor:
+    """Sum over a window of channels, each tower for itself: N,C,H,W -> N,C,H,W, a new tensor."""
+    if values.is_cuda and values.dtype == torch.float32:
+        return sum_of_views(values, towers, size)
     # A 1x1 convolution with a band matrix: one fast pass, where a pooling over the channel axis walks through memory
-    # with the longest stride there is. On GPUs cuDNN would round float32 to TF32; sums of shifted views do not.
-    if not (values.is_cuda and values.dtype == torch.float32):
-        with torch.autocast(values.device.type, enabled=False):
-            return F.conv2d(values, band.to(values.dtype), groups=towers)
-    total = values.clone()
-    split, sums = (tensor.unflatten(1, (towers, -1)) for tensor in (values, total))
-    for step in range(1, size // 2 + 1):
-        sums[:, :, step:] += split[:, :, :-step]
-        sums[:, :, :-step] += split[:, :, step:]
-    return total
+    # with the longest stride there is. On a GPU towers are blocks of the matrix and no groups, for which cuDNN would
+    # first change the layout of everything in bfloat16.
+    weights, groups = (band, 1) if values.is_cuda else (_one_block_each(band, towers), towers)
+    with torch.autocast(values.device.type, enabled=False):
+        return F.conv2d(values, weights.to(values.dtype), groups=groups)
+
+
+def _one_block_each(band: Tensor, towers: int) -> Tensor:
+    per_tower = len(band) // towers
+    return band[:per_tower, :per_tower].repeat(towers, 1, 1, 1)
+
+
+def sum_of_views(values: Tensor, towers: int, size: int) -> Tensor:
+    """Return the same as a sum of shifted views, without cuDNN, which would round float32 to TF32.
+
+    Nothing is changed in place: compiled by torch 2.11, additions to slices write outside of their memory on a GPU.
+    """
+    reach = size // 2
+    sums = []
+    for tower in values.chunk(towers, dim=1):
+        padded = F.pad(tower, (0, 0, 0, 0, reach, reach))
+        shifted = [padded[:, step : step + tower.shape[1]] for step in range(size)]
+        sums.append(sum(shifted[1:], start=shifted[0]))
+    return torch.cat(sums, dim=1)
 
 
 def _inverse_power(base: Tensor, exponent: float) -> Tensor:
