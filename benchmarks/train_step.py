@@ -60,8 +60,6 @@ class Kind:
     channels_last: bool = False
     fused: bool = False
     compile: Literal["off", "on", "graphs"] = "off"
-    autotuned: bool = False
-    """cuDNN tries its algorithms and takes the fastest (`torch.backends.cudnn.benchmark`)."""
     own: bool = False
     """By `training.step` with the optimiser of `training.optimizer`, not in the bare loop."""
     torchvision: bool = False
@@ -76,14 +74,12 @@ KINDS = {
     "bfloat16": Kind(precision="bfloat16"),
     "fused": Kind(fused=True),
     "compiled": Kind(compile="on"),
-    "autotuned": Kind(autotuned=True),
     "all-eager": Kind(channels_last=True, fused=True, own=True),
     "all": Kind(channels_last=True, fused=True, compile="on", own=True),
-    "all-autotuned": Kind(channels_last=True, fused=True, compile="on", autotuned=True, own=True),
-    "all-graphs": Kind(channels_last=True, fused=True, compile="graphs", autotuned=True, own=True),
+    "all-graphs": Kind(channels_last=True, fused=True, compile="graphs", own=True),
     TORCHVISION: Kind(torchvision=True),
 }
-"""By the name of the switch; those of `all` are in bfloat16 where the hardware multiplies it."""
+"""By the name of the switch; the three of `all` are in bfloat16 where the hardware multiplies it."""
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -202,7 +198,7 @@ def choose_kinds(device: torch.device, switches: Sequence[str] | None) -> dict[s
             name
             for name, kind in KINDS.items()
             if not (kind.precision == "bfloat16" and best == "float32")
-            and not ((kind.autotuned or kind.compile == "graphs") and device.type == "cpu")
+            and not (kind.compile == "graphs" and device.type == "cpu")
             and not (kind.torchvision and not has_torchvision)
         ]
     if TORCHVISION in switches and not has_torchvision:
@@ -215,19 +211,6 @@ def choose_kinds(device: torch.device, switches: Sequence[str] | None) -> dict[s
 
 def make_step(kind: Kind, network: str, batch: Batch) -> Work:
     """Return a training step of this kind on `batch`, with a network of its own."""
-    step = _make_step(kind, network, batch)
-
-    def tuned() -> None:
-        before, torch.backends.cudnn.benchmark = torch.backends.cudnn.benchmark, kind.autotuned
-        try:
-            step()
-        finally:
-            torch.backends.cudnn.benchmark = before
-
-    return tuned
-
-
-def _make_step(kind: Kind, network: str, batch: Batch) -> Work:
     images, labels = batch
     device = images.device
     torch.manual_seed(0)
