@@ -159,10 +159,13 @@ def _result(reference: Any, address: str) -> Any:
 
 def _cancel(references: Sequence[Any]) -> None:
     """End what still runs, so that nothing writes any more when the caller tidies up."""
-    for reference in references:
+    if not references:
+        return
+    # What has just ended must not be cancelled: while Ray still notes its result, that aborts this process.
+    _, running = ray.wait(list(references), num_returns=len(references), timeout=0)
+    for reference in running:
         ray.cancel(reference, force=True)
-    if references:
-        ray.wait(list(references), num_returns=len(references), timeout=_CANCEL_SECONDS)
+    ray.wait(list(references), num_returns=len(references), timeout=_CANCEL_SECONDS)
 
 
 def _sum(one: Counts, other: Counts) -> Counts:
