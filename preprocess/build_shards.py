@@ -8,6 +8,7 @@ if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C during the imports ends it, without a traceback
 
 import argparse
+import io
 import os
 import sys
 import time
@@ -137,6 +138,12 @@ def _open_closed_streams() -> None:
             setattr(sys, name, os.fdopen(descriptor, "r" if name == "stdin" else "w"))
 
 
+def _write_any_name() -> None:
+    # A name that stdout's encoding lacks is no reason to fail when all is done; stderr escapes such by itself.
+    assert isinstance(sys.stdout, io.TextIOWrapper)
+    sys.stdout.reconfigure(errors="backslashreplace")
+
+
 def _summary(outcome: Outcome, seconds: float) -> str:
     manifest, counts = outcome.manifest, outcome.counts
     parts = " + ".join(f"{split.samples:,} {name}" for name, split in manifest.splits.items())
@@ -161,5 +168,6 @@ def _fail(code: int, message: str) -> int:
 
 if __name__ == "__main__":
     _open_closed_streams()
+    _write_any_name()
     _raise_on_signals()
     sys.exit(main())

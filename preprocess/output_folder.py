@@ -7,6 +7,7 @@ A build marks the folder with a lock file before it writes anything else. A fold
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import os
 import re
@@ -98,7 +99,9 @@ def _locked(folder: Path) -> Iterator[None]:
     # The system releases the lock when the process ends, however it ends.
     try:
         lock = (folder / LOCK_NAME).open("ab")
-    except PermissionError as error:
+    except OSError as error:
+        if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
+            raise
         raise InputError(f"output folder {folder} cannot be written: {error.strerror}") from error
     with lock as file:
         try:

@@ -9,13 +9,16 @@ import contextlib
 import itertools
 import logging
 import os
+import signal
 import socket
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import ray
 from ray.exceptions import RayError, RayTaskError
 
+from preprocess.held_signals import held_signals
 from preprocess.manifest import InputError
 from preprocess.workers import REASONS_SHOWN, Counts, Result, Task, WorkerDiedError
 
@@ -59,11 +62,12 @@ def run_tasks_on_ray(
         collect: as for `workers.run_tasks`.
 
     Raises:
-        InputError: there is no cluster at `address`.
+        InputError: there is no cluster at `address`, or one of its nodes cannot load a task.
         WorkerDiedError: a task has lost its worker `_ATTEMPTS` times.
         Exception: whatever `function`, `show` or `collect` raised first.
     """
-    with _joined(address):
+    # Where a handler raises in the middle of a call, Ray hangs, aborts, or makes a SystemError of it.
+    with held_signals() as hand_over_signals, _joined(address):
         compute: Any = ray.remote(_compute).options(max_retries=_ATTEMPTS - 1, scheduling_strategy="SPREAD")
         waiting = iter(enumerate(tasks))
         running: dict[Any, int] = {}
@@ -78,10 +82,11 @@ def run_tasks_on_ray(
                     break
                 done, _ = ray.wait(list(running), timeout=_REFRESH_SECONDS)
                 for reference in done:
-                    result, counts = _result(reference)
+                    result, counts = _result(reference, address)
                     total = _sum(total, counts)
                     collect(running.pop(reference), result)
                 show(total)
+                hand_over_signals()
         finally:
             _cancel(list(running))
 
@@ -96,8 +101,9 @@ def _joined(address: str) -> Iterator[None]:
     joined_before = ray.is_initialized()
     try:
         if not joined_before:
-            _check_answers(os.environ.get("RAY_ADDRESS", "") if address == "auto" else address)
-        ray.init(address=address, ignore_reinit_error=True, logging_level=logging.WARNING)
+            _check_address(os.environ.get("RAY_ADDRESS") or address if address == "auto" else address)
+        with _kept_sigterm_handler():
+            ray.init(address=address, ignore_reinit_error=True, logging_level=logging.WARNING)
     except (OSError, ValueError, RuntimeError) as error:
         reason = str(getattr(error, "strerror", None) or error).split(". ")[0]
         raise InputError(
@@ -111,17 +117,40 @@ def _joined(address: str) -> Iterator[None]:
             ray.shutdown()
 
 
-def _check_answers(address: str) -> None:
-    """Raise `OSError` where nobody listens at `HOST:PORT`: Ray itself would go on trying for minutes."""
+@contextlib.contextmanager
+def _kept_sigterm_handler() -> Iterator[None]:
+    """Undo what `ray.init` does: its own handler leaves without a word."""
+    handler = signal.getsignal(signal.SIGTERM)
+    try:
+        yield
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, handler)
+
+
+def _check_address(address: str) -> None:
+    """Raise `ValueError` for what is neither `auto` nor `HOST:PORT`, `OSError` where nobody listens there.
+
+    Ray itself would start a cluster for `local`, send tasks without their code for `ray://`, and go on trying for
+    minutes where nobody listens.
+    """
+    if address == "auto":
+        return
     host, _, port = address.rpartition(":")
-    if host and port.isdecimal() and "/" not in address:
-        socket.create_connection((host.strip("[]"), int(port)), _ANSWER_SECONDS).close()
+    if not (host and port.isdecimal()) or "/" in address:
+        raise ValueError(f"{address!r} is not HOST:PORT")
+    socket.create_connection((host.strip("[]"), int(port)), _ANSWER_SECONDS).close()
 
 
-def _result(reference: Any) -> Any:
+def _result(reference: Any, address: str) -> Any:
     try:
         return ray.get(reference)
     except RayTaskError as error:
+        if isinstance(error.cause, RayError):
+            raise InputError(
+                f"--ray {address}: a node cannot load its task ({str(error.cause).splitlines()[0]}): every node needs "
+                "this project under the same path, or a job that brings it along"
+            ) from error
         # What the function itself raised, without the lines of the other process.
         raise error.cause from None
     except RayError as error:
@@ -130,10 +159,13 @@ def _result(reference: Any) -> Any:
 
 def _cancel(references: Sequence[Any]) -> None:
     """End what still runs, so that nothing writes any more when the caller tidies up."""
-    for reference in references:
+    if not references:
+        return
+    # What has just ended must not be cancelled: while Ray still notes its result, that aborts this process.
+    _, running = ray.wait(list(references), num_returns=len(references), timeout=0)
+    for reference in running:
         ray.cancel(reference, force=True)
-    if references:
-        ray.wait(list(references), num_returns=len(references), timeout=_CANCEL_SECONDS)
+    ray.wait(list(references), num_returns=len(references), timeout=_CANCEL_SECONDS)
 
 
 def _sum(one: Counts, other: Counts) -> Counts:

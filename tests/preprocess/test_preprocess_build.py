@@ -390,3 +390,13 @@ def test_the_command_as_typed(raw_folder: Path, tmp_path: Path) -> None:
     assert unknown.returncode == 2
     assert "Traceback" not in unknown.stderr
     assert run_command("preprocess.build_shards", "--help").returncode == 0
+
+
+def test_a_name_that_the_terminal_cannot_show_is_escaped(raw_folder: Path, tmp_path: Path) -> None:
+    done = run_command(
+        *("preprocess.build_shards", "--input", raw_folder, "--output", tmp_path / "out", "--name", "日本"),
+        *("--short-side", TINY_SHORT_SIDE, "--max-rejected", MAX_REJECTED),
+        env={**os.environ, "PYTHONIOENCODING": "ascii"},
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith("\\u65e5\\u672c: ")

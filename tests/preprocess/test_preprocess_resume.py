@@ -152,6 +152,16 @@ def test_a_disk_that_is_given_room_in_twenty_steps(
     assert fill_and_extend(raw_folder, small_disk, 60, capsys, folder_bytes(tiny_shards)) >= 15
 
 
+def test_a_disk_that_may_only_be_read_is_no_place_for_an_output(
+    raw_folder: Path, small_disk: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
+    assert build(raw_folder, small_disk) == 2
+    assert capsys.readouterr().err == (
+        f"build_shards: output folder {small_disk} cannot be written: Read-only file system\n"
+    )
+
+
 @pytest.fixture(scope="module")
 def left(raw_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What a build leaves whose last act, the manifest, failed: everything else is there."""
