@@ -72,12 +72,14 @@ def measure(config: Config, device: torch.device, threads: int, rounds: int, ima
     session = open_session(config, Layout(device), threads)
     feeds = open_feeds(session, device, threads)
     steps = max(1, images // config.batch_size)
-    for batches in feeds.values():
+    for name, batches in feeds.items():
+        print(f"warming up: {config.recipe}, {name}", file=sys.stderr)
         rate(session, batches, WARM_UP)
     rates: dict[str, list[float]] = {name: [] for name in feeds}
-    for _ in range(rounds):
+    for number in range(rounds):
         for name, batches in feeds.items():
             rates[name].append(rate(session, batches, steps))
+            print(f"round {number}  {name}: {rates[name][-1]:.0f} images/s", file=sys.stderr)
     return rates
 
 
