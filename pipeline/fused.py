@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -17,11 +18,15 @@ from pipeline.stream import to_device
 
 LOG = logging.getLogger(__name__)
 
+GROUP_PIXELS = 1 << 19
+"""Of the views that are made at once on the CPU. What lies between the loops is then a few megabytes, which the caches
+hold and the allocator keeps; the memory of a large batch it would get from the kernel anew, page by page."""
+
 
 class FusedPass:
     """Makes batches of `images` views each, float32 images,3,crop,crop on the device.
 
-    `torch.compile` makes it one loop over the pixels (one graph: all shapes are fixed). Where there is no compiler the
+    `torch.compile` makes it a few loops of vectors (one graph: all shapes are fixed). Where there is no compiler the
     same lines run one after another, slower and to the same bits: what `Squares.levels` gives is exact, and one
     subtraction at a time and one product are rounded the same everywhere.
 
@@ -38,7 +43,10 @@ class FusedPass:
     ) -> None:
         self._squares = squares
         self._device = device
-        self._shape = (images, 3, crop, crop)
+        most = max(1, GROUP_PIXELS // crop**2) if device.type == "cpu" else images
+        groups = math.ceil(images / most)
+        self._group = math.ceil(images / groups)
+        self._shape = (groups * self._group, 3, crop, crop)
         self._mean_crop = torch.from_numpy(np.zeros((3, 1, 1), np.float32) if mean_crop is None else mean_crop)
         self._mean_crop = self._mean_crop.to(device)
         # On a GPU torch's own allocator uses memory again.
@@ -50,16 +58,18 @@ class FusedPass:
 
         Args:
             rows: squares as they are kept, uint8 n,bytes, on the device.
-            numbers: the row of each view, int64; the last views of the batch repeat the first where there are fewer.
+            numbers: the row of each view, int64.
             arguments: of each view the corner (y, x), int32 n,2; 1 to mirror, int32 n; what to subtract from each
                 channel and what to divide it by, float32 n,3.
         """
-        cycle = np.arange(self._shape[0]) % len(numbers)
+        # Shapes are fixed: the last group is filled up with the first views.
+        cycle = np.arange(math.ceil(len(numbers) / self._group) * self._group) % len(numbers)
         corners, flips, means, divisors = (values[cycle] for values in arguments)
         given = [to_device(values, self._device) for values in (numbers[cycle], corners, flips, means, 1 / divisors)]
         images = self._buffers.take() if self._buffers else torch.empty(self._shape, device=self._device)
         with torch.no_grad():
-            self._run(self._squares, self._mean_crop, rows, *given, images)
+            for group in zip(*(values.split(self._group) for values in (*given, images[: len(cycle)])), strict=True):
+                self._run(self._squares, self._mean_crop, rows, *group)
         return images[: len(numbers)]
 
     def _run(self, *arguments: Any) -> None:
@@ -85,13 +95,12 @@ def _fill_views(
     out: Tensor,
 ) -> None:
     crop = out.shape[-1]
-    places = torch.arange(crop, dtype=torch.int32, device=out.device)
-    y = corners[:, 0, None] + places
-    x = corners[:, 1, None] + torch.where(flips[:, None] == 1, crop - 1 - places, places)
-    colours = squares.levels(rows, numbers[:, None, None], y[:, :, None], x[:, None, :])
-    for channel, levels in enumerate(colours):
-        less = levels - means[:, channel, None, None] - mean_crop[channel]
-        out[:, channel] = less * factors[:, channel, None, None]
+    places = torch.arange(crop, device=out.device)
+    words = squares.words(rows, numbers, corners[:, 0, None] + places.int(), corners[:, 1], crop)
+    mirrored = torch.where(flips[:, None, None] == 1, crop - 1 - places, places).expand(words.shape)
+    words = torch.empty_like(words).scatter_(2, mirrored, words)
+    levels = squares.levels(words)
+    out.copy_((levels - means[:, :, None, None] - mean_crop) * factors[:, :, None, None])
 
 
 def _first_line(error: Exception) -> str:

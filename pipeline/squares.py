@@ -1,8 +1,12 @@
 """How decoded squares are kept: two forms, one byte a number, each image a row of bytes.
 
-A form says how many bytes an image takes, makes a row of an image (`pack`) and reads grey levels out of rows
-(`levels`). All of it is exact: integers, or floats that hold whole multiples of a power of two below 24 bits. That is
-why a compiled pass, an eager one and a GPU give the same bits.
+A form says how many bytes an image takes, makes a row of an image (`pack`), reads windows out of rows (`words`: one
+int32 a pixel, so that mirroring moves one number) and makes grey levels of them (`levels`). All of it is exact:
+integers, or floats that hold whole multiples of a power of two below 24 bits. That is why a compiled pass, an eager one
+and a GPU give the same bits.
+
+The compiler makes vectors of a loop along x only where it reads neighbours, of 8, 32 or 64 bits each. So a window is
+read as a slice that begins at x (`unfold`), not pixel by pixel, and sums of chroma are 32 bits that hold both planes.
 """
 
 from __future__ import annotations
@@ -19,6 +23,10 @@ RED_CR, GREEN_CB, GREEN_CR, BLUE_CB = (
     round(coefficient * 2**FRACTION_BITS) for coefficient in (1.402, -0.344136, -0.714136, 1.772)
 )
 """YCbCr to RGB, full range (ITU-T T.871, section 7)."""
+
+SUM_BITS = 12
+"""Of chroma in sixteenths, in a word: 16 * 255 is below 2^12. Blue's is lowest, then red's, then 8 bits of luma."""
+SUM_MASK = (1 << SUM_BITS) - 1
 
 LUMA = (19595, 38470, 7471)
 CB = (-11059, -21709, 32768)
@@ -40,14 +48,19 @@ class Squares(Protocol):
     def pack(self, images: Tensor) -> Tensor:
         """Make rows of images: uint8 n,side,side,3 -> uint8 n,bytes."""
 
-    def levels(self, rows: Tensor, numbers: Tensor, y: Tensor, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Read red, green and blue of pixels, float32 in grey levels, 0 to 255.
+    def words(self, rows: Tensor, numbers: Tensor, y: Tensor, x: Tensor, width: int) -> Tensor:
+        """Read windows: int32 n,height,width, all that the colour of a pixel needs.
 
         Args:
             rows: uint8 k,bytes.
-            numbers: the row of each image, int64 n,1,1.
-            y, x: which pixels of the square, int32 n,height,1 and n,1,width: half the work of int64.
+            numbers: the row of each image, int64 n.
+            y: lines of the square, int32 n,height.
+            x: the first column, int32 n.
+            width: how many columns.
         """
+
+    def levels(self, words: Tensor) -> Tensor:
+        """Make red, green and blue of words, float32 n,3,height,width in grey levels, 0 to 255."""
 
 
 @dataclass(frozen=True)
@@ -65,10 +78,16 @@ class RgbSquares:
         """Make rows of images: uint8 n,side,side,3 -> uint8 n,bytes."""
         return images.flatten(1)
 
-    def levels(self, rows: Tensor, numbers: Tensor, y: Tensor, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Read red, green and blue of pixels: see `Squares`."""
-        at = (y * self.side + x) * 3
-        return rows[numbers, at].float(), rows[numbers, at + 1].float(), rows[numbers, at + 2].float()
+    def words(self, rows: Tensor, numbers: Tensor, y: Tensor, x: Tensor, width: int) -> Tensor:
+        """Read windows: see `Squares`. A byte a colour, red lowest."""
+        windows = rows.unflatten(1, (self.side, self.side, 3)).unfold(2, width, 1)
+        red, green, blue = windows[numbers[:, None], y, x[:, None]].int().unbind(2)
+        return red | green << 8 | blue << 16
+
+    def levels(self, words: Tensor) -> Tensor:
+        """Make colours of words: see `Squares`."""
+        shifts = 8 * torch.arange(3, dtype=torch.int32, device=words.device)
+        return (words[:, None] >> shifts[:, None, None] & 255).float()
 
 
 @dataclass(frozen=True)
@@ -104,32 +123,45 @@ class YccSquares:
         chroma = [(_weighted(weights, fours) + (128 << 18) + (1 << 17) >> 18).clamp(max=255) for weights in (CB, CR)]
         return torch.cat([plane.flatten(1).to(torch.uint8) for plane in (luma, *chroma)], dim=1)
 
-    def levels(self, rows: Tensor, numbers: Tensor, y: Tensor, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Read red, green and blue of pixels: see `Squares`."""
-        luma = rows[numbers, y * self.side + x].float() * (16 << FRACTION_BITS)
-        near_y, far_y, near_x, far_x = *self._taps(y), *self._taps(x)
+    def words(self, rows: Tensor, numbers: Tensor, y: Tensor, x: Tensor, width: int) -> Tensor:
+        """Read windows: see `Squares`. Luma, and chroma as sums of sixteenths (`SUM_BITS`)."""
+        luma = rows[:, : self.side**2].unflatten(1, (self.side, self.side)).unfold(2, width, 1)
+        lines = self._chroma_lines(rows, numbers[:, None], y)
+        image, line = (torch.arange(count, device=y.device) for count in y.shape)
+        chroma = lines.unfold(2, width, 1)[image[:, None], line, x[:, None]]
+        return luma[numbers[:, None], y, x[:, None]].int() << 2 * SUM_BITS | chroma
 
-        def chroma(plane: int) -> Tensor:
-            def at(y: Tensor, x: Tensor) -> Tensor:
-                return rows[numbers, plane + y * self.chroma_side + x].float()
+    def levels(self, words: Tensor) -> Tensor:
+        """Make colours of words: see `Squares`."""
+        words = words[:, None]
+        luma = (words >> 2 * SUM_BITS & 255).float() * (16 << FRACTION_BITS)
+        blue_difference = ((words & SUM_MASK) - 16 * 128).float()
+        red_difference = ((words >> SUM_BITS & SUM_MASK) - 16 * 128).float()
+        channel = torch.arange(3, device=words.device)[:, None, None]
+        cb, cr = (_of_channel(channel, *weights) for weights in ((0, GREEN_CB, BLUE_CB), (RED_CR, GREEN_CR, 0)))
+        colours = luma + cb * blue_difference + cr * red_difference
+        return (colours * (2.0**-FRACTION_BITS / 16)).clamp(0, 255)
 
-            near = 9 * at(near_y, near_x) + 3 * at(near_y, far_x)
-            return near + 3 * at(far_y, near_x) + at(far_y, far_x) - 16 * 128
+    def _chroma_lines(self, rows: Tensor, numbers: Tensor, y: Tensor) -> Tensor:
+        """Return chroma of whole lines at the resolution of luma: words without luma, n,height,2 * chroma_side."""
+        planes = rows[:, self.side**2 :].unflatten(1, (2, self.chroma_side, self.chroma_side))
+        near = y >> 1
+        far = (near + (y & 1) * 2 - 1).clamp(0, self.chroma_side - 1)
 
-        blue_difference = chroma(self.side**2)
-        red_difference = chroma(self.side**2 + self.chroma_side**2)
-        colours = (
-            luma + RED_CR * red_difference,
-            luma + GREEN_CB * blue_difference + GREEN_CR * red_difference,
-            luma + BLUE_CB * blue_difference,
-        )
-        red, green, blue = ((colour * (2.0**-FRACTION_BITS / 16)).clamp(0, 255) for colour in colours)
-        return red, green, blue
+        def both(columns: slice, at: Tensor) -> Tensor:
+            blue, red = (planes[:, plane, :, columns][numbers, at].int() for plane in range(2))
+            return blue | red << SUM_BITS
 
-    def _taps(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the chroma sample that covers each pixel, and the next one on the pixel's side of it."""
-        near = pixels >> 1
-        return near, (near + (pixels & 1) * 2 - 1).clamp(0, self.chroma_side - 1)
+        # Beyond an edge is the edge's own column. Each part is summed apart: the whole would be written, then copied.
+        parts = slice(0, 1), slice(None), slice(self.chroma_side - 1, None)
+        sums = torch.cat([3 * both(columns, near) + both(columns, far) for columns in parts], dim=2)
+        left, right = (3 * sums[..., 1:-1] + beside for beside in (sums[..., :-2], sums[..., 2:]))
+        # Two neighbours are one number of 64 bits, the left one first in memory: loops store what they have in order.
+        return (left.long() | right.long() << 32).view(torch.int32)
+
+
+def _of_channel(channel: Tensor, red: int, green: int, blue: int) -> Tensor:
+    return torch.where(channel == 0, float(red), torch.where(channel == 1, float(green), float(blue)))
 
 
 def _weighted(weights: tuple[int, int, int], planes: Tensor) -> Tensor:

@@ -178,6 +178,51 @@ def test_a_compiled_pass_gives_the_bits_of_an_eager_one_and_so_does_one_that_can
     assert warnings() == ["the pass over the cache is not compiled, so it is slower: no C++ compiler"] * 2
 
 
+@pytest.mark.parametrize("side", [9, 8])
+def test_windows_are_those_of_libjpegs_triangle_filter_wherever_they_begin_mirrored_or_not(side):
+    rng = np.random.default_rng(side)
+    squares = YccSquares(side)
+    rows = rng.integers(0, 256, (5, squares.bytes), dtype=np.uint8)
+    luma, chroma = np.split(rows.astype(np.float64), [side**2], axis=1)
+    planes = np.pad(
+        chroma.reshape(5, 2, squares.chroma_side, squares.chroma_side), ((0, 0), (0, 0), (1, 1), (1, 1)), "edge"
+    )
+    at = np.arange(side)
+    weights = np.zeros((side, squares.chroma_side + 2))
+    weights[at, at // 2 + 1] = 0.75
+    weights[at, at // 2 + 1 + np.where(at % 2, 1, -1)] = 0.25
+    blue, red = np.moveaxis(weights @ planes @ weights.T - 128, 1, 0)
+    luma = luma.reshape(5, side, side)
+    colours = luma + 1.402 * red, luma - 0.344136 * blue - 0.714136 * red, luma + 1.772 * blue
+    expected = np.stack(colours, axis=1).clip(0, 255)
+    for crop in (1, 4, 5, side):
+        starts = np.arange(side - crop + 1)
+        views = np.stack(np.meshgrid(np.arange(5), starts, starts, [0, 1], indexing="ij"), axis=-1).reshape(-1, 4)
+        numbers, corners, flips = views[:, 0], views[:, 1:3].astype(np.int32), views[:, 3].astype(np.int32)
+        fused = FusedPass(squares, len(views), crop, None, torch.device("cpu"))
+        found = fused(torch.from_numpy(rows), numbers, (corners, flips, *untreated(len(views))))
+        for image, (number, y, x, flip) in zip(found, views, strict=True):
+            window = expected[number, :, y : y + crop, x : x + crop]
+            assert abs(image.numpy() - (window[..., ::-1] if flip else window)).max() < 0.1
+
+
+def test_views_made_in_groups_are_those_made_at_once(monkeypatch):
+    rng = np.random.default_rng(0)
+    squares = YccSquares(16)
+    rows = torch.from_numpy(rng.integers(0, 256, (50, squares.bytes), dtype=np.uint8))
+
+    def views(count):
+        given = np.zeros((count, 2), np.int32), np.arange(count, dtype=np.int32) % 2, *untreated(count)
+        return FusedPass(squares, 50, 12, None, torch.device("cpu"))(rows, np.arange(count), given).clone()
+
+    at_once = views(50)
+    assert len(at_once) == 50
+    for pixels in (12**2 * 7, 1):
+        monkeypatch.setattr("pipeline.fused.GROUP_PIXELS", pixels)
+        for count in (50, 49, 7, 1):
+            assert torch.equal(views(count), at_once[:count])
+
+
 def test_256_pixels_take_98_304_bytes():
     assert YccSquares(256).bytes == 98_304
 
@@ -186,6 +231,10 @@ def view_of(squares, images):
     """The whole squares of images, in grey levels."""
     side, n = squares.side, len(images)
     fused = FusedPass(squares, n, side, None, torch.device("cpu"))
-    zeros, ones = np.zeros((n, 3), np.float32), np.ones((n, 3), np.float32)
     corners, flips = np.zeros((n, 2), np.int32), np.zeros(n, np.int32)
-    return fused(squares.pack(images), np.arange(n), (corners, flips, zeros, ones))
+    return fused(squares.pack(images), np.arange(n), (corners, flips, *untreated(n)))
+
+
+def untreated(n):
+    """What is subtracted from grey levels, and what they are divided by."""
+    return np.zeros((n, 3), np.float32), np.ones((n, 3), np.float32)
