@@ -35,8 +35,8 @@ class SampleError(InputError):
 class Files(NamedTuple):
     """Samples as they were read."""
 
-    jpegs: list[np.ndarray]
-    """The JPEG files, read-only uint8."""
+    jpegs: list[memoryview]
+    """The JPEG files, read-only."""
     sizes: np.ndarray
     """Height and width of their images in pixels, int32 n,2."""
     labels: np.ndarray
@@ -100,17 +100,18 @@ class Samples:
             SampleError: a tar is gone or too short, a file is no JPEG or of another short side than the data set's,
                 or a label is not one of the classes.
         """
-        jpegs: list[np.ndarray] = []
+        jpegs: list[memoryview] = []
         numbers, spans = self._spans(indices)
         known = self._sizes[indices, 0] > 0
         rows = zip(indices.tolist(), numbers.tolist(), spans.tolist(), known.tolist(), strict=True)
         for index, number, row, is_known in rows:
             span = _Span(*row)
             content = self._read_span(index, number, span)
+            jpeg = _jpeg(content, span)
             if not is_known:
                 self._labels[index] = self._label(index, content, span)
-                self._sizes[index] = self._size(index, _jpeg(content, span))
-            jpegs.append(np.frombuffer(content, np.uint8, span.jpeg_bytes, span.jpeg_at))
+                self._sizes[index] = self._size(index, jpeg)
+            jpegs.append(jpeg)
         return Files(jpegs, self._sizes[indices], self._labels[indices])
 
     def example(self, index: int) -> Example:
