@@ -11,20 +11,19 @@ from itertools import islice
 from typing import Any
 
 import numpy as np
+from nvidia.dali.tensors import TensorCPU, TensorListCPU
 
 from pipeline.epoch import Share
-from pipeline.inputs import EpochInputs
+from pipeline.inputs import Arguments, EpochInputs
 from pipeline.samples import Files, SampleError, Samples
 
 LOG = logging.getLogger(__name__)
 
-BATCHES_AHEAD = 3
-"""Batches whose files are being read before the decoder asks for them."""
-READERS = 4
-"""Threads that read: they wait for the disk, not for the processor."""
-CHUNK = 64
-"""Samples that one thread reads in one go."""
+BATCHES_AHEAD = 4
+"""Batches whose files are being read before the decoder asks for them, each in a thread of its own."""
 
+Read = tuple[Files, TensorListCPU]
+"""A batch's files, and their JPEGs as DALI takes them all at once."""
 Wanted = Callable[[np.ndarray], np.ndarray]
 """Samples, int64 -> which of them to read, bool."""
 
@@ -39,8 +38,7 @@ class Batch:
     positions: slice
     kept: np.ndarray
     """bool: which of its positions are given out; the others hold samples that are left out."""
-    reads: list[Future[Files]]
-    files: Files | None = None
+    reading: Future[Read]
 
     @property
     def indices(self) -> np.ndarray:
@@ -50,26 +48,29 @@ class Batch:
     @property
     def labels(self) -> np.ndarray:
         """Their labels, int64, once they are read."""
-        assert self.files is not None
-        return self.files.labels
+        files, _ = self.reading.result()
+        return files.labels
 
     def wait(self) -> None:
-        """Gather what the threads have read; raise what stopped them."""
-        parts = [read.result() for read in self.reads]
-        jpegs = [jpeg for part in parts for jpeg in part.jpegs]
-        self.files = Files(
-            jpegs, *(np.concatenate(arrays) for arrays in zip(*(part[1:] for part in parts), strict=True))
-        )
+        """Wait until the files are read; raise what stopped that."""
+        self.reading.result()
 
-    def graph_inputs(self, part: slice = slice(None)) -> Any:
-        """Return what the graph's external source takes, for the whole batch or a part of it."""
-        assert self.files is not None
-        sizes = np.full((len(self.kept), 2), self.files.sizes[0])
-        sizes[self.kept] = self.files.sizes
+    def graph_inputs(self) -> tuple[Any, ...]:
+        """Return what the graph's external source takes."""
+        files, jpegs = self.reading.result()
+        return jpegs, *self._arguments(files)
+
+    def graph_inputs_of(self, place: int) -> tuple[Any, ...]:
+        """Return the same for one sample of the batch alone."""
+        files, _ = self.reading.result()
+        part = slice(place, place + 1)
+        return files.jpegs[part], *(values[part] for values in self._arguments(files))
+
+    def _arguments(self, files: Files) -> Arguments:
+        sizes = np.full((len(self.kept), 2), files.sizes[0])
+        sizes[self.kept] = files.sizes
         arguments = self.inputs.arguments(self.positions, sizes)
-        if not self.kept.all():
-            arguments = tuple(values[self.kept] for values in arguments)
-        return self.files.jpegs[part], *(values[part] for values in arguments)
+        return arguments if self.kept.all() else tuple(values[self.kept] for values in arguments)
 
 
 class ReadAhead:
@@ -103,7 +104,7 @@ class ReadAhead:
         self._skip = skip
         self.left_out: dict[int, SampleError] = {}
         """Samples that are given out no more, with what is wrong with them."""
-        self._threads = ThreadPoolExecutor(READERS, thread_name_prefix="read-ahead")
+        self._threads = ThreadPoolExecutor(BATCHES_AHEAD, thread_name_prefix="read-ahead")
         self._coming: Iterator[Batch] = iter(())
         self._reading: deque[Batch] = deque()
         self.taken: deque[Batch] = deque()
@@ -120,8 +121,7 @@ class ReadAhead:
     def stop(self) -> None:
         """Forget the batches to come; those that the graph has taken stay in `taken`."""
         for batch in self._reading:
-            for read in batch.reads:
-                read.cancel()
+            batch.reading.cancel()
         self._coming, self._reading, self.error = iter(()), deque(), None
 
     def take(self) -> Any:
@@ -167,12 +167,13 @@ class ReadAhead:
         indices = inputs.order[positions]
         if self.left_out:
             kept = kept & ~np.isin(indices, list(self.left_out))
-        indices = indices[kept]
-        reads = [
-            self._threads.submit(self._samples.read, indices[first : first + CHUNK])
-            for first in range(0, len(indices), CHUNK)
-        ]
-        return Batch(epoch, number, inputs, positions, kept, reads)
+        return Batch(epoch, number, inputs, positions, kept, self._threads.submit(self._files, indices[kept]))
+
+    def _files(self, indices: np.ndarray) -> Read:
+        # DALI would check and wrap each file of a list itself, slowly, in the thread that iterates: it gets one object.
+        files = self._samples.read(indices)
+        jpegs = TensorListCPU(list(map(TensorCPU, files.jpegs)), contiguous=False)  # type: ignore[call-overload]
+        return files, jpegs
 
     def _read(self, batch: Batch) -> Batch:
         """Wait for a batch; where a sample is to be left out, read the others."""

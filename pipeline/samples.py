@@ -35,8 +35,8 @@ class SampleError(InputError):
 class Files(NamedTuple):
     """Samples as they were read."""
 
-    jpegs: list[np.ndarray]
-    """The JPEG files, read-only uint8."""
+    jpegs: list[memoryview]
+    """The JPEG files, read-only."""
     sizes: np.ndarray
     """Height and width of their images in pixels, int32 n,2."""
     labels: np.ndarray
@@ -100,17 +100,15 @@ class Samples:
             SampleError: a tar is gone or too short, a file is no JPEG or of another short side than the data set's,
                 or a label is not one of the classes.
         """
-        jpegs: list[np.ndarray] = []
         numbers, spans = self._spans(indices)
-        known = self._sizes[indices, 0] > 0
-        rows = zip(indices.tolist(), numbers.tolist(), spans.tolist(), known.tolist(), strict=True)
-        for index, number, row, is_known in rows:
-            span = _Span(*row)
-            content = self._read_span(index, number, span)
-            if not is_known:
-                self._labels[index] = self._label(index, content, span)
-                self._sizes[index] = self._size(index, _jpeg(content, span))
-            jpegs.append(np.frombuffer(content, np.uint8, span.jpeg_bytes, span.jpeg_at))
+        starts, lengths, begins, sizes = spans[:, :4].T.tolist()
+        places = zip(indices.tolist(), numbers.tolist(), starts, lengths, strict=True)
+        contents = [self._read_span(*place) for place in places]
+        jpegs = [memoryview(content)[at : at + size] for content, at, size in zip(contents, begins, sizes, strict=True)]
+        for place in np.flatnonzero(self._sizes[indices, 0] == 0).tolist():
+            index = int(indices[place])
+            self._labels[index] = self._label(index, contents[place], _Span(*spans[place].tolist()))
+            self._sizes[index] = self._size(index, jpegs[place])
         return Files(jpegs, self._sizes[indices], self._labels[indices])
 
     def example(self, index: int) -> Example:
@@ -121,7 +119,7 @@ class Samples:
         """
         number, row = self._locate(index)
         span = _Span(*self._table(number)[row].tolist())
-        content = self._read_span(index, number, span)
+        content = self._read_span(index, number, span.start, span.length)
         return Example(self._key(index), bytes(_jpeg(content, span)), self._label(index, content, span))
 
     def describe(self, index: int) -> str:
@@ -154,14 +152,14 @@ class Samples:
             spans[here] = self._table(number)[indices[here] - first]
         return numbers, spans
 
-    def _read_span(self, index: int, number: int, span: _Span) -> bytes:
+    def _read_span(self, index: int, number: int, start: int, length: int) -> bytes:
         try:
             tar = self._open(number)  # held until the read is done: letting go of it may close the file
-            content = os.pread(tar.descriptor, span.length, span.start)
+            content = os.pread(tar.descriptor, length, start)
         except OSError as error:
             raise SampleError(f"{self.describe(index)} cannot be read: {error}", index) from error
-        if len(content) < span.length:
-            missing = span.length - len(content)
+        if len(content) < length:
+            missing = length - len(content)
             raise SampleError(f"{self.describe(index)} is cut off: the tar ends {missing} bytes early", index)
         return content
 

@@ -138,7 +138,7 @@ class Stream:
         found: list[SampleError] = []
         for place, index in enumerate(batch.indices.tolist()):
             try:
-                self._run_alone(batch, slice(place, place + 1))
+                self._run_alone(batch, place)
             except RuntimeError as error:
                 text = f"{self._samples.describe(index)} does not decode: {_reason(error)}"
                 found.append(SampleError(text, index))
@@ -146,9 +146,9 @@ class Stream:
                     break
         return found
 
-    def _run_alone(self, batch: Batch, part: slice) -> None:
+    def _run_alone(self, batch: Batch, place: int) -> None:
         # A pipeline that failed does not go on: each sample gets one of its own.
-        self._graph(source=lambda: batch.graph_inputs(part), batch_size=1, prefetch_queue_depth=1).run()
+        self._graph(source=lambda: batch.graph_inputs_of(place), batch_size=1, prefetch_queue_depth=1).run()
 
 
 def to_device(values: np.ndarray, device: torch.device) -> torch.Tensor:
