@@ -178,6 +178,9 @@ class ReadAhead:
     def _read(self, batch: Batch) -> Batch:
         """Wait for a batch; where a sample is to be left out, read the others."""
         while True:
+            if not batch.kept.any():
+                indices = batch.inputs.order[batch.positions].tolist()
+                raise next(self.left_out[index] for index in indices if index in self.left_out)
             try:
                 batch.wait()
             except SampleError as error:

@@ -265,6 +265,25 @@ def test_a_batch_without_any_usable_sample_is_an_error_even_when_skipping(four):
     assert "val-000001.tar: sample val/sample-3 cannot be read" in message
 
 
+def test_samples_left_out_before_that_come_together_are_that_error_again(make_shards):
+    files = texture_jpegs(2, 4)
+    files[1] = files[2] = b"no image"
+    loader = make_loader(
+        make_shards({"train": [files], "val": [files]}, classes=4), "train", 2, seed=2, on_error="skip"
+    )
+    epochs = []
+
+    def go_on():
+        while True:
+            epochs.append(sorted(label for _, labels in pixels(loader) for label in labels))
+
+    with pytest.raises(SampleError, match=r"train/sample-[12] "):
+        go_on()
+    assert epochs
+    assert all(labels == [0, 3] for labels in epochs)
+    assert loader.skipped == 2 * len(epochs)
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [
