@@ -101,8 +101,8 @@ PARTS: dict[str, Callable[[str, str, str], list[str]]] = {
     "lrn": _lrn,
     "tests": _tests,
 }
-"""By name, those first that are wanted most should the machine be lent for minutes: the module and its arguments, from
-the data set, a name for its results, and the rounds."""
+"""By name, those first that are wanted most where time is short: the module and its arguments, from the data set, a
+name for its results, and the rounds."""
 
 
 if __name__ == "__main__":

@@ -35,8 +35,8 @@ from torch.utils.data import DataLoader
 from torchvision.datasets import ImageFolder
 from torchvision.transforms import v2
 
-from benchmarks.fed_step import endless
-from pipeline.loader import Loader, make_loader
+from benchmarks.fed_step import endless, filled
+from pipeline.loader import make_loader
 from pipeline.samples import Samples
 from pipeline.stream import to_torch
 from preprocess.manifest import InputError, Manifest, read_manifest
@@ -48,8 +48,6 @@ WARM_UP_BATCHES = 10
 """Not counted in each turn: more than any of the queues holds."""
 PAUSE_S = 1.5
 """After each turn, until the queues of the one before are full and its threads at rest."""
-FILLING_EPOCHS = 4
-"""Each leaves out less than a batch of samples, drawn anew: hardly any is left out of all of them."""
 BATCH_SIZE = 128
 IN_MEMORY_BATCHES = 8
 """What the floor decodes over and over."""
@@ -103,19 +101,12 @@ def open_kinds(data: Path, manifest: Manifest, crop: int, workers: int, folder: 
     tars = [str(data / shard.tar) for shard in manifest.split("train").shards]
     return {
         THIS: endless(loader),
-        CACHED: filled(make_loader(data, "train", BATCH_SIZE, crop=crop, num_threads=workers, cache="host")),
+        CACHED: endless(filled(make_loader(data, "train", BATCH_SIZE, crop=crop, num_threads=workers, cache="host"))),
         BARE: runs(bare),
         FILES: endless(files),
         WEBDATASET: endless(webdataset_loader(tars, transform, workers)),
         FLOOR: runs(floor),
     }
-
-
-def filled(loader: Loader) -> Batches:
-    """Return endless batches of a loader that has its samples in the cache."""
-    for _ in range(FILLING_EPOCHS):
-        take(iter(loader), len(loader))
-    return endless(loader)
 
 
 def write_files(samples: Samples, classes: int, folder: Path) -> None:

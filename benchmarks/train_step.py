@@ -193,14 +193,9 @@ def choose_kinds(device: torch.device, switches: Sequence[str] | None) -> dict[s
     """Return the plain kind and those of `switches`, with the precision that they have on `device`."""
     best = resolve_precision("auto", device)
     has_torchvision = importlib.util.find_spec("torchvision") is not None
+    unavailable = {"bfloat16": best == "float32", "all-graphs": device.type == "cpu", TORCHVISION: not has_torchvision}
     if switches is None:
-        switches = [
-            name
-            for name, kind in KINDS.items()
-            if not (kind.precision == "bfloat16" and best == "float32")
-            and not (kind.compile == "graphs" and device.type == "cpu")
-            and not (kind.torchvision and not has_torchvision)
-        ]
+        switches = [name for name in KINDS if not unavailable.get(name)]
     if TORCHVISION in switches and not has_torchvision:
         raise InputError(f"--switches {TORCHVISION} needs torchvision, which is not installed")
     kinds = {name: KINDS[name] for name in dict.fromkeys([PLAIN, *switches])}
