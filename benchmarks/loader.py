@@ -10,19 +10,24 @@ several times:
 - the same transforms over webdataset in a DataLoader, over the same tars;
 - decoding alone, of files that are in memory: the floor.
 
-A peer's workers fill their queues while nothing is measured, and the first batches of each turn are not counted.
+Each has a process of its own: what one sets in DALI, torch or the allocator does not reach another. Its queues are
+filled while nothing is measured, and the first batches of each turn are not counted.
 """
 
 from __future__ import annotations
 
 import argparse
 import itertools
+import multiprocessing
 import os
 import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +59,26 @@ IN_MEMORY_BATCHES = 8
 
 Batches = Iterator[Any]
 
+_opened: Batches | None = None
+"""The kind that this process measures."""
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What all kinds have in common."""
+
+    data: Path
+    crop: int
+    workers: int
+    """Threads or processes."""
+    files: Path
+    """The train images as single files, in a folder for each class."""
+
+    @property
+    def manifest(self) -> Manifest:
+        """Of the shards."""
+        return read_manifest(self.data)
+
 
 def main() -> int:
     """Measure, print a table and the ratios; return 2 for bad input."""
@@ -61,17 +86,17 @@ def main() -> int:
     parser.add_argument("--data", type=Path, required=True, help="folder of shards; its train split is read")
     parser.add_argument("--crop", type=int, help="side of the crops in pixels (default: 7/8 of the short side)")
     parser.add_argument("--rounds", type=int, default=7, help="turns of each kind (default: 7)")
-    parser.add_argument("--batches", type=int, default=20, help=f"of {BATCH_SIZE} images in each turn (default: 20)")
+    parser.add_argument("--batches", type=int, default=40, help=f"of {BATCH_SIZE} images in each turn (default: 40)")
     parser.add_argument(
         "--workers", type=int, default=len(os.sched_getaffinity(0)), help="threads or processes (default: all CPUs)"
     )
     options = parser.parse_args()
     try:
         manifest = read_manifest(options.data)
-        crop = options.crop or manifest.short_side * 7 // 8
         with tempfile.TemporaryDirectory() as folder:
-            kinds = open_kinds(options.data, manifest, crop, options.workers, Path(folder))
-            rates = measure(kinds, options.rounds, options.batches)
+            write_files(Samples(options.data, manifest, "train"), len(manifest.classes), Path(folder))
+            crop = options.crop or manifest.short_side * 7 // 8
+            rates = measure(Setting(options.data, crop, options.workers, Path(folder)), options.rounds, options.batches)
     except InputError as error:
         print(f"loader: {error}", file=sys.stderr)
         return 2
@@ -79,34 +104,47 @@ def main() -> int:
     return 0
 
 
-def open_kinds(data: Path, manifest: Manifest, crop: int, workers: int, folder: Path) -> dict[str, Batches]:
-    """Return endless batches of each kind; the images are written into `folder` as files."""
-    samples = Samples(data, manifest, "train")
-    write_files(samples, len(manifest.classes), folder)
-    torch.set_num_threads(workers)
-    loader = make_loader(data, "train", BATCH_SIZE, crop=crop, num_threads=workers)
-    bare = bare_graph(data, manifest, crop, batch_size=BATCH_SIZE, num_threads=workers, device_id=None)
-    parts = [np.arange(first, first + BATCH_SIZE) for first in range(0, len(samples) - BATCH_SIZE, BATCH_SIZE)]
-    memory = itertools.cycle([samples.read(part).jpegs for part in parts[:IN_MEMORY_BATCHES]])
-    floor = floor_graph(lambda: next(memory), crop, batch_size=BATCH_SIZE, num_threads=workers, device_id=None)
-    transform = torchvision_transform(manifest, crop)
-    files = DataLoader(
-        ImageFolder(str(folder), transform),
-        BATCH_SIZE,
-        shuffle=True,
-        num_workers=workers,
-        persistent_workers=True,
-        drop_last=True,
-    )
-    tars = [str(data / shard.tar) for shard in manifest.split("train").shards]
-    return {
-        THIS: endless(loader),
-        CACHED: endless(filled(make_loader(data, "train", BATCH_SIZE, crop=crop, num_threads=workers, cache="host"))),
-        BARE: runs(bare),
-        FILES: endless(files),
-        WEBDATASET: endless(webdataset_loader(tars, transform, workers)),
-        FLOOR: runs(floor),
-    }
+def measure(setting: Setting, rounds: int, batches: int) -> dict[str, list[float]]:
+    """Return images per second of each kind, `rounds` times, kinds in turn."""
+    rates: dict[str, list[float]] = {name: [] for name in KINDS}
+    with ExitStack() as stack:
+        kinds = {name: stack.enter_context(process_of(name, setting)) for name in KINDS}
+        for process in kinds.values():
+            process.submit(turn, WARM_UP_BATCHES).result()
+        for number in range(rounds):
+            for name, process in kinds.items():
+                rates[name].append(process.submit(turn, batches).result())
+                time.sleep(PAUSE_S)
+            print(f"round {number + 1} of {rounds}", file=sys.stderr)
+    return rates
+
+
+def process_of(name: str, setting: Setting) -> ProcessPoolExecutor:
+    """Return a process that has this kind open."""
+    context = multiprocessing.get_context("spawn")
+    return ProcessPoolExecutor(1, context, initializer=open_kind, initargs=(name, setting))
+
+
+def open_kind(name: str, setting: Setting) -> None:
+    """Open one kind in this process."""
+    global _opened
+    torch.set_num_threads(setting.workers)
+    _opened = KINDS[name](setting)
+
+
+def turn(batches: int) -> float:
+    """Take batches of the kind that is open in this process; return images per second."""
+    assert _opened is not None
+    take(_opened, WARM_UP_BATCHES)
+    started = time.perf_counter()
+    take(_opened, batches)
+    return batches * BATCH_SIZE / (time.perf_counter() - started)
+
+
+def take(batches: Batches, count: int) -> None:
+    """Take batches, and forget them."""
+    for _ in itertools.islice(batches, count):
+        pass
 
 
 def write_files(samples: Samples, classes: int, folder: Path) -> None:
@@ -116,6 +154,55 @@ def write_files(samples: Samples, classes: int, folder: Path) -> None:
     for index in range(len(samples)):
         example = samples.example(index)
         (folder / f"{example.label:05d}" / f"{index:08d}.jpg").write_bytes(example.jpeg)
+
+
+def this_loader(setting: Setting) -> Batches:
+    """Our loader, augmentation as in the paper."""
+    return endless(make_loader(setting.data, "train", BATCH_SIZE, crop=setting.crop, num_threads=setting.workers))
+
+
+def this_cache(setting: Setting) -> Batches:
+    """The same with all its samples in its host cache."""
+    shown: dict[str, Any] = {"crop": setting.crop, "num_threads": setting.workers}
+    return endless(filled(make_loader(setting.data, "train", BATCH_SIZE, cache="host", **shown)))
+
+
+def bare_dali(setting: Setting) -> Batches:
+    """DALI alone."""
+    graph: dict[str, Any] = {"batch_size": BATCH_SIZE, "num_threads": setting.workers, "device_id": None}
+    return runs(bare_graph(setting.data, setting.manifest, setting.crop, **graph))
+
+
+def floor(setting: Setting) -> Batches:
+    """Decoding alone, by DALI, of a few batches of files that are in memory."""
+    samples = Samples(setting.data, setting.manifest, "train")
+    firsts = range(0, len(samples) - BATCH_SIZE, BATCH_SIZE)
+    parts = [np.arange(first, first + BATCH_SIZE) for first in firsts[:IN_MEMORY_BATCHES]]
+    memory = itertools.cycle([samples.read(part).jpegs for part in parts])
+    graph: dict[str, Any] = {"batch_size": BATCH_SIZE, "num_threads": setting.workers, "device_id": None}
+    return runs(floor_graph(lambda: next(memory), setting.crop, **graph))
+
+
+def torchvision_files(setting: Setting) -> Batches:
+    """torchvision's transforms in torch's DataLoader."""
+    dataset = ImageFolder(str(setting.files), torchvision_transform(setting.manifest, setting.crop))
+    workers: dict[str, Any] = {"num_workers": setting.workers, "persistent_workers": True}
+    return endless(DataLoader(dataset, BATCH_SIZE, shuffle=True, drop_last=True, **workers))
+
+
+def torchvision_webdataset(setting: Setting) -> Batches:
+    """What one writes with webdataset: shuffled tars, a shuffle buffer, batches made in the workers."""
+    tars = [str(setting.data / shard.tar) for shard in setting.manifest.split("train").shards]
+    dataset = (
+        webdataset.WebDataset(tars, shardshuffle=len(tars), empty_check=False)
+        .shuffle(1000)
+        .decode("pilrgb")
+        .to_tuple("jpg", "cls")
+        .map_tuple(torchvision_transform(setting.manifest, setting.crop), int)
+        .batched(BATCH_SIZE, partial=False)
+    )
+    workers: dict[str, Any] = {"num_workers": setting.workers, "persistent_workers": True}
+    return endless(webdataset.WebLoader(dataset, batch_size=None, **workers))
 
 
 @pipeline_def
@@ -165,44 +252,12 @@ def torchvision_transform(manifest: Manifest, crop: int) -> Callable[[Any], torc
     )
 
 
-def webdataset_loader(tars: list[str], transform: Callable[[Any], torch.Tensor], workers: int) -> Iterable[Any]:
-    """What one writes with webdataset: shuffled tars, a shuffle buffer, batches made in the workers."""
-    dataset = (
-        webdataset.WebDataset(tars, shardshuffle=len(tars), empty_check=False)
-        .shuffle(1000)
-        .decode("pilrgb")
-        .to_tuple("jpg", "cls")
-        .map_tuple(transform, int)
-        .batched(BATCH_SIZE, partial=False)
-    )
-    return webdataset.WebLoader(dataset, batch_size=None, num_workers=workers, persistent_workers=True)
-
-
 def runs(graph: Any) -> Batches:
     """Give the batches of a graph, images as torch takes them."""
     graph.build()
     while True:
         images, *rest = graph.run()
         yield (to_torch(images), *rest)
-
-
-def measure(kinds: dict[str, Batches], rounds: int, batches: int) -> dict[str, list[float]]:
-    """Return images per second of each kind, `rounds` times, kinds interleaved."""
-    rates: dict[str, list[float]] = {name: [] for name in kinds}
-    for _ in range(rounds):
-        for name, kind in kinds.items():
-            take(kind, WARM_UP_BATCHES)
-            started = time.perf_counter()
-            take(kind, batches)
-            rates[name].append(batches * BATCH_SIZE / (time.perf_counter() - started))
-            time.sleep(PAUSE_S)
-    return rates
-
-
-def take(batches: Batches, count: int) -> None:
-    """Take batches, and forget them."""
-    for _ in itertools.islice(batches, count):
-        pass
 
 
 def report(rates: dict[str, list[float]]) -> None:
@@ -214,6 +269,15 @@ def report(rates: dict[str, list[float]]) -> None:
         ratios = [ours / other for ours, other in zip(rates[THIS], rates[name], strict=True)]
         print(f"{statistics.median(ratios):7.2f} ({min(ratios):.2f}-{max(ratios):.2f})  {THIS} / {name}")
 
+
+KINDS: dict[str, Callable[[Setting], Batches]] = {
+    THIS: this_loader,
+    CACHED: this_cache,
+    BARE: bare_dali,
+    FILES: torchvision_files,
+    WEBDATASET: torchvision_webdataset,
+    FLOOR: floor,
+}
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -26,6 +26,14 @@ GPU_DECODER: dict[str, Any] = {
 }
 """Options of DALI's decoder on a GPU; its own for memory padding made no difference."""
 
+SPARE_THREADS = 1
+"""Decoding threads beyond those asked for, on the processor alone: a core whose thread waits for the last image of a
+batch, or that the kernel has given no thread back to yet, has another."""
+
+CPU_ENVIRONMENT = {"DALI_MALLOC_POOL_THRESHOLD": "1M"}
+"""What DALI reads before its first pipeline: blocks from this size on come from a pool of its own. Left to itself it
+keeps only a batch's output there; the decoded images go back to the kernel, and each batch waits for cleared pages."""
+
 JPEGS = (DALIDataType.UINT8, 1)
 PARTS = (DALIDataType.FLOAT, 0)
 FLAGS = (DALIDataType.INT32, 0)

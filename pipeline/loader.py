@@ -22,7 +22,7 @@ from pipeline.cache import Cache
 from pipeline.cached_stream import CachedStream
 from pipeline.checks import check_choice, check_count
 from pipeline.filling import Filling
-from pipeline.graphs import square_graph
+from pipeline.graphs import CPU_ENVIRONMENT, SPARE_THREADS, square_graph
 from pipeline.inputs import central_windows
 from pipeline.jpeg_size import jpeg_size
 from pipeline.memory import CacheKind
@@ -239,8 +239,8 @@ def make_loader(
             is decoded twice. In training that is the central square as YCbCr 4:2:0 (1.5 bytes a pixel), the batches
             differ from those without by at most 4 grey levels for an image on average, and so does their order; in
             evaluation it is the pixels themselves.
-        num_threads: threads that decode (a cache's batches are made by torch's own); None is one for each core that
-            this process may use. The batches do not depend on it.
+        num_threads: cores that decode (a cache's batches are made by torch's own threads); None is all that this
+            process may use. The batches do not depend on it.
 
     Raises:
         InputError: the folder is not a whole data set, an argument has no valid value, or the cache does not fit into
@@ -361,12 +361,12 @@ def _mean_crop(
 def _placed(graph: Graph, device: torch.device, num_threads: int | None) -> Graph:
     if num_threads is not None:
         check_count("num_threads", num_threads, 1)
-    return partial(
-        graph,
-        device="cpu" if device.type == "cpu" else "gpu",
-        device_id=device.index,
-        num_threads=num_threads or len(os.sched_getaffinity(0)),
-    )
+    threads = num_threads or len(os.sched_getaffinity(0))
+    if device.type != "cpu":
+        return partial(graph, device="gpu", device_id=device.index, num_threads=threads)
+    for name, value in CPU_ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    return partial(graph, device="cpu", device_id=None, num_threads=threads + SPARE_THREADS)
 
 
 def _checked_crop(crop: int | None, short_side: int) -> int:
