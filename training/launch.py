@@ -55,6 +55,13 @@ RAY_TRAIN_SETTINGS = {
 }
 
 
+OWN_RAY_SETTINGS = {
+    # It watches nodes that a cloud takes back, and is one more process on the cores that train.
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
+}
+"""Beside those, for a Ray that is started for one training."""
+
+
 class TrainingError(RuntimeError):
     """The training ended without reaching its last epoch."""
 
@@ -113,7 +120,7 @@ def _join_ray() -> None:
             f"RAY_ADDRESS {address} is a job server: type `ray job submit -- python -m training.run ...`, "
             "or unset RAY_ADDRESS to train on a Ray of its own"
         )
-    for name, value in RAY_TRAIN_SETTINGS.items():
+    for name, value in {**RAY_TRAIN_SETTINGS, **({} if address else OWN_RAY_SETTINGS)}.items():
         os.environ.setdefault(name, value)
     on_sigterm = signal.getsignal(signal.SIGTERM)
     ray.init(address or "local", ignore_reinit_error=True, logging_level=logging.WARNING)

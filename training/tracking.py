@@ -26,6 +26,8 @@ MODEL_TRAINING = {"mlflow.experimentKind": "custom_model_development"}
 """Tag of an experiment whose runs the UI shows as trainings; without it they come up among evaluations of prompts."""
 RETRY_SECONDS = 5.0
 """Pause before metrics that the server did not take are sent again."""
+SEND_SECONDS = 5.0
+"""Metrics go out together this often: a request costs the training's process some milliseconds, whatever is in it."""
 BATCH_LIMIT = 1000
 """Metrics that MLflow takes in one request."""
 CLOSE_SECONDS = 60.0
@@ -135,7 +137,7 @@ class MetricLog:
         self._thread.start()
 
     def log(self, metrics: dict[str, float], step: int) -> None:
-        """Send these metrics soon."""
+        """Send these metrics within `SEND_SECONDS`."""
         now = int(time.time() * 1000)
         self._queue.put([Metric(key, value, now, step) for key, value in metrics.items()])
 
@@ -155,16 +157,21 @@ class MetricLog:
             )
 
     def _send_all(self) -> None:
-        open_ended = True
+        open_ended, due = True, time.monotonic()
         while open_ended:
-            item = self._queue.get()
+            try:
+                item = self._queue.get(timeout=max(0.0, due - time.monotonic()) if self._pending else None)
+            except queue.Empty:
+                item = []
+            if isinstance(item, list):
+                self._pending += item
+            if not isinstance(item, list) or time.monotonic() >= due:
+                while self._pending and not self._send():
+                    time.sleep(RETRY_SECONDS)
+                due = time.monotonic() + SEND_SECONDS
             if isinstance(item, threading.Event):
                 item.set()
-                continue
             open_ended = item is not None
-            self._pending += item or []
-            while self._pending and not self._send():
-                time.sleep(RETRY_SECONDS)
 
     def _send(self) -> bool:
         try:

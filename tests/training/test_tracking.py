@@ -25,6 +25,19 @@ def test_after_a_flush_the_store_has_every_point(store: str) -> None:
     assert steps == list(range(1, 401))
 
 
+def test_points_come_in_while_the_training_runs(store: str) -> None:
+    client = open_client(store, create=True)
+    run_id = create_run(client, "twotower", "test", {})
+    log = MetricLog(store, run_id)
+    for step in (1, 2):
+        log.log({"train/loss": 1 / step}, step)
+        give_up = time.monotonic() + 60
+        while len(client.get_metric_history(run_id, "train/loss")) < step:
+            assert time.monotonic() < give_up
+            time.sleep(0.1)
+    log.close()
+
+
 def test_a_flush_does_not_wait_for_a_dead_server_for_ever(store: str) -> None:
     log = MetricLog(store, "0" * 32)  # no such run: the store refuses every point
     log.log({"train/loss": 1.0}, 1)
