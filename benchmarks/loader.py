@@ -79,6 +79,16 @@ class Setting:
         """Of the shards."""
         return read_manifest(self.data)
 
+    @property
+    def graph(self) -> dict[str, Any]:
+        """How a DALI graph runs."""
+        return {"batch_size": BATCH_SIZE, "num_threads": self.workers, "device_id": None}
+
+    @property
+    def processes(self) -> dict[str, Any]:
+        """How a DataLoader runs."""
+        return {"num_workers": self.workers, "persistent_workers": True}
+
 
 def main() -> int:
     """Measure, print a table and the ratios; return 2 for bad input."""
@@ -108,8 +118,10 @@ def measure(setting: Setting, rounds: int, batches: int) -> dict[str, list[float
     """Return images per second of each kind, `rounds` times, kinds in turn."""
     rates: dict[str, list[float]] = {name: [] for name in KINDS}
     with ExitStack() as stack:
-        kinds = {name: stack.enter_context(process_of(name, setting)) for name in KINDS}
-        for process in kinds.values():
+        context = multiprocessing.get_context("spawn")
+        kinds = {name: stack.enter_context(ProcessPoolExecutor(1, context)) for name in KINDS}
+        for name, process in kinds.items():
+            process.submit(open_kind, name, setting).result()  # not as its initializer, whose errors have no text here
             process.submit(turn, WARM_UP_BATCHES).result()
         for number in range(rounds):
             for name, process in kinds.items():
@@ -117,12 +129,6 @@ def measure(setting: Setting, rounds: int, batches: int) -> dict[str, list[float
                 time.sleep(PAUSE_S)
             print(f"round {number + 1} of {rounds}", file=sys.stderr)
     return rates
-
-
-def process_of(name: str, setting: Setting) -> ProcessPoolExecutor:
-    """Return a process that has this kind open."""
-    context = multiprocessing.get_context("spawn")
-    return ProcessPoolExecutor(1, context, initializer=open_kind, initargs=(name, setting))
 
 
 def open_kind(name: str, setting: Setting) -> None:
@@ -169,8 +175,7 @@ def this_cache(setting: Setting) -> Batches:
 
 def bare_dali(setting: Setting) -> Batches:
     """DALI alone."""
-    graph: dict[str, Any] = {"batch_size": BATCH_SIZE, "num_threads": setting.workers, "device_id": None}
-    return runs(bare_graph(setting.data, setting.manifest, setting.crop, **graph))
+    return runs(bare_graph(setting.data, setting.manifest, setting.crop, **setting.graph))
 
 
 def floor(setting: Setting) -> Batches:
@@ -179,15 +184,13 @@ def floor(setting: Setting) -> Batches:
     firsts = range(0, len(samples) - BATCH_SIZE, BATCH_SIZE)
     parts = [np.arange(first, first + BATCH_SIZE) for first in firsts[:IN_MEMORY_BATCHES]]
     memory = itertools.cycle([samples.read(part).jpegs for part in parts])
-    graph: dict[str, Any] = {"batch_size": BATCH_SIZE, "num_threads": setting.workers, "device_id": None}
-    return runs(floor_graph(lambda: next(memory), setting.crop, **graph))
+    return runs(floor_graph(lambda: next(memory), setting.crop, **setting.graph))
 
 
 def torchvision_files(setting: Setting) -> Batches:
     """torchvision's transforms in torch's DataLoader."""
     dataset = ImageFolder(str(setting.files), torchvision_transform(setting.manifest, setting.crop))
-    workers: dict[str, Any] = {"num_workers": setting.workers, "persistent_workers": True}
-    return endless(DataLoader(dataset, BATCH_SIZE, shuffle=True, drop_last=True, **workers))
+    return endless(DataLoader(dataset, BATCH_SIZE, shuffle=True, drop_last=True, **setting.processes))
 
 
 def torchvision_webdataset(setting: Setting) -> Batches:
@@ -201,8 +204,7 @@ def torchvision_webdataset(setting: Setting) -> Batches:
         .map_tuple(torchvision_transform(setting.manifest, setting.crop), int)
         .batched(BATCH_SIZE, partial=False)
     )
-    workers: dict[str, Any] = {"num_workers": setting.workers, "persistent_workers": True}
-    return endless(webdataset.WebLoader(dataset, batch_size=None, **workers))
+    return endless(webdataset.WebLoader(dataset, batch_size=None, **setting.processes))
 
 
 @pipeline_def
