@@ -3,8 +3,8 @@
 In one run, taking turns: a bare loop in eager float32 with contiguous tensors; the same with one switch at a time; this
 project's step with all of them; and `torchvision.models.alexnet` in the bare loop. Beside them, the matrix ceiling: one
 large product in the same precision (float32 on a GPU: with TF32, as cuDNN's convolutions have it), at its best turn.
-The operations of a step are three times those of the forward pass's convolutions and dense layers, less the gradient
-of the images, which nobody takes; LRN, pooling and the optimiser are not counted.
+The operations of a step are three times those of the forward pass's convolutions and fully connected layers, less the
+gradient of the images, which nobody takes; LRN, pooling and the optimiser are not counted.
 """
 
 from __future__ import annotations

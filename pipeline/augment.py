@@ -74,6 +74,11 @@ class Augmentation:
         check_choice("lighting", self.lighting, get_args(Lighting))
         if not 0 < self.smallest_area <= 1:
             raise InputError(f"smallest_area is {self.smallest_area!r}; valid: above 0 up to 1")
+        if self.crop_size == "fixed" and self.smallest_area != Augmentation.smallest_area:
+            raise InputError(
+                f"smallest_area is {self.smallest_area}; valid with crop_size 'fixed', which does not read it: "
+                f"{Augmentation.smallest_area}"
+            )
         if self.crop_size == "random":
             # A centre or a neighbour's offset says nothing of a window whose size is its own.
             for name, valid in (("crop_position", "random"), ("granularity", "image")):

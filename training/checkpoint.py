@@ -122,6 +122,8 @@ def read_model(path: Path) -> dict[str, Tensor]:
     """
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError as error:
+        raise InputError(f"{path} does not exist; it would be a state dict that torch.save wrote") from error
     except Exception as error:  # torch.load has no common base for what a foreign file can cause
         raise InputError(f"{path} cannot be read as weights: {type(error).__name__}") from error
     if not isinstance(state, dict) or not all(isinstance(tensor, Tensor) for tensor in state.values()):

@@ -28,8 +28,8 @@ class Parallel:
     data: int | None = None
     """Replicas of the network, each with its part of every batch. Default: all GPUs (or 2 CPU workers) / `model`."""
     model: int = 1
-    """Devices that share one network. 2 puts one tower on each; of `alexnet-owt` any number share the dense layers,
-    each with the convolutions whole and images of its own."""
+    """Devices that share one network. 2 puts one tower on each; of `alexnet-owt` any number share the fully
+    connected layers, each with the convolutions whole and images of its own."""
     cpus_per_worker: int | None = None
     """CPU cores of each worker, for decoding and on CPUs for training. Default: an equal share of the cluster's."""
 
@@ -138,48 +138,56 @@ class Optimizer:
     0: none."""
 
     def __post_init__(self) -> None:
-        if not self.learning_rate > 0:
-            raise InputError(f"optimizer.learning_rate is {self.learning_rate}; it must be above 0")
-        if not 0 <= self.momentum < 1:
-            raise InputError(f"optimizer.momentum is {self.momentum}; valid is 0 up to but not including 1")
-        if self.weight_decay < 0 or self.warmup_epochs < 0:
-            raise InputError("optimizer.weight_decay and optimizer.warmup_epochs must not be negative")
-        if not 0 <= self.ema < 1:
-            raise InputError(f"optimizer.ema is {self.ema}; valid is 0 up to but not including 1")
+        for name in ("momentum", "ema"):
+            if not 0 <= (value := getattr(self, name)) < 1:
+                raise InputError(f"optimizer.{name} is {value}; valid is 0 up to but not including 1")
         _at_least("optimizer.patience", self.patience, 0)
         _at_least("optimizer.plateaus", self.plateaus, 1)
         _at_least("optimizer.bias_plateaus", self.bias_plateaus, 1)
         self._check_rates()
-        self._check_script()
+        self._check_schedule()
 
     def _check_rates(self) -> None:
-        tables: dict[str, dict[Any, float]] = {
-            "bias_rate": {"": self.bias_rate},
-            "divisor": {"": self.divisor},
-            "bias_divisor": {"": self.bias_divisor},
-            "layer_rates": self.layer_rates,
+        scripted = {
             "drops": self.drops,
             "bias_drops": self.bias_drops,
             **{f"layer_drops {layer}": drops for layer, drops in self.layer_drops.items()},
         }
-        for name, table in tables.items():
-            for key, value in table.items():
-                if not value > 0:
-                    raise InputError(f"optimizer.{name} {key} is {value}; it must be above 0".replace("  ", " "))
+        for name in ("learning_rate", "bias_rate", "divisor", "bias_divisor"):
+            _finite(name, getattr(self, name), above_zero=True)
+        for name in ("weight_decay", "warmup_epochs"):
+            _finite(name, getattr(self, name))
+        for layer, rate in self.layer_rates.items():
+            _finite(f"layer_rates {layer}", rate, above_zero=True)
         for layer, decay in self.layer_decays.items():
-            if decay < 0:
-                raise InputError(f"optimizer.layer_decays {layer} is {decay}; it must not be negative")
+            _finite(f"layer_decays {layer}", decay)
+        for name, rates in scripted.items():
+            for epoch, rate in rates.items():
+                _at_least(f"the epoch of optimizer.{name}", epoch, 0)
+                _finite(f"{name} {epoch}", rate, above_zero=True)
         for layer, epoch in self.freeze.items():
             _at_least(f"optimizer.freeze {layer}", epoch, 0)
 
-    def _check_script(self) -> None:
-        if (self.schedule == "script") != bool(self.drops):
-            raise InputError(
-                f"optimizer.schedule is {self.schedule!r} and optimizer.drops is {self.drops or 'empty'}: "
-                "'script' goes with drops, and they with 'script' alone"
-            )
-        if (self.bias_drops or self.layer_drops) and not self.drops:
-            raise InputError("optimizer.bias_drops and optimizer.layer_drops go with optimizer.drops alone")
+    def _check_schedule(self) -> None:
+        if self.schedule == "script" and not self.drops:
+            raise InputError("optimizer.schedule is 'script' and optimizer.drops is empty; it needs one at least")
+        defaults = {each.name: _default(each) for each in dataclasses.fields(self)}
+        for name, schedules in _READ_BY.items():
+            value = getattr(self, name)
+            if value != defaults[name] and self.schedule not in schedules:
+                raise InputError(
+                    f"optimizer.{name} is {value}, which optimizer.schedule {self.schedule!r} would not read; "
+                    f"leave it at {defaults[name]}, or choose {' or '.join(schedules)}"
+                )
+
+
+_READ_BY = {
+    "warmup_epochs": ("constant", "linear", "cosine"),
+    "patience": ("plateau",),
+    **dict.fromkeys(("drops", "bias_drops", "layer_drops"), ("script",)),
+    **dict.fromkeys(("divisor", "plateaus", "bias_divisor", "bias_plateaus"), ("equal-plateaus",)),
+}
+"""The schedules that read a field of `Optimizer`; all read the others."""
 
 
 @dataclass(frozen=True)
@@ -302,8 +310,8 @@ def _build(kind: type, values: dict[str, Any]) -> Any:
     }
     try:
         return kind(**arguments)
-    except TypeError as error:
-        raise InputError(f"{kind.__name__} cannot be made from {values}: {error}") from error
+    except TypeError as error:  # a field is missing, or its value is of another type than its check compares with
+        raise InputError(f"{kind.__name__} cannot be made from these fields: {error}") from error
 
 
 def _with_keys(hint: Any, value: Any) -> Any:
@@ -312,6 +320,17 @@ def _with_keys(hint: Any, value: Any) -> Any:
         return value
     key_type, inner = typing.get_args(hint)
     return {key_type(key): _with_keys(inner, part) for key, part in value.items()}
+
+
+def _default(each: dataclasses.Field[Any]) -> Any:
+    return each.default if each.default_factory is dataclasses.MISSING else each.default_factory()
+
+
+def _finite(name: str, value: float, *, above_zero: bool = False) -> None:
+    if not 0 <= value < float("inf") or (above_zero and value == 0):
+        raise InputError(
+            f"optimizer.{name} is {value}; it must be {'above' if above_zero else 'at least'} 0 and finite"
+        )
 
 
 def _at_least(name: str, value: int | None, least: int) -> None:

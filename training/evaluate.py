@@ -6,6 +6,7 @@ Writes report.json and report.html, and puts them into the MLflow run when it wa
 from __future__ import annotations
 
 import argparse
+import itertools
 import sys
 import time
 from collections.abc import Sequence
@@ -89,9 +90,13 @@ def main(arguments: Sequence[str]) -> None:
 
 def check_data(trained: Trained, manifest: Manifest, folder: str) -> None:
     """Raise `InputError` unless the data set has the classes and the short side that the network was trained on."""
-    if [entry.id for entry in manifest.classes] != [entry.id for entry in trained.data.classes]:
+    theirs, ours = ([entry.id for entry in classes] for classes in (manifest.classes, trained.data.classes))
+    if theirs != ours:
+        pairs = enumerate(itertools.zip_longest(theirs, ours, fillvalue="none"))
+        label, (found, expected) = next((label, pair) for label, pair in pairs if pair[0] != pair[1])
         raise InputError(
-            f"{folder} has other classes ({len(manifest.classes)}) than {trained.name} ({len(trained.data.classes)})"
+            f"{folder} has other classes ({len(theirs)}) than {trained.name} ({len(ours)}): "
+            f"class {label} is {found}, not {expected}"
         )
     if manifest.short_side != trained.data.short_side:
         raise InputError(

@@ -74,7 +74,7 @@ def launch(config: Config, project: Path) -> str:
         project: folder of the default stores.
 
     Raises:
-        InputError: data, network, batch, resources or stores do not fit; nothing has been started then.
+        InputError: data, network, batch, resources or stores do not fit; there is no run then.
         TrainingError: the training broke off, or its metrics could not be logged.
         KeyboardInterrupt: it was interrupted.
     """
@@ -158,32 +158,42 @@ def place(config: Config, nodes: list[dict[str, float]]) -> Config:
     """
     gpus, cpus = (int(sum(node.get(kind, 0) for node in nodes)) for kind in ("GPU", "CPU"))
     device = config.device if config.device != "auto" else ("cuda" if gpus else "cpu")
-    model, available = config.parallel.model, gpus if device == "cuda" else cpus
-    data = config.parallel.data or max(1, (gpus if device == "cuda" else 2) // model)
-    if data * model > available:
+    on_gpus, model = device == "cuda", config.parallel.model
+    data = config.parallel.data or max(1, (gpus if on_gpus else 2) // model)
+    workers = data * model
+    if workers > (gpus if on_gpus else cpus):
         raise InputError(
-            f"parallel.data {data} x parallel.model {model} needs {data * model} {device} workers; "
+            f"parallel.data {data} x parallel.model {model} needs {workers} {device} workers; "
             f"the cluster has {cpus} CPU cores and {gpus} GPUs"
         )
-    hybrid = model > 1 and architecture(config.network.name).hybrid
-    if config.batch_size % (data * model if hybrid else data):
-        shares = f"x parallel.model {model} devices" if hybrid else "replicas"
-        raise InputError(f"batch_size {config.batch_size} cannot be shared by parallel.data {data} {shares}")
-    share = cpus // (gpus if device == "cuda" else data * model)
-    threads = config.parallel.cpus_per_worker or max(1, share)
-    if threads * data * model > cpus:
-        raise InputError(f"parallel.cpus_per_worker {threads} for {data * model} workers; the cluster has {cpus} cores")
+    _check_batch_divides(config, data)
+    threads = config.parallel.cpus_per_worker or max(1, cpus // (gpus if on_gpus else workers))
+    if threads * workers > cpus:
+        raise InputError(
+            f"parallel.cpus_per_worker {threads} for {workers} workers needs {threads * workers} cores; "
+            f"the cluster has {cpus}"
+        )
     placed = replace(config, device=device, parallel=Parallel(data, model, threads))
     _check_groups_fit(placed, nodes)
     return placed
 
 
+def _check_batch_divides(config: Config, data: int) -> None:
+    model = config.parallel.model
+    hybrid = model > 1 and architecture(config.network.name).hybrid
+    shares = data * model if hybrid else data
+    if config.batch_size % shares:
+        of = f"parallel.data {data} x parallel.model {model} devices" if hybrid else f"parallel.data {data} replicas"
+        raise InputError(f"batch_size {config.batch_size} cannot be shared by {of}; valid are multiples of {shares}")
+
+
 def _check_groups_fit(config: Config, nodes: list[dict[str, float]]) -> None:
     data, model, threads = config.parallel.data or 1, config.parallel.model, config.parallel.cpus_per_worker or 1
-    workers = [int(node.get("CPU", 0) // threads) for node in nodes]
+    workers_per_node = [int(node.get("CPU", 0) // threads) for node in nodes]
     if config.device == "cuda":
-        workers = [min(some, int(node.get("GPU", 0))) for some, node in zip(workers, nodes, strict=True)]
-    groups = sum(some // model for some in workers)
+        gpus_per_node = [int(node.get("GPU", 0)) for node in nodes]
+        workers_per_node = [min(pair) for pair in zip(workers_per_node, gpus_per_node, strict=True)]
+    groups = sum(workers // model for workers in workers_per_node)
     if groups < data:
         raise InputError(
             f"parallel.cpus_per_worker {threads}: the nodes have room for {groups} groups of parallel.model {model} "

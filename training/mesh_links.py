@@ -34,7 +34,7 @@ class TowerLinks(Links):
         """Stack the towers' channels."""
         return self.gather(maps)
 
-    def into_dense(self, maps: Tensor) -> Iterator[Tensor]:
+    def into_fully_connected(self, maps: Tensor) -> Iterator[Tensor]:
         """Stack the towers' channels, all images at once."""
         yield self.gather(maps)
 
@@ -48,11 +48,11 @@ class TowerLinks(Links):
 
 
 class HybridLinks(TowerLinks):
-    """Convolutions are whole on every device, each for images of its own; the dense layers are split by their units.
+    """Convolutions are whole on every device, each for images of its own; fc6 to fc8 are split by their units.
 
-    Krizhevsky 2014, "One weird trick for parallelizing convolutional neural networks", scheme (c): the dense layers
-    run over the group's images in parts, each made of an equal share of every device's images. All devices must bring
-    the same number of images. Each takes the loss of its own.
+    Krizhevsky 2014, "One weird trick for parallelizing convolutional neural networks", scheme (c): the fully connected
+    layers run over the group's images in parts, each made of an equal share of every device's images. All devices must
+    bring the same number of images. Each takes the loss of its own.
 
     While one part is computed, the next is on its way; in backward, the gradient of one is on its way back while the
     part before it is computed. The smaller exchanges in between (units of fc6 and fc7, logits) are waited for. On NCCL
@@ -68,7 +68,7 @@ class HybridLinks(TowerLinks):
         """Return the maps: this device has all channels of its images."""
         return maps
 
-    def into_dense(self, maps: Tensor) -> Iterator[Tensor]:
+    def into_fully_connected(self, maps: Tensor) -> Iterator[Tensor]:
         """Yield the group's maps in parts, device after device; the next part is sent before one is given out."""
         ahead: tuple[Tensor, _Exchange] | None = None
         for own in maps.chunk(self.width):
@@ -129,8 +129,8 @@ class _Send(torch.autograd.Function):
     What the forward returns is not whole before `_Receive` has passed it on. Autograd runs backward in the reverse
     order of the forward, so the gradients travel while the part before this one is computed.
 
-    The dense layers hold gradients of the mean over the group's images, the convolutions of that over the own images,
-    as DistributedDataParallel expects of each.
+    The fully connected layers hold gradients of the mean over the group's images, the convolutions of that over the
+    own images, as DistributedDataParallel expects of each.
     """
 
     @staticmethod

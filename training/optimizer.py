@@ -97,7 +97,9 @@ def check_layers(model: nn.Module, config: Optimizer, epochs: int) -> None:
     """Raise `InputError` unless `model` has the layers that are named, and one is left to train until the end."""
     _check_known(model, _named_layers(config))
     if all(config.freeze.get(layer, epochs) < epochs for layer in _layers(model)):
-        raise InputError(f"optimizer.freeze freezes all layers before the end, at epoch {epochs}")
+        raise InputError(
+            f"optimizer.freeze is {config.freeze}: no layer is left to train until epoch {epochs}; leave one out"
+        )
 
 
 def freeze_layers(model: nn.Module, config: Optimizer, epoch: int) -> bool:

@@ -1,8 +1,8 @@
 """Who does what on the `data` x `model` mesh, and the single-device state made of its shards and cut into them.
 
 The towers are split as in 2012: every layer by its output channels over the `model` axis, whose devices see the same
-images. In the hybrid of 2014 the dense layers alone are split so; every device of the mesh has a share of the batch of
-its own, so that none decodes what another does, and a global batch is the same in every layout.
+images. In the hybrid of 2014 the fully connected layers alone are split so; every device of the mesh has a share of
+the batch of its own, so that none decodes what another does, and a global batch is the same in every layout.
 Parameters are plain local tensors, so DistributedDataParallel works as ever over the devices that hold the same ones,
 and because a parameter is split along dimension 0 or not at all, "stack along dimension 0" turns the shards into the
 single-device state and `chunk` turns it back.
@@ -40,7 +40,7 @@ class Layout:
     data_group: dist.ProcessGroup | None = None
     model_group: dist.ProcessGroup | None = None
     hybrid: bool = False
-    """Whether the peers on a `model` axis of more than one device share the dense layers alone."""
+    """Whether the peers on a `model` axis of more than one device share the fully connected layers alone."""
 
     @property
     def global_rank(self) -> int:

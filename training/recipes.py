@@ -12,6 +12,8 @@ def sample() -> Config:
     """The embedded sample in minutes on two cores: a look at the whole way, not at ImageNet.
 
     python -m preprocess.build_shards && python -m training.run
+
+    Measured: val top-1 0.992 (498 images, 10 classes), n = 1, 2 cores, float32, bca01a3.
     """
     return Config(
         recipe="sample",
@@ -29,17 +31,11 @@ def cifar10() -> Config:
 
     python -m preprocess.build_shards --input CIFAR10 --output shards-cifar10 --short-side 32
     python -m training.run cifar10 --data shards-cifar10
+
+    Measured on 12,000 train images: val top-1 0.732, top-5 0.981 (2,000 images), ten crops 0.735 and 0.984; n = 1,
+    2 cores, float32, bca01a3.
     """
-    return Config(
-        recipe="cifar10",
-        short_side=32,
-        epochs=19,
-        batch_size=64,
-        units="unit-std",
-        label_smoothing=0.1,
-        network=Network(name="alexnet-small", first_kernel=5, first_stride=1, lrn="off", dropout=0.1, init="he"),
-        optimizer=Optimizer(learning_rate=0.03, schedule="linear", warmup_epochs=1.0),
-    )
+    return _small_images("cifar10", short_side=32, epochs=19, first_stride=1)
 
 
 def tiny_imagenet() -> Config:
@@ -47,15 +43,24 @@ def tiny_imagenet() -> Config:
 
     python -m preprocess.build_shards --input TINY --output shards-tiny --short-side 64
     python -m training.run tiny-imagenet --data shards-tiny
+
+    Measured on 20 of its classes (10,000 train images): val top-1 0.585, top-5 0.890 (1,000 images), ten crops 0.594
+    and 0.898; n = 1, 2 cores, float32, bca01a3.
     """
+    return _small_images("tiny-imagenet", short_side=64, epochs=24, first_stride=2)
+
+
+def _small_images(recipe: str, *, short_side: int, epochs: int, first_stride: int) -> Config:
     return Config(
-        recipe="tiny-imagenet",
-        short_side=64,
-        epochs=24,
+        recipe=recipe,
+        short_side=short_side,
+        epochs=epochs,
         batch_size=64,
         units="unit-std",
         label_smoothing=0.1,
-        network=Network(name="alexnet-small", first_kernel=5, first_stride=2, lrn="off", dropout=0.1, init="he"),
+        network=Network(
+            name="alexnet-small", first_kernel=5, first_stride=first_stride, lrn="off", dropout=0.1, init="he"
+        ),
         optimizer=Optimizer(learning_rate=0.03, schedule="linear", warmup_epochs=1.0),
     )
 

@@ -22,10 +22,10 @@ def average_gradients(module: nn.Module, device: torch.device, group: dist.Proce
 
 
 class HybridReplica(nn.Module):
-    """The hybrid: convolutions averaged over all devices, dense layers over those that hold the same units.
+    """The hybrid: convolutions averaged over all devices, fully connected layers over those that hold the same units.
 
     Either is a DistributedDataParallel of its own, which sends the gradients that are ready while autograd computes
-    the others: those of the dense layers travel during the backward of the convolutions.
+    the others: those of the fully connected layers travel during the backward of the convolutions.
     """
 
     def __init__(
@@ -38,20 +38,20 @@ class HybridReplica(nn.Module):
         super().__init__()
         self.network = network
         convolutions = _Stage(network.maps, network.convolutions())
-        dense = _Stage(network.classify, network.dense_layers())
+        fully_connected = _Stage(network.classify, network.fully_connected())
         self.convolutions = average_gradients(convolutions, device, everybody)
-        self.dense = average_gradients(dense, device, same_units)
+        self.fully_connected = average_gradients(fully_connected, device, same_units)
 
     def forward(self, images: Tensor) -> Tensor:
         """Return the logits (N,num_classes) of this device's images N,3,H,W."""
-        logits: Tensor = self.dense(self.convolutions(images))
+        logits: Tensor = self.fully_connected(self.convolutions(images))
         return logits
 
     @contextmanager
     def no_sync(self) -> Iterator[None]:
         """Keep the gradients of backward passes in here on this device; the next one outside averages their sum."""
         with ExitStack() as stack:
-            for stage in (self.convolutions, self.dense):
+            for stage in (self.convolutions, self.fully_connected):
                 if isinstance(stage, DistributedDataParallel):
                     stack.enter_context(stage.no_sync())
             yield

@@ -24,11 +24,12 @@ def parse(arguments: Sequence[str]) -> Config:
         SystemExit: an unknown field or a value of another type (code 2), or --help (code 0).
     """
     arguments = list(arguments)
-    if not arguments or arguments[0].startswith("-"):
+    if arguments and not arguments[0].startswith("-"):
+        if arguments[0] not in RECIPES:
+            raise InputError(f"recipe {arguments[0]!r} is unknown; there are {', '.join(RECIPES)}")
+    elif not {"-h", "--help"} & set(arguments):
         # The recipe may be left out, but the parser of the recipe's fields wants it named.
-        arguments = [*arguments] if set(arguments) & {"-h", "--help"} else [DEFAULT_RECIPE, *arguments]
-    elif arguments[0] not in RECIPES:
-        raise InputError(f"recipe {arguments[0]!r} is unknown; there are {', '.join(RECIPES)}")
+        arguments.insert(0, DEFAULT_RECIPE)
     recipes = {name: ((make.__doc__ or "").splitlines()[0], make()) for name, make in RECIPES.items()}
     return tyro.extras.overridable_config_cli(recipes, args=arguments, prog="python -m training.run")
 

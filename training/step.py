@@ -48,8 +48,8 @@ def train_step(
     total = torch.zeros((), device=images.device)
     parts = list(zip(images.chunk(micro_batches), labels.chunk(micro_batches), strict=True))
     for index, (some, truth) in enumerate(parts):
-        alone = index < len(parts) - 1
-        with getattr(replica, "no_sync", nullcontext)() if alone else nullcontext():
+        more_follow = index < len(parts) - 1
+        with getattr(replica, "no_sync", nullcontext)() if more_follow else nullcontext():
             with autocast:
                 loss = mean_loss(replica, some, truth, label_smoothing)
             # Parts may differ by an image: each counts for as much of the mean as it holds.

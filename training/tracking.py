@@ -54,7 +54,7 @@ def open_client(uri: str, *, create: bool = False) -> MlflowClient:
         InputError: it does not answer, or it is a SQLite file that does not exist and `create` is off.
     """
     if uri.startswith(SQLITE) and not create and not Path(uri.removeprefix(SQLITE)).is_file():
-        raise InputError(f"MLflow store {uri} does not exist (MLFLOW_TRACKING_URI)")
+        raise InputError(f"MLflow store {uri} does not exist; set MLFLOW_TRACKING_URI to the one that has the run")
     logging.getLogger("mlflow.store.db").setLevel(logging.WARNING)  # it narrates the making of its tables
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")

@@ -58,6 +58,7 @@ def test_wrong_arguments_are_named_with_what_would_be_valid(numbered, change, me
         {"crop_region": "left half"},
         {"crop_size": "large"},
         {"smallest_area": 0.0},
+        {"smallest_area": 0.5, "crop_size": "fixed"},
         {"flip": "no"},
         {"granularity": "batch"},
         {"lighting": "paper2"},

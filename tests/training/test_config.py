@@ -16,9 +16,9 @@ def test_without_arguments_it_is_the_sample_recipe() -> None:
 
 def test_any_field_can_be_set_with_or_without_a_named_recipe() -> None:
     assert parse(["--epochs", "3"]).epochs == 3
-    config = parse(["cifar10", "--data", "/d", "--parallel.model", "2", "--optimizer.schedule", "plateau"])
+    config = parse(["cifar10", "--data", "/d", "--parallel.model", "2", "--optimizer.schedule", "cosine"])
     assert (config.recipe, config.data, config.parallel.model) == ("cifar10", "/d", 2)
-    assert config.optimizer == dataclasses.replace(RECIPES["cifar10"]().optimizer, schedule="plateau")
+    assert config.optimizer == dataclasses.replace(RECIPES["cifar10"]().optimizer, schedule="cosine")
     assert parse(["--augmentation.lighting", "off"]).augmentation.lighting == "off"
 
 
@@ -44,7 +44,8 @@ def test_alexnet_paper_is_the_text_of_2012() -> None:
 def test_tables_by_layer_and_by_epoch_can_be_set() -> None:
     config = parse(["--optimizer.freeze", "conv1", "3", "conv2", "5", "--optimizer.layer-rates", "fc8", "0.1"])
     assert (config.optimizer.freeze, config.optimizer.layer_rates) == ({"conv1": 3, "conv2": 5}, {"fc8": 0.1})
-    config = parse(["--optimizer.schedule", "script", "--optimizer.drops", "2", "0.1", "4", "0.01"])
+    script = ["--optimizer.schedule", "script", "--optimizer.warmup-epochs", "0"]
+    config = parse([*script, "--optimizer.drops", "2", "0.1", "4", "0.01"])
     assert config.optimizer.drops == {2: 0.1, 4: 0.01}
     assert parse(["alexnet-2012", "--optimizer.drops.25", "0.002"]).optimizer.drops[25] == 0.002
 

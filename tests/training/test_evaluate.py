@@ -149,7 +149,8 @@ def test_bad_input_gets_code_2_and_one_line(command, checkpoint: Path, tiny_shar
     data = ["--data", tiny_shards]
     code, _, err = command(evaluate.main, "--run", "nope", *data)
     store = f"sqlite:///{tmp_path}/mlflow.db"
-    assert (code, err) == (2, f"error: MLflow store {store} does not exist (MLFLOW_TRACKING_URI)\n")
+    hint = "set MLFLOW_TRACKING_URI to the one that has the run"
+    assert (code, err) == (2, f"error: MLflow store {store} does not exist; {hint}\n")
     create_run(open_client(store, create=True), "twotower", "r", {})
     cases = [
         (evaluate.main, ["--run", "nope", *data], "run 'nope' is not in the MLflow store"),
@@ -182,6 +183,7 @@ def test_a_data_set_of_other_classes_is_refused(command, checkpoint: Path, tiny_
     code, _, err = command(evaluate.main, "--checkpoint", checkpoint, "--data", folder)
     assert code == 2
     assert "has other classes" in err
+    assert "class 0 is " in err
 
 
 def test_the_commands_work_from_a_shell(checkpoint: Path, tiny_shards: Path, tmp_path: Path) -> None:

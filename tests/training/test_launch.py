@@ -200,18 +200,18 @@ def test_an_interrupted_command_keeps_what_is_whole(
     [
         ({"data": "/nowhere"}, "data folder /nowhere does not exist"),
         ({"short_side": 32, "crop": 28}, "has a short side of 64 pixels; recipe tiny-imagenet is for 32"),
-        ({"batch_size": 5}, "batch_size 5 cannot be shared by parallel.data 2"),
+        ({"batch_size": 5}, "batch_size 5 cannot be shared by parallel.data 2 replicas; valid are multiples of 2"),
         ({"batch_size": 4096}, r"batch_size 4096 is more than the 14\d train samples"),
         ({"parallel": Parallel(data=3, model=2)}, "needs 6 cpu workers; the cluster has 4 CPU cores"),
         ({"parallel": Parallel(data=2, cpus_per_worker=3)}, "parallel.cpus_per_worker 3 for 2 workers"),
         ({"parallel": Parallel(model=4)}, "parallel.model 4 is more than the 2 tower"),
         (
             {"network": Network("alexnet-owt"), "crop": 64, "parallel": Parallel(model=3)},
-            "hidden 4096 does not divide by 3",
+            "parallel.model 3 does not divide the 4096 units",
         ),
         (
             {"network": Network("alexnet-owt"), "crop": 64, "batch_size": 6, "parallel": Parallel(2, 2)},
-            "batch_size 6 cannot be shared by parallel.data 2 x parallel.model 2 devices",
+            "batch_size 6 cannot be shared by parallel.data 2 x parallel.model 2 devices; valid are multiples of 4",
         ),
         ({"device": "cuda"}, "the cluster has 4 CPU cores and 0 GPUs"),
         ({"compile": "graphs", "parallel": Parallel(data=1)}, "compile is 'graphs', which needs a GPU"),

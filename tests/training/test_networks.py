@@ -11,7 +11,7 @@ import torchvision
 from torch import Tensor, nn
 
 from preprocess.manifest import InputError
-from training.models import NETWORKS, AlexNet, build, to_convolutions, to_dense
+from training.models import NETWORKS, AlexNet, build, to_fully_connected, to_fully_convolutional
 from training.models.activation import make_activation
 from training.models.dropout import Dropout2012
 from training.models.lrn import SpatialResponseNorm
@@ -56,7 +56,7 @@ def maps(
     return pool(act(F.conv2d(x, p["conv5.weight"], p["conv5.bias"], padding=padding[1], groups=groups)))
 
 
-def dense(p: State, x: Tensor, act: Callable[[Tensor], Tensor] = relu) -> Tensor:
+def fully_connected(p: State, x: Tensor, act: Callable[[Tensor], Tensor] = relu) -> Tensor:
     for name in ("fc6", "fc7"):
         x = act(F.linear(x.flatten(1), p[f"{name}.weight"], p[f"{name}.bias"]))
     return F.linear(x, p["fc8.weight"], p["fc8.bias"])
@@ -66,14 +66,14 @@ def single(p: State, images: Tensor) -> Tensor:
     def after(x: Tensor) -> Tensor:
         return overlapping(lrn(relu(x)))
 
-    return dense(p, maps(p, F.pad(images, (0, 3, 0, 3)), after, after))
+    return fully_connected(p, maps(p, F.pad(images, (0, 3, 0, 3)), after, after))
 
 
 def code_2012(p: State, images: Tensor) -> Tensor:
     """Run 145: LRN before pooling and ReLU in stage 1, the spatial one after that of stage 2."""
     norm = partial(in_towers, partial(lrn, alpha=2e-5))
     after1, after2 = (lambda x: relu(overlapping(norm(x)))), (lambda x: overlapping(spatial(norm(relu(x)))))
-    return dense(p, maps(p, F.pad(images, (0, 3, 0, 3)), after1, after2, groups=2))
+    return fully_connected(p, maps(p, F.pad(images, (0, 3, 0, 3)), after1, after2, groups=2))
 
 
 def disjoint(p: State, images: Tensor) -> Tensor:
@@ -82,7 +82,7 @@ def disjoint(p: State, images: Tensor) -> Tensor:
     after = lambda x: pool(in_towers(lrn, relu(x)))  # noqa: E731
     x = maps(p, F.pad(images, (0, 3, 0, 3)), after, after, groups=2, padding=(1, 0), pool=pool)
     assert x.shape[2:] == (6, 6)
-    return dense(p, x)
+    return fully_connected(p, x)
 
 
 def tensorflow(p: State, images: Tensor) -> Tensor:
@@ -94,7 +94,7 @@ def tensorflow(p: State, images: Tensor) -> Tensor:
 def paddle(p: State, images: Tensor) -> Tensor:
     """Maps of 6, 3 and 1 pixels: the last pooling has nothing left to do."""
     after = lambda x: lrn(F.max_pool2d(relu(x), 3, 2, ceil_mode=True), alpha=2e-5, k=1.0)  # noqa: E731
-    return dense(p, maps(p, F.pad(images, (1, 1, 1, 1)), after, after, pool=lambda x: x))
+    return fully_connected(p, maps(p, F.pad(images, (1, 1, 1, 1)), after, after, pool=lambda x: x))
 
 
 def lenet(p: State, images: Tensor) -> Tensor:
@@ -166,7 +166,7 @@ def test_an_activation_follows_every_layer_but_the_last(activation: str) -> None
     pool = partial(F.max_pool2d, kernel_size=3, stride=2, ceil_mode=True)
     after = lambda x: pool(act(x))  # noqa: E731
     images = torch.randn(2, 3, 28, 28)
-    expected = dense(
+    expected = fully_connected(
         network.state_dict(),
         maps(network.state_dict(), F.pad(images, (2,) * 4), after, after, stride=1, groups=2, act=act, pool=pool),
         act,
@@ -220,29 +220,29 @@ def test_owt_starts_from_torchvision_s_weights() -> None:
 @pytest.mark.parametrize(
     ("linear", "convolutional"), [("alexnet-single", "alexnet-conv"), ("alexnet-owt", "alexnet-owt-conv")]
 )
-def test_convolutions_have_the_weights_and_logits_of_dense_layers(linear: str, convolutional: str) -> None:
+def test_convolutions_have_the_weights_and_logits_of_fully_connected_layers(linear: str, convolutional: str) -> None:
     torch.manual_seed(0)
     one, other = build(linear, 10, init="he").eval(), build(convolutional, 10).eval()
-    other.load_state_dict(to_convolutions(one.state_dict()))
+    other.load_state_dict(to_fully_convolutional(one.state_dict()))
     images = torch.randn(2, 3, 224, 224)
     assert_same_logits(other(images), one(images))
-    back = to_dense(other.state_dict())
+    back = to_fully_connected(other.state_dict())
     assert all(torch.equal(back[name], tensor) for name, tensor in one.state_dict().items())
 
 
-def test_larger_images_give_the_dense_layers_on_every_window_of_conv5_s_maps() -> None:
+def test_larger_images_give_fc6_to_fc8_on_every_window_of_conv5_s_maps() -> None:
     torch.manual_seed(0)
     network = build("alexnet-conv", 10, init="he").eval()
     assert isinstance(network, AlexNet)
     images = torch.randn(1, 3, 291, 259) * 10
-    state = to_dense(network.state_dict())
+    state = to_fully_connected(network.state_dict())
     after = lambda x: overlapping(lrn(relu(x)))  # noqa: E731
     pooled = maps(state, images, after, after)
-    found = network.dense(images)
+    found = network.logit_map(images)
     assert found.shape == (1, 10, 3, 2)
     for row in range(3):
         for column in range(2):
-            expected = dense(state, pooled[:, :, row : row + 6, column : column + 6])
+            expected = fully_connected(state, pooled[:, :, row : row + 6, column : column + 6])
             assert_same_logits(found[:, :, row, column], expected)
     torch.testing.assert_close(network(images), found.mean((2, 3)))
 
@@ -302,10 +302,10 @@ def test_a_network_of_one_tower_is_not_split(name: str) -> None:
         NETWORKS[name].check(10, width=2)
 
 
-def test_the_hybrid_is_for_any_width_that_divides_the_dense_layers() -> None:
+def test_the_hybrid_is_for_any_width_that_divides_fc6_to_fc8() -> None:
     for width in (2, 4, 8):
         NETWORKS["alexnet-owt"].check(1000, width)
-    with pytest.raises(InputError, match="hidden 4096 does not divide by 3"):
-        NETWORKS["alexnet-owt"].check(999, 3)
-    with pytest.raises(InputError, match="classes 1000 does not divide by 16"):
+    with pytest.raises(InputError, match=r"does not divide the 4096 units of fc6 and fc7; valid are divisors of 8$"):
+        NETWORKS["alexnet-owt"].check(1000, 3)
+    with pytest.raises(InputError, match=r"parallel.model 16 does not divide the 1000 classes"):
         NETWORKS["alexnet-owt"].check(1000, 16)

@@ -1,5 +1,8 @@
 """The schedules against their formulas, and against the epochs of the log books."""
 
+import re
+from typing import Any
+
 import pytest
 from torch import nn
 
@@ -103,14 +106,27 @@ def test_equal_plateaus_are_run_170_s() -> None:
         assert values == pytest.approx([rate for rate in lasting for _ in range(length)], rel=1e-4)
 
 
-def test_a_script_without_drops_and_drops_without_a_script_are_refused() -> None:
-    for arguments in ({"schedule": "script"}, {"schedule": "linear", "drops": {3: 0.1}}):
-        with pytest.raises(InputError, match="'script' goes with drops, and they with 'script' alone"):
-            Optimizer(**arguments)
-    with pytest.raises(InputError, match=r"go with optimizer\.drops alone"):
-        Optimizer(bias_drops={3: 0.1})
-    with pytest.raises(InputError, match=r"optimizer\.drops 3 is 0; it must be above 0"):
-        Optimizer(schedule="script", drops={3: 0})
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"schedule": "script"}, "schedule is 'script' and optimizer.drops is empty; it needs one at least"),
+        ({"schedule": "linear", "drops": {3: 0.1}}, "drops is {3: 0.1}, which optimizer.schedule 'linear' would not"),
+        ({"bias_drops": {3: 0.1}}, "leave it at {}, or choose script"),
+        ({"warmup_epochs": 5.0}, "leave it at 0.0, or choose constant or linear or cosine"),
+        ({"schedule": "cosine", "patience": 7}, "leave it at 3, or choose plateau"),
+        ({"schedule": "linear", "plateaus": 9}, "leave it at 4, or choose equal-plateaus"),
+        ({"schedule": "script", "drops": {3: 0}}, "drops 3 is 0; it must be above 0 and finite"),
+        ({"schedule": "script", "drops": {-3: 0.1}}, "the epoch of optimizer.drops is -3; it must be at least 0"),
+        ({"weight_decay": float("nan")}, "weight_decay is nan; it must be at least 0 and finite"),
+        ({"learning_rate": float("inf")}, "learning_rate is inf; it must be above 0 and finite"),
+        ({"layer_decays": {"fc8": -1.0}}, "layer_decays fc8 is -1.0; it must be at least 0 and finite"),
+    ],
+)
+def test_what_a_schedule_would_not_read_and_rates_out_of_range_are_refused(
+    fields: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(InputError, match=re.escape(message)):
+        Optimizer(**fields)
 
 
 @pytest.mark.parametrize(

@@ -111,7 +111,10 @@ def test_a_checkpoint_continues_as_if_nothing_had_happened(config: Config, run: 
 )
 def test_every_schedule_continues_from_a_checkpoint(config: Config, changes: dict[str, Any], tmp_path: Path) -> None:
     config = dataclasses.replace(
-        config, epochs=3, micro_batches=2, optimizer=dataclasses.replace(config.optimizer, **changes)
+        config,
+        epochs=3,
+        micro_batches=2,
+        optimizer=dataclasses.replace(config.optimizer, **{"warmup_epochs": 0.0, **changes}),
     )
     whole = Run(config, tmp_path / "whole")
     resumed = Run(config, tmp_path / "resumed", checkpoint=whole.folder / "2")
@@ -192,7 +195,7 @@ def sample_of_other_data(tiny_shards: Path, tmp_path: Path) -> Path:
 
 def test_weights_that_are_no_state_dict_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "weights.pt"
-    with pytest.raises(InputError, match="cannot be read as weights: FileNotFoundError"):
+    with pytest.raises(InputError, match="does not exist"):
         read_model(path)
     path.write_bytes(b"not weights")
     with pytest.raises(InputError, match="cannot be read as weights"):

@@ -2,7 +2,7 @@
 
 from training.models.alexnet import AlexNet
 from training.models.architecture import Architecture
-from training.models.conversion import to_convolutions, to_dense
+from training.models.conversion import to_fully_connected, to_fully_convolutional
 from training.models.lenet import LeNet5
 from training.models.links import Links
 from training.models.networks import NETWORKS, architecture, build
@@ -15,6 +15,6 @@ __all__ = [
     "Links",
     "architecture",
     "build",
-    "to_convolutions",
-    "to_dense",
+    "to_fully_connected",
+    "to_fully_convolutional",
 ]

@@ -30,11 +30,11 @@ _TORCHVISION = {
 
 
 class AlexNet(nn.Module):
-    """Five convolutions, three dense layers; N,3,image_size,image_size float -> N,num_classes logits.
+    """Five convolutions, three fully connected layers; N,3,image_size,image_size float -> N,num_classes logits.
 
     Parameters are named conv1 to conv5 and fc6 to fc8, or as in torchvision. With `links.width` devices this module
-    holds its device's 1/width of every layer's output channels, or in the hybrid of the dense layers' alone; of a
-    parameter that is split, those of all devices stacked along dimension 0 are the single device's.
+    holds its device's 1/width of every layer's output channels, or in the hybrid of fc6 to fc8's alone; of a parameter
+    that is split, those of all devices stacked along dimension 0 are the single device's.
 
     Raises:
         InputError: a width or the class count does not divide, more devices than the network can be shared by, or the
@@ -49,13 +49,13 @@ class AlexNet(nn.Module):
         self.num_classes = num_classes
         self.links = links
         self._add_convolutions()
-        self._add_dense_layers()
+        self._add_fully_connected()
         width = links.conv_width
         groups = architecture.towers // width
         self.norm1, self.norm2 = (self._norm(channels // width, groups) for channels in architecture.channels[:2])
         self.spatial_norm = SpatialResponseNorm() if architecture.spatial_norm else nn.Identity()
         self.dropout = make_dropout(architecture.dropout_form, architecture.dropout)
-        for name in (*_CONVOLUTIONS, *self._dense_names):
+        for name in (*_CONVOLUTIONS, *self._fc_names):
             layer = self.layer(name)
             assert isinstance(layer, nn.Conv2d | nn.Linear)
             initialise(layer, name, architecture.init)
@@ -71,22 +71,22 @@ class AlexNet(nn.Module):
         """Return the layers with parameters that `maps` runs through."""
         return [self.layer(f"{kind}{number}") for kind in ("conv", "act") for number in range(1, 6)]
 
-    def dense_layers(self) -> list[nn.Module]:
+    def fully_connected(self) -> list[nn.Module]:
         """Return the layers with parameters that `classify` runs through."""
         hidden = range(6, 6 + len(self.architecture.hidden))
-        return [*(self.layer(name) for name in self._dense_names), *(self.layer(f"act{number}") for number in hidden)]
+        return [*(self.layer(name) for name in self._fc_names), *(self.layer(f"act{number}") for number in hidden)]
 
     def forward(self, images: Tensor) -> Tensor:
-        """Return the logits (N,num_classes) of images N,3,H,W; with `dense` their mean over the map's positions."""
-        return self.dense(images).mean((2, 3)) if self.architecture.dense else self._logits(images)
+        """Return the logits (N,num_classes) of images N,3,H,W; of a fully convolutional network, its map's mean."""
+        return self.logit_map(images).mean((2, 3)) if self.architecture.fully_convolutional else self._logits(images)
 
-    def dense(self, images: Tensor) -> Tensor:
+    def logit_map(self, images: Tensor) -> Tensor:
         """Return the map of logits N,num_classes,h,w of larger images N,3,H,W, one for each position of fc6's kernels.
 
-        Each is what the dense layers say of that window of conv5's maps: neighbours lie 32 pixels apart in the image.
+        Each is what fc6 to fc8 say of that window of conv5's maps: neighbours lie 32 pixels apart in the image.
         A crop of the image differs at its rim, where it sees the convolutions' zero padding.
         """
-        assert self.architecture.dense, "only a network with convolutions as dense layers has a map"
+        assert self.architecture.fully_convolutional, "only a fully convolutional network has a map of logits"
         return self._logits(images)
 
     def _logits(self, images: Tensor) -> Tensor:
@@ -102,15 +102,15 @@ class AlexNet(nn.Module):
         return self._pool(self.layer("act5")(self.layer("conv5")(x)))
 
     def classify(self, maps: Tensor) -> Tensor:
-        """Return the logits of what `maps` gave: all that the dense layers do."""
+        """Return the logits of what `maps` gave: all that the fully connected layers do."""
         a = self.architecture
-        if a.map_side and not a.dense:
+        if a.map_side and not a.fully_convolutional:
             maps = F.adaptive_avg_pool2d(maps, a.map_side)
         if a.hidden and a.dropout_place == "inputs":
             maps = self.dropout(maps)
-        return torch.cat([self._dense_layers(part) for part in self.links.into_dense(maps)])
+        return torch.cat([self._fully_connected(part) for part in self.links.into_fully_connected(maps)])
 
-    def _dense_layers(self, x: Tensor) -> Tensor:
+    def _fully_connected(self, x: Tensor) -> Tensor:
         last = 5 + len(self.architecture.hidden)
         for number in range(6, last + 1):
             x = self.layer(f"act{number}")(self.layer(f"fc{number}")(self._inputs(x)))
@@ -147,7 +147,7 @@ class AlexNet(nn.Module):
         return 0 if a.first_padding == "same" else a.first_margins(a.image_size)[0]
 
     def _inputs(self, x: Tensor) -> Tensor:
-        return x if self.architecture.dense else x.flatten(1)
+        return x if self.architecture.fully_convolutional else x.flatten(1)
 
     def _add_convolutions(self) -> None:
         a, width = self.architecture, self.links.conv_width
@@ -161,12 +161,12 @@ class AlexNet(nn.Module):
         for number, channels in enumerate((c1, c2, c3, c4, c5), start=1):
             self._add(f"act{number}", make_activation(a.activation, channels))
 
-    def _add_dense_layers(self) -> None:
+    def _add_fully_connected(self) -> None:
         a, width = self.architecture, self.links.width
         inputs, side = a.channels[4], a.last_side()
-        self._dense_names = (*("fc6", "fc7")[: len(a.hidden)], "fc8")
-        for name, units in zip(self._dense_names, (*a.hidden, self.num_classes), strict=True):
-            if a.dense:
+        self._fc_names = (*("fc6", "fc7")[: len(a.hidden)], "fc8")
+        for name, units in zip(self._fc_names, (*a.hidden, self.num_classes), strict=True):
+            if a.fully_convolutional:
                 self._add(name, nn.Conv2d(inputs, units // width, side))
             else:
                 self._add(name, nn.Linear(inputs * side**2, units // width))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
@@ -33,7 +34,7 @@ class Architecture:
     towers: int = 2
     """1: every convolution sees all channels (`alexnet-single`)."""
     hybrid: bool = False
-    """Devices share the dense layers alone, any number of them; each computes the convolutions for its own images."""
+    """Devices share fc6 to fc8 alone, any number of them; each computes the convolutions for images of its own."""
     first_kernel: int = 11
     """Side of conv1's kernels in pixels."""
     first_stride: int = 4
@@ -46,9 +47,10 @@ class Architecture:
     image_size: int = 224
     """Side of the square input in pixels; it fixes the number of fc6's inputs unless `map_side` does."""
     map_side: int | None = None
-    """Side of the maps that fc6 sees: averaged to it, or with `dense` the side of fc6's kernels, for any input size."""
-    dense: bool = False
-    """fc6 to fc8 are convolutions: larger images give a map of logits (`AlexNet.dense`) and their mean."""
+    """Side of the maps that fc6 sees, for any input size: averaged to it, or with `fully_convolutional` the side of
+    fc6's kernels."""
+    fully_convolutional: bool = False
+    """fc6 to fc8 are convolutions: larger images give a map of logits (`AlexNet.logit_map`) and their mean."""
     names: Literal["layers", "torchvision"] = "layers"
     """Parameters are named conv1 .. fc8, or features.N and classifier.N as in torchvision."""
     lrn: Literal["off", "paper", "code-2012"] = "paper"
@@ -127,7 +129,7 @@ class Architecture:
         yield "pooling 5", self._pooled(side)
 
     def last_side(self) -> int:
-        """Return the side of the maps that the dense part sees."""
+        """Return the side of the maps that the fully connected part sees."""
         return self.map_side or list(self.sides())[-1][1]
 
     def _pooled(self, side: int) -> int:
@@ -145,7 +147,7 @@ class Architecture:
                 raise InputError(
                     f"crop {self.image_size} is too small for this network: nothing is left of it at {layer}"
                 )
-        if self.dense and self.map_side is not None and side < self.map_side:
+        if self.fully_convolutional and self.map_side is not None and side < self.map_side:
             raise InputError(
                 f"crop {self.image_size} leaves maps of {side} pixels; fc6's kernels need {self.map_side} of them"
             )
@@ -154,9 +156,12 @@ class Architecture:
                 f"parallel.model {width} is more than the {self.towers} tower(s) of this network: "
                 "the response normalisation of one tower would cross devices"
             )
-        sizes = {"channels": self.channels, "hidden": self.hidden, "classes": (num_classes,)}
-        for what, values in sizes.items():
-            for value in values:
-                divisor = self.towers if what == "channels" else width
-                if value % divisor:
-                    raise InputError(f"{what} {value} does not divide by {divisor}, the number of towers or devices")
+        if any(count % self.towers for count in self.channels):
+            raise InputError(f"channels {self.channels} do not all divide by {self.towers}, the number of towers")
+        for units in (*self.hidden, num_classes):
+            if units % width:
+                what = "classes" if units == num_classes else "units of fc6 and fc7"
+                raise InputError(
+                    f"parallel.model {width} does not divide the {units} {what}; valid are divisors of "
+                    f"{math.gcd(*self.hidden, num_classes)}"
+                )

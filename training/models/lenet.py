@@ -39,7 +39,7 @@ class LeNetArchitecture:
 
 
 class LeNet5(nn.Module):
-    """Convolutions of 6 and 16 maps with 2x2 average pooling, dense layers of 120 and 84; N,3,H,H -> N,num_classes."""
+    """Convolutions of 6 and 16 maps, 2x2 average pooling, 120 and 84 units; images N,3,H,H -> N,num_classes logits."""
 
     def __init__(self, architecture: LeNetArchitecture, num_classes: int, width: int) -> None:
         super().__init__()

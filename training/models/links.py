@@ -11,7 +11,7 @@ class Links:
     """The links of a network that sits on one device: everything is at hand, nothing moves.
 
     `training.mesh_links` has the ones that cross devices. `width` is the number of devices that share the network, each
-    with 1/width of every dense layer's units; of the convolutions each has 1/`conv_width` of the output channels.
+    with 1/width of the units of fc6 to fc8; of the convolutions each has 1/`conv_width` of the output channels.
     """
 
     width = 1
@@ -21,12 +21,12 @@ class Links:
         """Return all channels (dimension 1) of stage 2."""
         return maps
 
-    def into_dense(self, maps: Tensor) -> Iterator[Tensor]:
-        """Yield all channels of conv5's pooled maps, for all images that the dense layers see, in one or more parts."""
+    def into_fully_connected(self, maps: Tensor) -> Iterator[Tensor]:
+        """Yield all channels of conv5's pooled maps, for all images that fc6 to fc8 see, in one or more parts."""
         yield maps
 
     def gather(self, units: Tensor) -> Tensor:
-        """Return all units (dimension 1) of a dense layer."""
+        """Return all units (dimension 1) of a fully connected layer."""
         return units
 
     def gather_logits(self, logits: Tensor) -> Tensor:

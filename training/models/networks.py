@@ -28,14 +28,14 @@ NETWORKS: dict[str, Architecture | LeNetArchitecture] = {
     # The paper's.
     "alexnet": Architecture(),
     "alexnet-single": _SINGLE,
-    # Run 145-half, the network on one GPU that the paper compares with: half the kernels, conv5 and dense part whole.
+    # Run 145-half, the network on one GPU that the paper compares with: half the kernels, conv5 and fc6 to fc8 whole.
     "alexnet-half": Architecture(channels=(48, 128, 192, 192, 256), towers=1),
     # "One weird trick" (Krizhevsky 2014) as torchvision has it.
     "alexnet-owt": _OWT,
-    # fc6 to fc8 as convolutions; weights by `training.models.to_convolutions`.
-    "alexnet-conv": replace(_SINGLE, dense=True, map_side=6),
-    "alexnet-owt-conv": replace(_OWT, dense=True, hybrid=False),
-    # A TensorFlow listing without a dense part: SAME convolutions, VALID pooling.
+    # fc6 to fc8 as convolutions; weights by `training.models.to_fully_convolutional`.
+    "alexnet-conv": replace(_SINGLE, fully_convolutional=True, map_side=6),
+    "alexnet-owt-conv": replace(_OWT, fully_convolutional=True, hybrid=False),
+    # A TensorFlow listing without a fully connected part: SAME convolutions, VALID pooling.
     "alexnet-tf": Architecture(
         channels=(64, 192, 384, 256, 256),
         hidden=(),
