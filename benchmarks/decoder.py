@@ -26,6 +26,7 @@ from nvidia.dali import fn, pipeline_def
 from nvidia.dali.types import DALIDataType, DALIImageType
 
 from pipeline.samples import Samples
+from pipeline.windows import default_crop
 from preprocess.manifest import InputError, read_manifest
 from training.command import run_command
 
@@ -111,7 +112,7 @@ def open_graph(setting: Setting, data: Path, batch_size: int) -> Any:
     graph = decoding_graph(
         lambda: next(files),
         setting,
-        manifest.short_side * 7 // 8,
+        default_crop(manifest.short_side),
         list(manifest.rgb.mean),
         batch_size=batch_size,
         num_threads=setting.threads,

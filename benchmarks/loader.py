@@ -44,6 +44,7 @@ from benchmarks.fed_step import endless, filled
 from pipeline.loader import make_loader
 from pipeline.samples import Samples
 from pipeline.stream import to_torch
+from pipeline.windows import default_crop
 from preprocess.manifest import InputError, Manifest, read_manifest
 
 THIS, BARE, FLOOR = "this loader", "bare DALI graph", "decoding alone"
@@ -105,7 +106,7 @@ def main() -> int:
         manifest = read_manifest(options.data)
         with tempfile.TemporaryDirectory() as folder:
             write_files(Samples(options.data, manifest, "train"), len(manifest.classes), Path(folder))
-            crop = options.crop or manifest.short_side * 7 // 8
+            crop = options.crop or default_crop(manifest.short_side)
             rates = measure(Setting(options.data, crop, options.workers, Path(folder)), options.rounds, options.batches)
     except InputError as error:
         print(f"loader: {error}", file=sys.stderr)

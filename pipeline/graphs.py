@@ -14,6 +14,8 @@ import numpy as np
 from nvidia.dali import fn, pipeline_def
 from nvidia.dali.types import Constant, DALIDataType, DALIImageType, DALIInterpType
 
+from pipeline.windows import places_of, view_corners
+
 Device = Literal["cpu", "gpu"]
 
 GPU_DECODER: dict[str, Any] = {
@@ -92,13 +94,11 @@ def eval_graph(
     if crops == 1:
         return normalise(_decode(jpegs, place, (crop, crop), device))
     square = _decode(jpegs, place, (short_side, short_side), device)
-    slack = short_side - crop
-    centre = round(slack / 2) / max(slack, 1)
-    places = [(0.0, 0.0), (0.0, 1.0), (1.0, 0.0), (1.0, 1.0), (centre, centre)]
+    corners, mirrored = view_corners(short_side - crop, crops)
+    top, left = places_of(corners, np.full_like(corners, short_side), crop)
     views = [
-        normalise(square, crop=(crop, crop), crop_pos_y=y, crop_pos_x=1 - x if mirror else x, mirror=mirror)
-        for mirror in (0, 1)
-        for y, x in places
+        normalise(square, crop=(crop, crop), crop_pos_y=y, crop_pos_x=x, mirror=mirror)
+        for y, x, mirror in zip(top.tolist(), left.tolist(), mirrored.tolist(), strict=True)
     ]
     return fn.stack(*views)
 

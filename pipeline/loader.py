@@ -29,6 +29,7 @@ from pipeline.memory import CacheKind
 from pipeline.read_ahead import ReadAhead
 from pipeline.samples import Example, Samples
 from pipeline.stream import Graph, Stream, to_torch
+from pipeline.windows import default_crop
 from pipeline.work import Shown, Work, evaluation_work, training_work
 from preprocess.manifest import InputError, Manifest, Rgb, manifest_digest, read_manifest
 
@@ -285,7 +286,7 @@ def _open_stream(
 ) -> Batches:
     skip = on_error == "skip"
     if kind == "none":
-        source = ReadAhead(samples, work.share, work.inputs, endless=lambda: work.order != "stored", skip=skip)
+        source = ReadAhead(samples, work.share, work.inputs, endless=lambda: work.endless, skip=skip)
         return Stream(source, samples, _placed(work.graph, device, num_threads), batch_size, device, skip=skip)
     squares = work.squares
     where = device if kind == "device" else torch.device("cpu")
@@ -370,7 +371,7 @@ def _placed(graph: Graph, device: torch.device, num_threads: int | None) -> Grap
 
 
 def _checked_crop(crop: int | None, short_side: int) -> int:
-    side = short_side * 7 // 8 if crop is None else crop
+    side = default_crop(short_side) if crop is None else crop
     if not 1 <= side <= short_side:
         raise InputError(f"crop is {crop}; valid: 1 to {short_side}, the short side of the images")
     return side

@@ -14,6 +14,11 @@ RATIOS = (3 / 4, 4 / 3)
 """A resized crop has at most this part of the area, and width / height between these: torchvision's defaults."""
 
 
+def default_crop(short_side: int) -> int:
+    """Return the side of the crops where none is asked for, 7/8 of the short side: the 224 of 256 of 2012."""
+    return short_side * 7 // 8
+
+
 def square_corners(sizes: np.ndarray, short_side: int) -> np.ndarray:
     """Return the corner of each image's central square."""
     margin = sizes - short_side

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache, partial
+from typing import Literal
 
 import numpy as np
 
@@ -58,8 +59,10 @@ class Work:
     share: Share
     inputs: Callable[[int], EpochInputs]
     """The plan of an epoch by its number: for `graph`, or for the pass over a cache."""
-    order: str
-    """The rule of the order: part of what a loader's state must match."""
+    order: Literal["shards", "permutation", "stored"]
+    """Shuffled within groups of shards, permuted as a whole, or as stored: part of what a loader's state must match."""
+    endless: bool
+    """Whether the next epoch's first samples are read while the last batches of one are decoded."""
     graph: Graph
     """Makes batches without a cache."""
     squares: Squares
@@ -89,25 +92,26 @@ def training_work(
     if cached:
         _check_fits_cache(augmentation)
     inputs = TrainingInputs(
-        samples.shard_samples,
-        seed,
-        batch_size * world_size,
-        shown.short_side,
-        shown.crop,
-        augmentation,
-        shown.rgb,
-        shown.units,
-        "channel" if shown.mean_crop is None else "image",
-        partition,
+        shard_samples=samples.shard_samples,
+        seed=seed,
+        global_batch=batch_size * world_size,
+        short_side=shown.short_side,
+        crop=shown.crop,
+        augmentation=augmentation,
+        rgb=shown.rgb,
+        units=shown.units,
+        mean="channel" if shown.mean_crop is None else "image",
+        partition=partition,
     )
     resized = augmentation.crop_size == "random"
     return Work(
-        share,
-        lru_cache(maxsize=2)(inputs),  # the decoding and the pass of a cache ask for the same epoch
-        "shards" if partition is None else "permutation",
-        partial(train_graph, crop=shown.crop, resized=resized, mean_crop=shown.mean_crop),
-        YccSquares(shown.short_side),
-        np.arange(0) if partition is None else partition.members(rank),
+        share=share,
+        inputs=lru_cache(maxsize=2)(inputs),  # the decoding and the pass of a cache ask for the same epoch
+        order="shards" if partition is None else "permutation",
+        endless=True,
+        graph=partial(train_graph, crop=shown.crop, resized=resized, mean_crop=shown.mean_crop),
+        squares=YccSquares(shown.short_side),
+        members=np.arange(0) if partition is None else partition.members(rank),
     )
 
 
@@ -126,12 +130,13 @@ def evaluation_work(
     kept = kept_evaluation_inputs(len(samples), window - shown.crop, shown.crops, mean, divisors)
     decoded = evaluation_inputs(len(samples), shown.short_side, window)
     return Work(
-        share,
-        lambda _epoch: kept if cached else decoded,
-        "stored",
-        shown.eval_graph(),
-        RgbSquares(window),
-        np.arange(share.first, share.end) if cached else np.arange(0),
+        share=share,
+        inputs=lambda _epoch: kept if cached else decoded,
+        order="stored",
+        endless=False,
+        graph=shown.eval_graph(),
+        squares=RgbSquares(window),
+        members=np.arange(share.first, share.end) if cached else np.arange(0),
     )
 
 

@@ -9,8 +9,7 @@ from itertools import islice
 from preprocess.manifest import InputError, Rejection
 from preprocess.plan import Plan
 from preprocess.sources import Catalogue, printable
-
-_REASONS_SHOWN = 3
+from preprocess.workers import REASONS_SHOWN
 
 
 def describe(rejection: Rejection) -> str:
@@ -31,7 +30,7 @@ def check_rejected(plan: Plan, rejected: int, reasons: Iterable[str]) -> None:
     """
     part, allowed = rejected / plan.images, plan.options.max_rejected
     if part > allowed:
-        first = "; ".join(islice(reasons, _REASONS_SHOWN))
+        first = "; ".join(islice(reasons, REASONS_SHOWN))
         raise InputError(
             f"{rejected} of {plan.images} images are rejected, {part:.2%}, and --max-rejected {allowed:g} allows "
             f"{allowed:.2%}: mend the source, or allow more; e.g. {first}"

@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 from pipeline.augment import Augmentation, Mean, Units
 from pipeline.memory import CacheKind
+from pipeline.windows import default_crop
 from preprocess.manifest import InputError
 from training.compiled import Compile
 from training.models.activation import Activation
@@ -266,7 +267,7 @@ class Config:
     @property
     def image_size(self) -> int:
         """Side of the network's square input in pixels."""
-        return self.crop or self.short_side * 7 // 8
+        return self.crop or default_crop(self.short_side)
 
     def switches(self) -> dict[str, Any]:
         """Return the keyword arguments of `training.models.build` that this configuration asks for."""

@@ -14,7 +14,6 @@ from training.report.metrics import (
     confused_pairs,
     confusion_matrix,
     summarise,
-    wilson_interval,
 )
 
 CLASSES = [ClassEntry(f"n{i}", name) for i, name in enumerate(["ant", "bee", "cat", "dog", "eel", "fox"])]
@@ -154,11 +153,6 @@ def test_calibration_of_hand_made_bins(six):
     assert calibration_error(bins) == pytest.approx((1.1 + 1.4) / 7, abs=1e-6)
     certain = confidence_bins(make([(0, (0, 1), (1.0, 0.0))]))
     assert (len(certain), certain[9].samples, calibration_error(certain)) == (10, 1, 0.0)
-
-
-def test_wilson_interval_of_known_cases():
-    assert wilson_interval(0.5, 100) == pytest.approx((0.4038, 0.5962), abs=1e-4)
-    assert wilson_interval(1.0, 10) == pytest.approx((0.7225, 1.0), abs=1e-4)
 
 
 def test_histogram_of_class_accuracies_leaves_out_classes_without_samples(six):

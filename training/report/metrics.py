@@ -10,8 +10,7 @@ from typing import Any, TypedDict
 import numpy as np
 
 from preprocess.manifest import ClassEntry, InputError
-
-TOP = 5
+from training.step import TOP_K
 
 
 @dataclass(frozen=True)
@@ -106,7 +105,7 @@ def summarise(
     _check_classes(predictions, len(classes))
     samples = len(predictions.labels)
     top1 = int(predictions.correct.sum())
-    top5 = int(predictions.hits.sum()) if len(classes) >= TOP else None
+    top5 = int(predictions.hits.sum()) if len(classes) >= TOP_K else None
     return Report(
         split=split,
         samples=samples,
@@ -138,8 +137,8 @@ def _check_finite(predictions: Predictions, split: str, checkpoint: str) -> None
 
 def _check_classes(predictions: Predictions, classes: int) -> None:
     guesses = predictions.top_classes
-    if guesses.shape[1] != min(TOP, classes):
-        raise ValueError(f"{guesses.shape[1]} guesses a sample for {classes} classes; {min(TOP, classes)} needed")
+    if guesses.shape[1] != min(TOP_K, classes):
+        raise ValueError(f"{guesses.shape[1]} guesses a sample for {classes} classes; {min(TOP_K, classes)} needed")
     for name, values in (("labels", predictions.labels), ("top_classes", guesses)):
         if values.min() < 0 or values.max() >= classes:
             raise ValueError(f"{name} span {values.min()}..{values.max()}; there are {classes} classes")
@@ -156,7 +155,7 @@ def _per_class(predictions: Predictions, classes: Sequence[ClassEntry]) -> list[
             name=entry.name,
             samples=n,
             top1=first / n if n else None,
-            top5=five / n if n and count >= TOP else None,
+            top5=five / n if n and count >= TOP_K else None,
         )
         for entry, n, first, five in zip(classes, samples, top1, top5, strict=True)
     ]
@@ -233,14 +232,6 @@ def calibration_error(bins: Sequence[ConfidenceBin]) -> float:
     """Return the expected calibration error: |accuracy - confidence|, weighted by the samples of each bin."""
     total = sum(b.samples for b in bins)
     return sum(abs(b.correct - b.samples * b.confidence) for b in bins if b.confidence is not None) / total
-
-
-def wilson_interval(fraction: float, samples: int, z: float = 1.96) -> tuple[float, float]:
-    """Return the interval that holds a proportion with 95 % confidence (Wilson 1927), given one of a sample."""
-    centre = fraction + z * z / (2 * samples)
-    margin = z * math.sqrt(fraction * (1 - fraction) / samples + z * z / (4 * samples * samples))
-    scale = 1 + z * z / samples
-    return max(0.0, (centre - margin) / scale), min(1.0, (centre + margin) / scale)
 
 
 def accuracy_histogram(per_class: Sequence[ClassResult], bins: int = 20) -> list[int]:
