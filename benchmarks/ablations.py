@@ -19,6 +19,7 @@ from typing import Any
 
 import torch
 
+from benchmarks.options import positive_int
 from preprocess.manifest import InputError, read_manifest
 from training.command import run_command
 from training.config import Config
@@ -42,14 +43,14 @@ def main(arguments: Sequence[str]) -> None:
     """Train every variant with every seed, seeds in the outer loop; print the table, write --output."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.ablations", description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--data", required=True, metavar="DIR", help="shards of short side 32 or 64")
-    parser.add_argument("--seeds", type=int, default=3, metavar="N", help="trainings of each variant (default: 3)")
-    parser.add_argument("--epochs", type=int, default=3, metavar="N", help="of each training (default: 3)")
-    parser.add_argument("--threads", type=int, default=2, metavar="N", help="CPU threads (default: 2)")
+    parser.add_argument(
+        "--seeds", type=positive_int, default=3, metavar="N", help="trainings of each variant (default: 3)"
+    )
+    parser.add_argument("--epochs", type=positive_int, default=3, metavar="N", help="of each training (default: 3)")
+    parser.add_argument("--threads", type=positive_int, default=2, metavar="N", help="CPU threads (default: 2)")
     parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS), metavar="NAME")
     parser.add_argument("--output", type=Path, metavar="FILE", help="results as JSON")
     options = parser.parse_args(arguments)
-    if options.seeds < 1 or options.epochs < 1:
-        raise InputError(f"--seeds {options.seeds} and --epochs {options.epochs} must be at least 1")
     base = _base(options.data, options.epochs)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     torch.set_num_threads(options.threads)

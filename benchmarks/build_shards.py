@@ -17,17 +17,19 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from multiprocessing.synchronize import Barrier
 from pathlib import Path
 from typing import NamedTuple
 
+from benchmarks.options import positive_int
 from preprocess import decoding
 from preprocess.build import build
 from preprocess.images import make_sample
 from preprocess.manifest import InputError
 from preprocess.plan import BuildOptions
+from training.command import run_command
 
 SHORT_SIDE, QUALITY = 256, 95
 CLASSES = 10
@@ -44,27 +46,27 @@ class Cost(NamedTuple):
     cpu_seconds: float
 
 
-def main() -> int:
-    """Measure, print a table and the ratios; return 2 for bad input."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.build_shards", description=__doc__.splitlines()[0])
+def main(arguments: Sequence[str]) -> None:
+    """Measure, print a table and the ratios."""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.build_shards", description=(__doc__ or "").split("\n")[0]
+    )
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "twotower" / "usual-build"
     parser.add_argument("--input", type=Path, required=True, help="folder of JPEGs, at any depth")
-    parser.add_argument("--images", type=int, default=6000, help="how many to build; they are repeated (default: 6000)")
     parser.add_argument(
-        "--workers", type=int, default=len(os.sched_getaffinity(0)), help="processes (default: all CPUs)"
+        "--images", type=positive_int, default=6000, help="how many to build; they are repeated (default: 6000)"
     )
-    parser.add_argument("--rounds", type=int, default=5, help="interleaved measurements of each kind (default: 5)")
+    parser.add_argument(
+        "--workers", type=positive_int, default=len(os.sched_getaffinity(0)), help="processes (default: all CPUs)"
+    )
+    parser.add_argument(
+        "--rounds", type=positive_int, default=5, help="interleaved measurements of each kind (default: 5)"
+    )
     parser.add_argument("--cache", type=Path, default=cache, help=f"environment of the script (default: {cache})")
-    options = parser.parse_args()
-    try:
-        files = find_images(options.input, options.images)
-        python = peer_python(options.cache)
-    except InputError as error:
-        print(f"build_shards: {error}", file=sys.stderr)
-        return 2
-    costs = measure(files, python, options.workers, options.rounds)
+    options = parser.parse_args(arguments)
+    files = find_images(options.input, options.images)
+    costs = measure(files, peer_python(options.cache), options.workers, options.rounds)
     report(costs, len(files))
-    return 0
 
 
 def find_images(folder: Path, count: int) -> list[Path]:
@@ -204,4 +206,4 @@ def _median_seconds(costs: list[Cost]) -> float:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_command(main))

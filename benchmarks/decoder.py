@@ -25,6 +25,7 @@ import torch
 from nvidia.dali import fn, pipeline_def
 from nvidia.dali.types import DALIDataType, DALIImageType
 
+from benchmarks.options import positive_int
 from pipeline.samples import Samples
 from pipeline.windows import default_crop
 from preprocess.manifest import InputError, read_manifest
@@ -83,9 +84,11 @@ def main(arguments: Sequence[str]) -> None:
     """Measure each setting --rounds times, in turn; print a table, write --output."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.decoder", description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--data", type=Path, required=True, help="folder of shards")
-    parser.add_argument("--rounds", type=int, default=3, metavar="N", help="turns of each setting (default: 3)")
-    parser.add_argument("--batches", type=int, default=30, metavar="N", help="in each turn (default: 30)")
-    parser.add_argument("--batch-size", type=int, default=256, metavar="N", help="(default: 256)")
+    parser.add_argument(
+        "--rounds", type=positive_int, default=3, metavar="N", help="turns of each setting (default: 3)"
+    )
+    parser.add_argument("--batches", type=positive_int, default=30, metavar="N", help="in each turn (default: 30)")
+    parser.add_argument("--batch-size", type=positive_int, default=256, metavar="N", help="(default: 256)")
     parser.add_argument("--output", type=Path, metavar="FILE", help="results as JSON")
     options = parser.parse_args(arguments)
     if not torch.cuda.is_available():

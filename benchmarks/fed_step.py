@@ -23,6 +23,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from benchmarks.options import positive_int
 from pipeline.loader import Loader, make_loader
 from pipeline.memory import CacheKind
 from training.command import run_command
@@ -47,9 +48,11 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("--data", required=True, metavar="DIR", help="shards of the recipes' short side")
     parser.add_argument("--recipe", nargs="+", choices=RECIPES, default=["alexnet-2012", "alexnet-owt"], metavar="NAME")
     parser.add_argument("--compile", choices=("off", "auto", "on", "graphs"), help="(default: as the recipe)")
-    parser.add_argument("--batch-size", type=int, metavar="N", help="(default: as the recipe)")
-    parser.add_argument("--rounds", type=int, default=5, metavar="N", help="turns of each kind (default: 5)")
-    parser.add_argument("--images", type=int, default=20_000, metavar="N", help="in each turn (default: 20000)")
+    parser.add_argument("--batch-size", type=positive_int, metavar="N", help="(default: as the recipe)")
+    parser.add_argument("--rounds", type=positive_int, default=5, metavar="N", help="turns of each kind (default: 5)")
+    parser.add_argument(
+        "--images", type=positive_int, default=20_000, metavar="N", help="in each turn (default: 20000)"
+    )
     parser.add_argument("--output", type=Path, metavar="FILE", help="results as JSON")
     options = parser.parse_args(arguments)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")

@@ -20,6 +20,7 @@ from pathlib import Path
 import torch
 
 from benchmarks.build_shards import find_images, link_images
+from benchmarks.options import positive_int
 from benchmarks.resume import link_shards
 from preprocess.manifest import InputError, read_manifest
 from training.command import run_command
@@ -35,8 +36,10 @@ def main(arguments: Sequence[str]) -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu", description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="for the results of each part")
     parser.add_argument("--images", type=Path, metavar="DIR", help="folder of JPEGs (default: the drawn sample)")
-    parser.add_argument("--shards", type=int, default=6, metavar="N", help="of 1000 images, the same (default: 6)")
-    parser.add_argument("--rounds", type=int, default=5, metavar="N", help="turns of each kind (default: 5)")
+    parser.add_argument(
+        "--shards", type=positive_int, default=6, metavar="N", help="of 1000 images, the same (default: 6)"
+    )
+    parser.add_argument("--rounds", type=positive_int, default=5, metavar="N", help="turns of each kind (default: 5)")
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS), metavar="NAME", help=", ".join(PARTS))
     options = parser.parse_args(arguments)
     if not torch.cuda.is_available():

@@ -24,7 +24,7 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -41,11 +41,13 @@ from torchvision.datasets import ImageFolder
 from torchvision.transforms import v2
 
 from benchmarks.fed_step import endless, filled
+from benchmarks.options import positive_int
 from pipeline.loader import make_loader
 from pipeline.samples import Samples
 from pipeline.stream import to_torch
 from pipeline.windows import default_crop
-from preprocess.manifest import InputError, Manifest, read_manifest
+from preprocess.manifest import Manifest, read_manifest
+from training.command import run_command
 
 THIS, BARE, FLOOR = "this loader", "bare DALI graph", "decoding alone"
 CACHED = "this loader, host cache"
@@ -91,28 +93,30 @@ class Setting:
         return {"num_workers": self.workers, "persistent_workers": True}
 
 
-def main() -> int:
-    """Measure, print a table and the ratios; return 2 for bad input."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.loader", description=__doc__.splitlines()[0])
+def main(arguments: Sequence[str]) -> None:
+    """Measure, print a table and the ratios."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.loader", description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--data", type=Path, required=True, help="folder of shards; its train split is read")
-    parser.add_argument("--crop", type=int, help="side of the crops in pixels (default: 7/8 of the short side)")
-    parser.add_argument("--rounds", type=int, default=7, help="turns of each kind (default: 7)")
-    parser.add_argument("--batches", type=int, default=40, help=f"of {BATCH_SIZE} images in each turn (default: 40)")
     parser.add_argument(
-        "--workers", type=int, default=len(os.sched_getaffinity(0)), help="threads or processes (default: all CPUs)"
+        "--crop", type=positive_int, help="side of the crops in pixels (default: 7/8 of the short side)"
     )
-    options = parser.parse_args()
-    try:
-        manifest = read_manifest(options.data)
-        with tempfile.TemporaryDirectory() as folder:
-            write_files(Samples(options.data, manifest, "train"), len(manifest.classes), Path(folder))
-            crop = options.crop or default_crop(manifest.short_side)
-            rates = measure(Setting(options.data, crop, options.workers, Path(folder)), options.rounds, options.batches)
-    except InputError as error:
-        print(f"loader: {error}", file=sys.stderr)
-        return 2
+    parser.add_argument("--rounds", type=positive_int, default=7, help="turns of each kind (default: 7)")
+    parser.add_argument(
+        "--batches", type=positive_int, default=40, help=f"of {BATCH_SIZE} images in each turn (default: 40)"
+    )
+    parser.add_argument(
+        "--workers",
+        type=positive_int,
+        default=len(os.sched_getaffinity(0)),
+        help="threads or processes (default: all CPUs)",
+    )
+    options = parser.parse_args(arguments)
+    manifest = read_manifest(options.data)
+    with tempfile.TemporaryDirectory() as folder:
+        write_files(Samples(options.data, manifest, "train"), len(manifest.classes), Path(folder))
+        crop = options.crop or default_crop(manifest.short_side)
+        rates = measure(Setting(options.data, crop, options.workers, Path(folder)), options.rounds, options.batches)
     report(rates)
-    return 0
 
 
 def measure(setting: Setting, rounds: int, batches: int) -> dict[str, list[float]]:
@@ -283,4 +287,4 @@ KINDS: dict[str, Callable[[Setting], Batches]] = {
 }
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_command(main))

@@ -10,6 +10,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from benchmarks.options import positive_int
 from training.models.lrn import LocalResponseNorm
 
 
@@ -37,10 +38,10 @@ def seconds(norm: Callable[[Tensor], Tensor], x: Tensor, gradient: Tensor) -> fl
 def main() -> None:
     """Print a table for both memory formats, the kinds taking turns."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.lrn", description=__doc__)
-    parser.add_argument("--shape", type=int, nargs=4, default=(128, 64, 32, 32), metavar=("N", "C", "H", "W"))
+    parser.add_argument("--shape", type=positive_int, nargs=4, default=(128, 64, 32, 32), metavar=("N", "C", "H", "W"))
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--rounds", type=positive_int, default=7)
     options = parser.parse_args()
     dtype: torch.dtype = getattr(torch, options.dtype)
     print(f"{tuple(options.shape)} {dtype} on {options.device}, {torch.get_num_threads()} threads, n {options.rounds}")

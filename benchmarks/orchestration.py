@@ -20,6 +20,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from benchmarks.options import positive_int
 from preprocess.manifest import InputError, read_manifest
 from training.command import run_command
 from training.config import Config
@@ -33,9 +34,11 @@ def main(arguments: Sequence[str]) -> None:
     )
     parser.add_argument("--data", required=True, metavar="DIR", help="shards of the recipe's short side")
     parser.add_argument("--recipe", choices=RECIPES, default="tiny-imagenet", help="(default: tiny-imagenet)")
-    parser.add_argument("--rounds", type=int, default=5, metavar="N", help="measurements of each kind (default: 5)")
-    parser.add_argument("--epochs", type=int, default=1, metavar="N", help="of each measurement (default: 1)")
-    parser.add_argument("--threads", type=int, default=2, metavar="N", help="of the one worker (default: 2)")
+    parser.add_argument(
+        "--rounds", type=positive_int, default=5, metavar="N", help="measurements of each kind (default: 5)"
+    )
+    parser.add_argument("--epochs", type=positive_int, default=1, metavar="N", help="of each measurement (default: 1)")
+    parser.add_argument("--threads", type=positive_int, default=2, metavar="N", help="of the one worker (default: 2)")
     options = parser.parse_args(arguments)
     data = Path(options.data).resolve()
     config = dataclasses.replace(RECIPES[options.recipe](), data=str(data), epochs=options.epochs)

@@ -13,6 +13,7 @@ import resource
 import time
 from collections.abc import Iterator
 
+from benchmarks.options import positive_int
 from preprocess.plan import divide
 from preprocess.sources import Catalogue, Span
 from preprocess.sources.catalogue import Found
@@ -24,7 +25,7 @@ TRAIN, VAL = 1_281_167, 50_000
 def main() -> None:
     """Generate the list, plan it, print seconds and memory."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.planning", description=__doc__)
-    parser.add_argument("--shard-samples", type=int, default=1000, help="images in a shard, at most")
+    parser.add_argument("--shard-samples", type=positive_int, default=1000, help="images in a shard, at most")
     shard_samples = parser.parse_args().shard_samples
     print(f"before: {_peak_mib():.0f} MiB")
     start = time.monotonic()

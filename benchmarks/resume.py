@@ -13,10 +13,13 @@ import statistics
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from preprocess.manifest import InputError, Manifest, Split, read_manifest, write_manifest
+from benchmarks.options import positive_int
+from preprocess.manifest import Manifest, Split, read_manifest, write_manifest
+from training.command import run_command
 
 SHARDS = 1281
 BATCH_SIZE = 128
@@ -34,22 +37,19 @@ print(time.perf_counter() - started)
 """
 
 
-def main() -> int:
-    """Measure and print; return 2 for bad input."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.resume", description=__doc__.splitlines()[0])
+def main(arguments: Sequence[str]) -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.resume", description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--data", type=Path, required=True, help="folder of shards; hard links are made beside it")
-    parser.add_argument("--rounds", type=int, default=7, help="measurements of each kind, in turn (default: 7)")
-    options = parser.parse_args()
-    try:
-        manifest = read_manifest(options.data)
-        with tempfile.TemporaryDirectory(dir=options.data.resolve().parent) as folder:
-            large = link_shards(options.data, manifest, Path(folder))
-            pairs = [(first_batch(large, {}), first_batch(large, RESUMED)) for _ in range(options.rounds)]
-    except InputError as error:
-        print(f"resume: {error}", file=sys.stderr)
-        return 2
+    parser.add_argument(
+        "--rounds", type=positive_int, default=7, help="measurements of each kind, in turn (default: 7)"
+    )
+    options = parser.parse_args(arguments)
+    manifest = read_manifest(options.data)
+    with tempfile.TemporaryDirectory(dir=options.data.resolve().parent) as folder:
+        large = link_shards(options.data, manifest, Path(folder))
+        pairs = [(first_batch(large, {}), first_batch(large, RESUMED)) for _ in range(options.rounds)]
     report(pairs)
-    return 0
 
 
 def link_shards(data: Path, manifest: Manifest, folder: Path, count: int = SHARDS) -> Path:
@@ -85,4 +85,4 @@ def report(pairs: list[tuple[float, float]]) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_command(main))

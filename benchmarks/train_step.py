@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from torch.optim import SGD
 from torch.utils.flop_counter import FlopCounterMode
 
+from benchmarks.options import positive_int
 from preprocess.manifest import InputError
 from training.command import run_command
 from training.compiled import MeanLoss, check_compiler, make_mean_loss
@@ -86,10 +87,12 @@ def main(arguments: Sequence[str]) -> None:
     """Measure each network, print its table, write --output; exit 1 if a kind failed."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.train_step", description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--network", nargs="+", choices=NETWORKS, default=DEFAULT_NETWORKS, metavar="NAME")
-    parser.add_argument("--batch-size", type=int, metavar="N", help=f"(default: {BATCH_SIZE})")
-    parser.add_argument("--image-size", type=int, default=224, metavar="N", help="side in pixels (default: 224)")
-    parser.add_argument("--rounds", type=int, default=5, metavar="N", help="turns of each kind (default: 5)")
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads(), metavar="N", help="of a CPU")
+    parser.add_argument("--batch-size", type=positive_int, metavar="N", help=f"(default: {BATCH_SIZE})")
+    parser.add_argument(
+        "--image-size", type=positive_int, default=224, metavar="N", help="side in pixels (default: 224)"
+    )
+    parser.add_argument("--rounds", type=positive_int, default=5, metavar="N", help="turns of each kind (default: 5)")
+    parser.add_argument("--threads", type=positive_int, default=torch.get_num_threads(), metavar="N", help="of a CPU")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
     parser.add_argument(
         "--switches",
@@ -100,10 +103,6 @@ def main(arguments: Sequence[str]) -> None:
     )
     parser.add_argument("--output", type=Path, metavar="FILE", help="results as JSON")
     options = parser.parse_args(arguments)
-    for name in ("batch_size", "image_size", "rounds", "threads"):
-        value = getattr(options, name)
-        if value is not None and value < 1:
-            raise InputError(f"--{name.replace('_', '-')} is {value}; it must be at least 1")
     device = _device(options.device)
     torch.set_num_threads(options.threads)
     results = measure_networks(
