@@ -1,4 +1,4 @@
-"""Imports run against the data: training -> pipeline -> preprocess.{manifest,images}; libraries stay in their folders.
+"""Imports run against the data: training -> pipeline -> preprocess.manifest; libraries stay in their folders.
 
 Read from the source, so that an import inside a function counts; and tried out, for what is imported indirectly.
 """
@@ -16,7 +16,7 @@ from commands import PROJECT
 FOLDERS = ("preprocess", "pipeline", "training", "cluster", "benchmarks")
 OWN_IMPORTS = {
     "preprocess": (),
-    "pipeline": ("preprocess.manifest", "preprocess.images"),
+    "pipeline": ("preprocess.manifest",),
     "training": ("pipeline", "preprocess.manifest", "preprocess.images"),
     "cluster": (),
     "benchmarks": ("preprocess", "pipeline", "training"),
@@ -37,6 +37,7 @@ WITHOUT_RAY_AND_MLFLOW = (
     "training.parallel",
     "training.optimizer",
     "training.step",
+    "training.worker",
 )
 """What a machine that has only torch and DALI can import."""
 
