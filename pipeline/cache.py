@@ -67,7 +67,7 @@ class Cache:
 
         Args:
             indices: the samples, `most` or fewer.
-            most: k, where they are not all of the cache.
+            most: rows that the result has room for, so that every batch has the same shape.
             device: of the squares; from another one those that are asked for are copied to it.
         """
         numbers = self._numbers[indices]

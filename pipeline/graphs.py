@@ -1,5 +1,5 @@
-"""The two DALI graphs, from JPEG files to a batch that a network takes: training, and evaluation beside it; and what
-they begin with alone, for the cache.
+"""The DALI graphs. From JPEG files to a batch that a network takes: training, and evaluation beside it. From JPEG
+files to decoded squares, for the cache.
 
 Nothing in them is random: what varies between images comes in with the files (`pipeline.inputs`). The same lines run
 on a CPU (`device="cpu"`) and on a GPU, where the JPEGs are decoded in part by the GPU ("mixed").
@@ -22,8 +22,8 @@ GPU_DECODER: dict[str, Any] = {
     "device": "mixed",
     # Part of a batch that goes to the GPU's JPEG engines, the rest to processor and GPU together: `benchmarks.decoder`.
     "hw_decoder_load": 0.8,
-    # Chroma interpolated as on the processor, not repeated: 0.6 grey levels from its pixels on average, not 1.1, and at
-    # most 0.7 for an image, not 3.1, at about the same speed.
+    # Chroma interpolated as on the processor, at about the speed of repeating it. The mean difference from the
+    # processor's pixels is then 0.6 grey levels, 0.7 for the worst image; with repeated chroma it is 1.1, and 3.1.
     "jpeg_fancy_upsampling": True,
 }
 """Options of DALI's decoder on a GPU; its own for memory padding made no difference."""

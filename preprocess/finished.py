@@ -1,4 +1,4 @@
-"""What a complete output folder is worth to a build: the same, another one, or damaged."""
+"""What a build finds in a complete output folder: its own data set, whole or damaged, or another one."""
 
 from __future__ import annotations
 

@@ -26,7 +26,7 @@ class Fault:
     file: str
     problem: str
     in_manifest: bool = False
-    """Whether the manifest agrees with the file, or with nothing: the same build again changes neither."""
+    """The file is what the manifest records, or the manifest contradicts itself: building again mends neither."""
 
 
 @dataclass(frozen=True)

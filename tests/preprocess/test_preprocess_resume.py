@@ -60,29 +60,18 @@ def duration(raw_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> tupl
     return first, time.monotonic() - began
 
 
-def check_killed_and_continued(source: Path, output: Path, moment: float, whole: dict[str, bytes]) -> None:
-    process = start(source, output)
-    time.sleep(moment)
-    kill_group(process)
-    assert build(source, output) == 0
-    assert folder_bytes(output) == whole
-
-
-@pytest.mark.parametrize("number", range(3))
+@pytest.mark.parametrize(
+    "number", [0, 1, 2, *(pytest.param(number, marks=pytest.mark.slow) for number in range(3, 23))]
+)
 def test_killed_at_a_random_moment_and_continued(
     raw_folder: Path, tiny_shards: Path, tmp_path: Path, duration: tuple[float, float], number: int
 ) -> None:
-    moment = random.Random(number).uniform(*duration)
-    check_killed_and_continued(raw_folder, tmp_path / "out", moment, folder_bytes(tiny_shards))
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("number", range(3, 23))
-def test_killed_at_twenty_random_moments_and_continued(
-    raw_folder: Path, tiny_shards: Path, tmp_path: Path, duration: tuple[float, float], number: int
-) -> None:
-    moment = random.Random(number).uniform(*duration)
-    check_killed_and_continued(raw_folder, tmp_path / "out", moment, folder_bytes(tiny_shards))
+    output = tmp_path / "out"
+    process = start(raw_folder, output)
+    time.sleep(random.Random(number).uniform(*duration))
+    kill_group(process)
+    assert build(raw_folder, output) == 0
+    assert folder_bytes(output) == folder_bytes(tiny_shards)
 
 
 @pytest.mark.slow
