@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from preprocess import colour_sums, sample
 from preprocess.changed_source import changed_shards
-from preprocess.finished import Standing, look_at_output
+from preprocess.finished import Existing, look_at_output
 from preprocess.identity import identity
 from preprocess.images import CHROMA, RESAMPLE
 from preprocess.manifest import (
@@ -66,24 +66,35 @@ def build(options: BuildOptions) -> Outcome:
     if plan.source is not None and plan.source.ignored:
         names = ", ".join(map(printable, plan.source.ignored))
         print(f"build_shards: not looked at in {options.input}: the folders {names}", file=sys.stderr)
-    standing = look_at_output(plan)
-    if standing.is_whole:
+    existing = look_at_output(plan)
+    if existing.is_whole:
         remove_leftovers(options.output)
-        return Outcome(standing.complete, len(plan.shards), 0, Counts(), nothing_to_do=True)
-    with (
-        claimed(options.output, complete=standing.manifest is not None),
-        continued(options.output, options.short_side, identity(plan), of_use=not standing.has_statistics) as unfinished,
-    ):
+        return Outcome(existing.complete, len(plan.shards), 0, Counts(), nothing_to_do=True)
+    build_rest = _mend if existing.has_statistics else _build_or_continue
+    with claimed(options.output, complete=existing.manifest is not None):
+        return build_rest(plan, existing)
+
+
+def _mend(plan: Plan, existing: Existing) -> Outcome:
+    """Build again the broken shards of a complete data set; its statistics stay what they are."""
+    options = plan.options
+    with continued(options.output, options.short_side, identity(plan), keep_records=False) as unfinished:
         raw = _prepare_images(plan, unfinished)
-        if standing.has_statistics:
-            pending = [shard for shard in plan.shards if shard.stem in standing.broken]
-            counts = _build_shards(plan, pending, {}, standing, raw)
-            manifest = standing.complete
-        else:
-            kept = _kept_shards(plan, standing, unfinished, raw)
-            pending = [shard for shard in plan.shards if shard.stem not in kept]
-            counts = _build_shards(plan, pending, kept, standing, raw)
-            manifest = _finish(plan, unfinished)
+        pending = [shard for shard in plan.shards if shard.stem in existing.broken]
+        counts = _build_shards(plan, pending, {}, existing, raw)
+        flush_folder(options.output)
+    return Outcome(existing.complete, len(plan.shards), len(pending), counts)
+
+
+def _build_or_continue(plan: Plan, existing: Existing) -> Outcome:
+    """Build all shards but those that an earlier run has finished, then statistics and manifest."""
+    options = plan.options
+    with continued(options.output, options.short_side, identity(plan), keep_records=True) as unfinished:
+        raw = _prepare_images(plan, unfinished)
+        kept = _kept_shards(plan, existing, unfinished, raw)
+        pending = [shard for shard in plan.shards if shard.stem not in kept]
+        counts = _build_shards(plan, pending, kept, existing, raw)
+        manifest = _finish(plan, unfinished)
         flush_folder(options.output)
     return Outcome(manifest, len(plan.shards), len(pending), counts)
 
@@ -103,9 +114,9 @@ def _prepare_images(plan: Plan, unfinished: Unfinished) -> RawFiles:
     return RawFiles(plan.source.root, unfinished.scratch)
 
 
-def _kept_shards(plan: Plan, standing: Standing, unfinished: Unfinished, raw: RawFiles) -> dict[str, Record]:
+def _kept_shards(plan: Plan, existing: Existing, unfinished: Unfinished, raw: RawFiles) -> dict[str, Record]:
     """Return the shards that an earlier run has finished, by stem; remove whatever else it has left."""
-    unfinished.discard(standing.broken)
+    unfinished.discard(existing.broken)
     records = unfinished.finished(plan.shards)
     if plan.source is not None:  # the sample is drawn, the same each time
         other = changed_shards(plan.shards, records, raw, plan.options.output)
@@ -118,14 +129,14 @@ def _kept_shards(plan: Plan, standing: Standing, unfinished: Unfinished, raw: Ra
     }
     unfinished.discard(mended)
     kept = {stem: record for stem, record in records.items() if stem not in mended}
-    if standing.manifest is None:
+    if existing.manifest is None:
         shards = [record.shard for record in kept.values() if record.shard is not None]
         remove_strays(plan.options.output, keep={name for shard in shards for name in (shard.tar, shard.index)})
     return kept
 
 
 def _build_shards(
-    plan: Plan, pending: Sequence[PlannedShard], kept: Mapping[str, Record], standing: Standing, raw: RawFiles
+    plan: Plan, pending: Sequence[PlannedShard], kept: Mapping[str, Record], existing: Existing, raw: RawFiles
 ) -> Counts:
     options, width = plan.options, label_width(len(plan.catalogue.classes))
     tasks = [
@@ -137,7 +148,7 @@ def _build_shards(
             quality=options.quality,
             apply_exif=options.apply_exif,
             label_width=width,
-            expected=standing.shards.get(shard.stem),
+            expected=existing.shards.get(shard.stem),
         )
         for shard in pending
     ]

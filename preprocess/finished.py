@@ -16,7 +16,7 @@ from preprocess.verify import ShardCheck, check_mean_image, check_shards, shard_
 
 
 @dataclass(frozen=True)
-class Standing:
+class Existing:
     """What there is of a planned data set before a build; by default, nothing that is complete."""
 
     manifest: Manifest | None = None
@@ -40,7 +40,7 @@ class Standing:
         return self.has_statistics and not self.broken
 
 
-def look_at_output(plan: Plan) -> Standing:
+def look_at_output(plan: Plan) -> Existing:
     """Compare the output folder with the plan; if it is complete, every file with its manifest.
 
     Names, numbers and options are compared with the plan; what the images show is not.
@@ -51,7 +51,7 @@ def look_at_output(plan: Plan) -> Standing:
     options = plan.options
     if not os.path.isfile(options.output / MANIFEST_NAME):  # noqa: PTH113 - Path's raises where the system says no
         check_vacant(options.output)
-        return Standing()
+        return Existing()
     manifest = parse_manifest(options.output)
     difference = _difference(manifest, plan)
     if difference:
@@ -60,7 +60,7 @@ def look_at_output(plan: Plan) -> Standing:
             "choose another --output, or remove it"
         )
     faults = check_shards(manifest, options)
-    return Standing(
+    return Existing(
         manifest,
         shards={Path(shard.tar).stem: shard for shard in manifest.shards()},
         broken=frozenset(Path(tar).stem for tar, found in faults.items() if found),

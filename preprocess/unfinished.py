@@ -182,7 +182,7 @@ class Unfinished:
 
 
 @contextlib.contextmanager
-def continued(output: Path, short_side: int, identity: dict[str, Any], of_use: bool) -> Iterator[Unfinished]:
+def continued(output: Path, short_side: int, identity: dict[str, Any], keep_records: bool) -> Iterator[Unfinished]:
     """Continue the build with this identity in a folder that is ours, or begin it; the body completes it.
 
     When the body raises, what is whole is kept for the next time.
@@ -191,19 +191,20 @@ def continued(output: Path, short_side: int, identity: dict[str, Any], of_use: b
         output: the output folder, claimed.
         short_side: of the samples.
         identity: as `identity()` says.
-        of_use: whether records are; not so where some broken files of a complete folder are built again.
+        keep_records: whether those of an earlier run count, and this one's stay if it ends early; not so where the
+            broken files of a complete folder are built again.
 
     Raises:
         InputError: another build is unfinished there; nothing is touched.
     """
     unfinished = Unfinished(output, short_side)
-    if not of_use:
+    if not keep_records:
         unfinished.remove()
     unfinished.begin(identity)
     try:
         yield unfinished
     except BaseException as error:
-        unfinished.give_up(error) if of_use else unfinished.remove()
+        unfinished.give_up(error) if keep_records else unfinished.remove()
         raise
     unfinished.remove()
 
