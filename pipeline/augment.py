@@ -17,7 +17,7 @@ CropRegion = Literal["central-square", "whole-image"]
 CropSize = Literal["fixed", "random"]
 Granularity = Literal["image", "chunk"]
 Lighting = Literal["paper", "code-2012", "off"]
-Units = Literal["grey", "unit", "unit-std"]
+Units = Literal["grey", "unit", "unit-std", "torchvision"]
 Mean = Literal["channel", "image"]
 
 LIGHTING_STD = 0.1
@@ -25,6 +25,10 @@ LIGHTING_STD = 0.1
 
 CODE_2012_DIVISOR = 1 + LIGHTING_STD
 """The released code divides an image that got lighting noise by 1.1, in training alone."""
+
+TORCHVISION_MEAN = (0.485, 0.456, 0.406)
+TORCHVISION_STD = (0.229, 0.224, 0.225)
+"""Of the channels, of pixels from 0 to 1: what torchvision's published weights of ImageNet were trained with."""
 
 CHUNK_2012 = 32
 """Consecutive images of a batch that share a crop offset and a flip in the released code."""
@@ -112,19 +116,32 @@ def lighting_shift(normals: np.ndarray, rgb: Rgb, lighting: Lighting) -> np.ndar
     return (normals @ components.T).astype(np.float32)
 
 
+def channel_mean(rgb: Rgb, units: Units) -> list[float]:
+    """Return what is subtracted from each channel, 3 grey levels: the training set's mean, or torchvision's own."""
+    return [255 * mean for mean in TORCHVISION_MEAN] if units == "torchvision" else list(rgb.mean)
+
+
 def divisor(rgb: Rgb, units: Units, lighting: Lighting = "off") -> list[float]:
     """Return what each channel is divided by after the mean is subtracted: 3 numbers in grey levels.
 
     `grey` leaves grey levels, `unit` divides by 255, `unit-std` by the standard deviation of the training set's
-    pixels.
+    pixels, `torchvision` by its own.
     """
-    check_choice("units", units, get_args(Units))
     whole = {
         "grey": np.ones(3),
         "unit": np.full(3, 255.0),
         "unit-std": np.sqrt(np.diagonal(np.asarray(rgb.covariance))),
+        "torchvision": 255 * np.asarray(TORCHVISION_STD),
     }
     return (whole[units] * (CODE_2012_DIVISOR if lighting == "code-2012" else 1.0)).tolist()
+
+
+def check_units(units: Units, mean: Mean) -> None:
+    """Raise `InputError` unless both are valid, and go together."""
+    check_choice("units", units, get_args(Units))
+    check_choice("mean", mean, get_args(Mean))
+    if units == "torchvision" and mean == "image":
+        raise InputError("mean is 'image'; valid with units 'torchvision', which has a mean of its own: channel")
 
 
 def read_mean_image(path: Path, short_side: int) -> np.ndarray:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from pipeline.augment import CHUNK_2012, Augmentation, Mean, Units, divisor, lighting_shift
+from pipeline.augment import CHUNK_2012, Augmentation, Mean, Units, channel_mean, divisor, lighting_shift
 from pipeline.epoch import EpochPlan, Partition, draw_attempts, plan_training
 from pipeline.windows import (
     centre_corners,
@@ -71,7 +71,7 @@ class TrainingInputs:
         channels (float32 n,3: channel mean, if it is that, less the lighting noise).
         """
         flips = plan.flips if augmentation.flip else np.zeros_like(plan.flips)
-        means = np.asarray(self.rgb.mean if self.mean == "channel" else (0, 0, 0), np.float32)
+        means = np.asarray(channel_mean(self.rgb, self.units) if self.mean == "channel" else (0, 0, 0), np.float32)
         shifts = means - lighting_shift(plan.normals, self.rgb, augmentation.lighting)
         return flips, shifts
 

@@ -17,7 +17,7 @@ from typing import Any, Literal, Protocol, get_args
 import numpy as np
 import torch
 
-from pipeline.augment import Augmentation, Mean, Units, mean_crop, read_mean_image
+from pipeline.augment import Augmentation, Mean, Units, check_units, mean_crop, read_mean_image
 from pipeline.cache import Cache
 from pipeline.cached_stream import CachedStream
 from pipeline.checks import check_choice, check_count
@@ -227,8 +227,8 @@ def make_loader(
         augmentation: what training does to an image, None for what the paper did; evaluation has none.
         crops: 1 for the centre; 10, in evaluation, for the four corners and the centre of the central square, then
             those of its mirror image, in the order of torchvision's TenCrop.
-        units: `grey` gives 0-255 minus the mean, `unit` that divided by 255, `unit-std` that divided by the standard
-            deviation of each channel.
+        units: `grey` gives 0-255 minus the mean; `unit`, (x - mean) / 255; `unit-std`, (x - mean) / standard deviation
+            of each channel; `torchvision`, the same with the mean and deviation of its published weights.
         mean: what is subtracted: `channel`, one number for each channel, or `image`, the central crop of the mean
             image, the same for every window and never flipped, as in the released code of 2012.
         rgb: colour statistics for the mean, the standard deviation and the lighting; None is the manifest's own. A
@@ -252,7 +252,7 @@ def make_loader(
     mode = mode or ("train" if split == "train" else "eval")
     check_choice("mode", mode, get_args(Mode))
     check_choice("on_error", on_error, get_args(OnError))
-    check_choice("units", units, get_args(Units))
+    check_units(units, mean)
     check_choice("cache", cache, get_args(CacheKind))
     side = _checked_crop(crop, manifest.short_side)
     subtracted = _mean_crop(Path(data), manifest, mean, mean_image, side)
@@ -331,6 +331,7 @@ def load_images(
     target = _checked_device(device)
     side = _checked_crop(crop, short_side)
     check_choice("crops", crops, (1, 10))
+    check_units(units, "channel" if mean_image is None else "image")
     shown = Shown(short_side, side, crops, rgb, units, None if mean_image is None else mean_crop(mean_image, side))
     parts = iter(jpegs[i : i + IMAGES_AT_A_TIME] for i in range(0, len(jpegs), IMAGES_AT_A_TIME))
 

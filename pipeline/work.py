@@ -9,7 +9,7 @@ from typing import Literal
 
 import numpy as np
 
-from pipeline.augment import Augmentation, Units, divisor
+from pipeline.augment import Augmentation, Units, channel_mean, divisor
 from pipeline.epoch import Partition, Share
 from pipeline.graphs import eval_graph, train_graph
 from pipeline.inputs import EpochInputs, TrainingInputs, evaluation_inputs, kept_evaluation_inputs
@@ -41,7 +41,7 @@ class Shown:
             short_side=self.short_side,
             crop=self.crop,
             crops=self.crops,
-            mean=list(self.rgb.mean),
+            mean=channel_mean(self.rgb, self.units),
             mean_crop=self.mean_crop,
             divisor=divisor(self.rgb, self.units),
         )
@@ -124,7 +124,7 @@ def evaluation_work(
         InputError: ranks or batch size are not valid.
     """
     share = Share.of_evaluation(len(samples), batch_size, rank, world_size)
-    mean = np.asarray(shown.rgb.mean if shown.mean_crop is None else (0, 0, 0), np.float32)
+    mean = np.asarray(channel_mean(shown.rgb, shown.units) if shown.mean_crop is None else (0, 0, 0), np.float32)
     divisors = np.asarray(divisor(shown.rgb, shown.units), np.float32)
     window = shown.eval_window
     kept = kept_evaluation_inputs(len(samples), window - shown.crop, shown.crops, mean, divisors)

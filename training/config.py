@@ -10,7 +10,7 @@ import typing
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from pipeline.augment import Augmentation, Mean, Units
+from pipeline.augment import Augmentation, Mean, Units, check_units
 from pipeline.memory import CacheKind
 from pipeline.windows import default_crop
 from preprocess.manifest import InputError
@@ -226,7 +226,7 @@ class Config:
     augmentation: Augmentation = field(default_factory=Augmentation)
     units: Units = "grey"
     """What the network sees: `grey`, 0-255 minus the mean as in 2012; `unit`, that over 255; `unit-std`, that over the
-    deviation."""
+    deviation; `torchvision`, the same with the mean and deviation of its published weights."""
     mean: Mean = "channel"
     """What is subtracted: `channel`, a number for each channel; `image`, the central crop of the mean image, as the
     code of 2012 does."""
@@ -252,6 +252,7 @@ class Config:
         _at_least("seed", self.seed, 0)
         if not 0 <= self.label_smoothing < 1:
             raise InputError(f"label_smoothing is {self.label_smoothing}; valid is 0 up to but not including 1")
+        check_units(self.units, self.mean)
         self._check_graphs()
         if self.image_size > self.short_side:
             raise InputError(f"crop is {self.crop}; with a short side of {self.short_side} it can be at most that")

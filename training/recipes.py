@@ -126,6 +126,10 @@ def alexnet_owt() -> Config:
 
     python -m training.run alexnet-owt --data /data/imagenet-shards --parallel.data 1 --parallel.model 4
 
+    It sees images as torchvision's weights do, so that these can be evaluated with it:
+
+    python -m training.evaluate --weights alexnet-owt-7be5be79.pth --recipe alexnet-owt --data /data/imagenet-shards
+
     Expected: torchvision's published weights of this network have 43.48 % top-1 and 20.93 % top-5 error on
     ILSVRC-2012 val (centre crop, its model page). Not measured by us, neither that nor what this recipe reaches: its
     rate is the linear scaling of 0.01 at a batch of 128, and its smoothing, average and crops are untried at this size.
@@ -137,7 +141,7 @@ def alexnet_owt() -> Config:
         batch_size=1024,
         precision="bfloat16",
         compile="auto",
-        units="unit-std",
+        units="torchvision",
         label_smoothing=0.1,
         network=Network(name="alexnet-owt"),
         augmentation=Augmentation(crop_region="whole-image", crop_size="random", lighting="off"),

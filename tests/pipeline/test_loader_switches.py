@@ -6,6 +6,7 @@ import torch
 from scipy.stats import chisquare
 from shard_folders import CROP, SHORT_SIDE
 from test_loader_pixels import PLAIN, batches, decoded, grey_levels, located, mean_difference, statistics  # noqa: F401
+from torchvision.models import AlexNet_Weights
 from torchvision.transforms.v2 import RandomResizedCrop
 from torchvision.transforms.v2.functional import center_crop, resized_crop
 
@@ -138,6 +139,19 @@ def test_the_mean_image_is_subtracted_unmoved_and_unflipped(numbered, statistics
     files = [make_loader(numbered, "val", 20).example(index).jpeg for index in range(53)]
     options = {"short_side": SHORT_SIDE, "rgb": statistics.rgb, "units": units, "mean_image": mean_image}
     assert torch.equal(load_images(files, **options), own)
+
+
+@pytest.mark.parametrize("cache", ["none", "host"])
+def test_torchvision_s_units_are_those_of_its_published_weights(numbered, statistics, cache):  # noqa: F811
+    channels = torch.tensor(statistics.rgb.mean, dtype=torch.float32)[:, None, None]
+    normalise = AlexNet_Weights.IMAGENET1K_V1.transforms()
+    mean, std = (torch.tensor(values)[:, None, None] for values in (normalise.mean, normalise.std))
+    for split, augmentation in (("train", PLAIN), ("val", None)):
+        common = {"cache": cache, "augmentation": augmentation}
+        grey, found = (
+            batches(make_loader(numbered, split, 20, units=units, **common))[0] for units in ("grey", "torchvision")
+        )
+        assert torch.allclose(found, ((grey + channels) / 255 - mean) / std, atol=1e-5)
 
 
 def test_unit_divides_by_255(numbered):
