@@ -90,6 +90,8 @@ class Augmentation:
                     raise InputError(f"{name} is {value!r}; valid with crop_size 'random': {valid}")
         if self.lighting_off_epoch is not None:
             check_count("lighting_off_epoch", self.lighting_off_epoch, 0)
+            if self.lighting == "off":
+                raise InputError(f"lighting_off_epoch is {self.lighting_off_epoch!r}; valid with lighting 'off': None")
 
     def at(self, epoch: int) -> Augmentation:
         """Return what is done in one epoch: `lighting` is off where it is switched off by then."""

@@ -51,7 +51,8 @@ class Network:
     first_stride: int | None = None
     """Stride of conv1 in pixels."""
     lrn: Literal["off", "paper", "code-2012"] | None = None
-    """Response normalisation in stages 1 and 2: none, the paper's alpha, or the released code's."""
+    """Response normalisation in stages 1 and 2: none, the paper's alpha, or the released code's; `spatial_norm` is
+    another."""
     dropout: float | None = None
     """Probability of zeroing a unit of fc6 and fc7 in training."""
     init: Init | None = None
@@ -106,14 +107,15 @@ class Optimizer:
     warmup_epochs: float = 0.0
     """Epochs over which `constant`, `linear` and `cosine` rise from 0."""
     patience: int = 3
-    """`plateau` alone: epochs without a better validation error before the next drop."""
+    """`plateau` alone: so many epochs without a better validation error are borne, the next one brings the drop. Better
+    is by a ten-thousandth or more."""
     form: Literal["torch", "2012"] = "torch"
     """What the velocity holds: gradients alone, so that a drop slows all motion at once, or gradients times learning
     rate, so that it goes on for some steps."""
     bias_rate: float = 1.0
     """Learning rate of the biases as a multiple of that of the weights."""
     bias_decay: bool = True
-    """Whether weight decay is for the biases too."""
+    """Whether weight decay is for the biases too; the slopes of `prelu` count as weights."""
     layer_rates: dict[str, float] = field(default_factory=dict)
     """By name of layer: its learning rate as a multiple of that of the others."""
     layer_decays: dict[str, float] = field(default_factory=dict)
@@ -121,11 +123,12 @@ class Optimizer:
     freeze: dict[str, int] = field(default_factory=dict)
     """By name of layer: epochs that are done when it stops learning."""
     drops: dict[int, float] = field(default_factory=dict)
-    """`script` alone, by epochs that are done: the learning rate from then on."""
+    """`script` alone, by epochs that are done: the learning rate from then on, of layers whose `layer_rates` is 1."""
     bias_drops: dict[int, float] = field(default_factory=dict)
     """The same of the biases. Default: they keep their ratio to the weights."""
     layer_drops: dict[str, dict[int, float]] = field(default_factory=dict)
-    """The same of the weights of a layer, by its name, in addition to `drops`."""
+    """By name of layer: the same of its weights, in place of `drops` from the first of these epochs on, and whatever
+    its `layer_rates`."""
     divisor: float = 250.0
     """`equal-plateaus` alone: first learning rate over the last."""
     plateaus: int = 4
@@ -174,11 +177,11 @@ class Optimizer:
             raise InputError("optimizer.schedule is 'script' and optimizer.drops is empty; it needs one at least")
         defaults = {each.name: _default(each) for each in dataclasses.fields(self)}
         for name, schedules in _READ_BY.items():
-            value = getattr(self, name)
-            if value != defaults[name] and self.schedule not in schedules:
+            value, default = getattr(self, name), defaults[name]
+            if value != default and self.schedule not in schedules:
                 raise InputError(
                     f"optimizer.{name} is {value}, which optimizer.schedule {self.schedule!r} would not read; "
-                    f"leave it at {defaults[name]}, or choose {' or '.join(schedules)}"
+                    f"leave it {'empty' if default == {} else f'at {default}'}, or choose {' or '.join(schedules)}"
                 )
 
 
@@ -228,8 +231,8 @@ class Config:
     """What the network sees: `grey`, 0-255 minus the mean as in 2012; `unit`, that over 255; `unit-std`, that over the
     deviation; `torchvision`, the same with the mean and deviation of its published weights."""
     mean: Mean = "channel"
-    """What is subtracted: `channel`, a number for each channel; `image`, the central crop of the mean image, as the
-    code of 2012 does."""
+    """What is subtracted: `channel`, a number for each channel; `image`, the central crop of the mean image, the same
+    for every window, as the code of 2012 does. (The paper's "per pixel" may also mean each window's own.)"""
     cache: CacheKind = "none"
     """Keep decoded images in memory, so that each is decoded once: `host`, the workers' machine's; `device`, their
     devices'. Training then sees them as YCbCr 4:2:0, within 4 grey levels of the decoded ones, in the order of a true

@@ -33,7 +33,7 @@ class Sgd2012(SGD):
         for group in self.param_groups:
             before, rate = group.get("settled_lr", group["lr"]), group["lr"]
             if rate == 0:
-                continue  # nothing can be expressed in it: the velocity waits for another rate
+                continue  # nothing can be expressed in it; `linear` and `cosine` end so, with no step to follow
             if rate != before:
                 states = (self.state[parameter] for parameter in group["params"])
                 buffers = [state[MOMENTUM] for state in states if state.get(MOMENTUM) is not None]

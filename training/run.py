@@ -12,6 +12,7 @@ from preprocess.manifest import InputError
 from training.command import run_command
 from training.config import Config
 from training.recipes import RECIPES
+from training.tables import TABLES
 
 DEFAULT_RECIPE = "sample"
 
@@ -31,7 +32,7 @@ def parse(arguments: Sequence[str]) -> Config:
         # The recipe may be left out, but the parser of the recipe's fields wants it named.
         arguments.insert(0, DEFAULT_RECIPE)
     recipes = {name: ((make.__doc__ or "").splitlines()[0], make()) for name, make in RECIPES.items()}
-    return tyro.extras.overridable_config_cli(recipes, args=arguments, prog="python -m training.run")
+    return tyro.extras.overridable_config_cli(recipes, args=arguments, prog="python -m training.run", registry=TABLES)
 
 
 def main(arguments: Sequence[str]) -> None:

@@ -30,7 +30,7 @@ class Schedule:
         if config.schedule == "plateau":
             # Section 5: three divisions by 10 before termination, so never below a thousandth.
             lowest = [group["lr"] * 1e-3 for group in groups]
-            self._by_error = ReduceLROnPlateau(optimizer, factor=0.1, patience=config.patience, min_lr=lowest)
+            self._by_error = ReduceLROnPlateau(optimizer, factor=0.1, patience=config.patience, min_lr=lowest, eps=0)
         else:
             factors = [_factor(config, group["layer"], group["biases"], steps_per_epoch, epochs) for group in groups]
             self._by_step = LambdaLR(optimizer, factors)
@@ -69,11 +69,8 @@ class Schedule:
 def _factor(config: Optimizer, layer: str, biases: bool, steps_per_epoch: int, epochs: int) -> Callable[[int], float]:
     """Return a group's learning rate at a step, as a part of the one that it begins with."""
     if config.schedule == "script":
-        if biases and config.bias_drops:
-            rates, first = config.bias_drops, config.learning_rate * config.bias_rate
-        else:
-            rates, first = {**config.drops, **config.layer_drops.get(layer, {})}, config.learning_rate
-        return lambda step: _scripted(step // steps_per_epoch, rates, first) / first
+        factors = _scripted_factors(config, layer, biases)
+        return lambda step: factors[max(epoch for epoch in factors if epoch <= step // steps_per_epoch)]
     total = steps_per_epoch * epochs
     if config.schedule == "equal-plateaus":
         count, divisor = (config.bias_plateaus, config.bias_divisor) if biases else (config.plateaus, config.divisor)
@@ -81,9 +78,19 @@ def _factor(config: Optimizer, layer: str, biases: bool, steps_per_epoch: int, e
     return partial(_after_warmup, config.schedule, config.warmup_epochs * steps_per_epoch, total)
 
 
-def _scripted(epoch: int, rates: dict[int, float], first: float) -> float:
-    passed = [at for at in rates if at <= epoch]
-    return rates[max(passed)] if passed else first
+def _scripted_factors(config: Optimizer, layer: str, biases: bool) -> dict[int, float]:
+    """Return, by epochs that are done, a group's learning rate as a part of the one that it begins with."""
+    if biases and config.bias_drops:
+        first = config.learning_rate * config.bias_rate
+        return {0: 1.0} | {epoch: rate / first for epoch, rate in config.bias_drops.items()}
+    own = {} if biases else config.layer_drops.get(layer, {})
+    shared = {epoch: rate for epoch, rate in config.drops.items() if not own or epoch < min(own)}
+    first = config.learning_rate * config.layer_rates.get(layer, 1.0)
+    return (
+        {0: 1.0}
+        | {epoch: rate / config.learning_rate for epoch, rate in shared.items()}
+        | {epoch: rate / first for epoch, rate in own.items()}
+    )
 
 
 def _equal_plateaus(index: int, count: int, divisor: float) -> float:

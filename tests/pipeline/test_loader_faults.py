@@ -64,6 +64,7 @@ def test_wrong_arguments_are_named_with_what_would_be_valid(numbered, change, me
         {"granularity": "batch"},
         {"lighting": "paper2"},
         {"lighting_off_epoch": -1},
+        {"lighting_off_epoch": 3, "lighting": "off"},
         {"crop_position": "centre", "crop_size": "random"},
         {"granularity": "chunk", "crop_size": "random"},
     ],

@@ -47,7 +47,28 @@ def test_tables_by_layer_and_by_epoch_can_be_set() -> None:
     script = ["--optimizer.schedule", "script", "--optimizer.warmup-epochs", "0"]
     config = parse([*script, "--optimizer.drops", "2", "0.1", "4", "0.01"])
     assert config.optimizer.drops == {2: 0.1, 4: 0.01}
-    assert parse(["alexnet-2012", "--optimizer.drops.25", "0.002"]).optimizer.drops[25] == 0.002
+
+
+def test_a_table_that_is_set_replaces_the_recipe_s() -> None:
+    run_2010 = ["--optimizer.drops", "23", "1e-3", "51", "1e-4", "78", "1e-5", "--optimizer.freeze"]
+    optimizer = parse(
+        ["alexnet-2012", *run_2010, "--optimizer.layer-drops", "conv1", "3", "1", "conv1", "4", "2"]
+    ).optimizer
+    assert (optimizer.drops, optimizer.freeze) == ({23: 1e-3, 51: 1e-4, 78: 1e-5}, {})
+    assert optimizer.layer_drops == {"conv1": {3: 1.0, 4: 2.0}}
+    assert optimizer.bias_drops == RECIPES["alexnet-2012"]().optimizer.bias_drops
+    none = ["--optimizer.drops", "--optimizer.bias-drops", "--optimizer.layer-drops"]
+    assert parse(["alexnet-2012", *none, "--optimizer.schedule", "equal-plateaus"]).optimizer.drops == {}
+
+
+@pytest.mark.parametrize("words", [["conv1"], ["conv1", "3", "conv2"], ["conv1", "three"]])
+def test_a_table_with_half_a_row_or_a_wrong_type_gets_code_2(
+    words: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as exit_info:
+        parse(["--optimizer.freeze", *words])
+    assert exit_info.value.code == 2
+    assert "LAYER EPOCH" in capsys.readouterr().err
 
 
 def test_alexnet_2012_is_run_145_where_it_differs_from_the_text() -> None:

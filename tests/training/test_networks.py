@@ -92,9 +92,10 @@ def tensorflow(p: State, images: Tensor) -> Tensor:
 
 
 def paddle(p: State, images: Tensor) -> Tensor:
-    """Maps of 6, 3 and 1 pixels: the last pooling has nothing left to do."""
+    """Maps of 6, 3 and 1 pixels: the last pooling has nothing left to do. Evaluation keeps half of every unit."""
     after = lambda x: lrn(F.max_pool2d(relu(x), 3, 2, ceil_mode=True), alpha=2e-5, k=1.0)  # noqa: E731
-    return fully_connected(p, maps(p, F.pad(images, (1, 1, 1, 1)), after, after, pool=lambda x: x))
+    x = maps(p, F.pad(images, (1, 1, 1, 1)), after, after, pool=lambda x: x)
+    return fully_connected(p, x, lambda x: relu(x) / 2)
 
 
 def lenet(p: State, images: Tensor) -> Tensor:

@@ -95,6 +95,21 @@ def test_alexnet_2012_changes_its_rates_in_the_epochs_of_run_145() -> None:
     ]
 
 
+def test_a_layer_s_own_script_is_absolute_and_for_its_weights_alone() -> None:
+    config = Optimizer(
+        0.01,
+        schedule="script",
+        bias_rate=2.0,
+        layer_rates={"conv1": 0.5},
+        drops={1: 1e-3, 4: 1e-4},
+        layer_drops={"conv1": {2: 1e-5}},
+    )
+    seen = all_rates(config, 1, [0.5] * 5)
+    assert [step["conv1.weight"] for step in seen] == pytest.approx([5e-3, 5e-4, 1e-5, 1e-5, 1e-5])
+    assert [step["conv1.bias"] for step in seen] == pytest.approx([1e-2, 1e-3, 1e-3, 1e-3, 1e-4])
+    assert [step["conv2.weight"] for step in seen] == pytest.approx([1e-2, 1e-3, 1e-3, 1e-3, 1e-4])
+
+
 def test_equal_plateaus_are_run_170_s() -> None:
     # dexp[250,0,4] from 0.01, biases dexp[10,0,2] from 0.02; 95 epochs of 4 steps.
     config = Optimizer(0.01, schedule="equal-plateaus", divisor=250, plateaus=4, bias_rate=2, bias_divisor=10)
@@ -111,7 +126,7 @@ def test_equal_plateaus_are_run_170_s() -> None:
     [
         ({"schedule": "script"}, "schedule is 'script' and optimizer.drops is empty; it needs one at least"),
         ({"schedule": "linear", "drops": {3: 0.1}}, "drops is {3: 0.1}, which optimizer.schedule 'linear' would not"),
-        ({"bias_drops": {3: 0.1}}, "leave it at {}, or choose script"),
+        ({"bias_drops": {3: 0.1}}, "leave it empty, or choose script"),
         ({"warmup_epochs": 5.0}, "leave it at 0.0, or choose constant or linear or cosine"),
         ({"schedule": "cosine", "patience": 7}, "leave it at 3, or choose plateau"),
         ({"schedule": "linear", "plateaus": 9}, "leave it at 4, or choose equal-plateaus"),

@@ -25,7 +25,7 @@ def check_lrn_size(size: int) -> None:
 
 @dataclass(frozen=True)
 class Architecture:
-    """One network of the family; the defaults are those of the paper of 2012."""
+    """One network of the family; the defaults are those of the paper of 2012, but for the form of dropout."""
 
     channels: tuple[int, int, int, int, int] = (96, 256, 384, 384, 256)
     """Output channels of conv1 to conv5, both towers together."""

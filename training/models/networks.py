@@ -35,7 +35,8 @@ NETWORKS: dict[str, Architecture | LeNetArchitecture] = {
     # fc6 to fc8 as convolutions; weights by `training.models.to_fully_convolutional`.
     "alexnet-conv": replace(_SINGLE, fully_convolutional=True, map_side=6),
     "alexnet-owt-conv": replace(_OWT, fully_convolutional=True, hybrid=False),
-    # A TensorFlow listing without a fully connected part: SAME convolutions, VALID pooling.
+    # A TensorFlow listing without a fully connected part: SAME convolutions, VALID pooling. Its strides take 64 pixels
+    # and more.
     "alexnet-tf": Architecture(
         channels=(64, 192, 384, 256, 256),
         hidden=(),
@@ -47,7 +48,8 @@ NETWORKS: dict[str, Architecture | LeNetArchitecture] = {
         dropout=0.0,
         init="truncated",
     ),
-    # A PaddlePaddle listing for CIFAR-10. `img_cmrnorm` has offset 1 and divides its scale by the size.
+    # A PaddlePaddle listing for CIFAR-10. `img_cmrnorm` has offset 1 and divides its scale by the size; its dropout
+    # scales in evaluation.
     "alexnet-paddle": Architecture(
         towers=1,
         first_padding=1,
@@ -56,6 +58,7 @@ NETWORKS: dict[str, Architecture | LeNetArchitecture] = {
         lrn_k=1.0,
         order1="act-pool-lrn",
         order2="act-pool-lrn",
+        dropout_form="2012",
         init="he",
     ),
     "alexnet-small": Architecture(
