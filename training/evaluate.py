@@ -25,7 +25,7 @@ from training.report.folder import prepare_folder, report_files, write_report
 from training.report.html import Subject
 from training.report.metrics import Predictions, Report, summarise
 from training.step import TOP_K, log_probabilities
-from training.trained import Trained, add_choice, load_trained
+from training.trained import Trained, add_choice, load_trained, make_dense
 
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
@@ -35,9 +35,17 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--data", required=True, metavar="DIR", help="folder of shards")
     parser.add_argument("--split", default="val", help="(default: val)")
     parser.add_argument("--crops", type=int, choices=(1, 10), default=1, help="1: the centre; 10: as in 2012")
+    parser.add_argument(
+        "--dense",
+        action="store_true",
+        help="fc6 to fc8 as convolutions over the whole central square, their logits averaged",
+    )
     parser.add_argument("--output", type=Path, metavar="DIR", help="(default: reports/ and a name)")
     parser.add_argument("--batch-size", type=int, default=128, metavar="N", help="images (default: 128)")
-    return parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
+    if options.dense and options.crops != 1:
+        raise InputError(f"--crops is {options.crops}; valid with --dense, which sees the whole square: 1")
+    return options
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -47,9 +55,11 @@ def main(arguments: Sequence[str]) -> None:
     trained = load_trained(options, project, data)
     manifest = read_manifest(data)
     check_data(trained, manifest, data)
-    label = f"{options.split}-{options.crops}{'crop' if options.crops == 1 else 'crops'}"
-    output = options.output or Path("reports", f"{_file_name(trained)}-{label}")
+    view = "dense" if options.dense else f"{options.crops}{'crop' if options.crops == 1 else 'crops'}"
+    output = options.output or Path("reports", f"{_file_name(trained)}-{options.split}-{view}")
     folder = prepare_folder(resolve("--output", output, project))
+    if options.dense:
+        trained = make_dense(trained)
     loader = make_loader(
         data,
         options.split,
@@ -82,7 +92,7 @@ def main(arguments: Sequence[str]) -> None:
         lambda index: Example(*loader.example(index)[:2]),
     )
     if trained.run_id is not None:
-        log_report(trained.run_id, report, folder, label)
+        log_report(trained.run_id, report, folder, view)
     top5 = "" if report["top5"] is None else f", top-5 {report['top5']:.4f}"
     print(f"top-1 {report['top1']:.4f}{top5} on {report['samples']} samples of {options.split}")
     print(f"report {folder / 'report.html'}")
@@ -136,12 +146,13 @@ def describe(trained: Trained, manifest: Manifest) -> Subject:
     )
 
 
-def log_report(run_id: str, report: Report, folder: Path, label: str) -> None:
-    """Put the report's numbers (`eval/*`) and files into the MLflow run."""
+def log_report(run_id: str, report: Report, folder: Path, view: str) -> None:
+    """Put the report's numbers (`eval/*`, but for one crop `eval/VIEW/*`) and files into the MLflow run."""
     from training import tracking
 
     client = tracking.open_client(tracking.tracking_uri(Path.cwd()))
-    prefix = "eval" if report["crops"] == 1 else f"eval/{report['crops']}crops"
+    prefix = "eval" if view == "1crop" else f"eval/{view}"
+    label = f"{report['split']}-{view}"
     numbers = {"top1": report["top1"], "top5": report["top5"], "loss": report["loss"]}
     for name, value in numbers.items():
         if value is not None:

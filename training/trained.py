@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -15,7 +15,7 @@ from pipeline.augment import read_mean_image
 from preprocess.manifest import InputError
 from training.checkpoint import MODEL, TrainedOn, check_fits, describe_data, read_checkpoint, read_mean, read_model
 from training.config import Config
-from training.models import AlexNet, LeNet5, build
+from training.models import AlexNet, Architecture, LeNet5, build, to_fully_convolutional
 from training.precision import autocast, resolve_precision
 from training.recipes import RECIPES
 
@@ -84,6 +84,25 @@ def load_trained(choice: argparse.Namespace, project: Path, data: str | None) ->
     with tempfile.TemporaryDirectory() as folder:
         fetched = tracking.fetch_artifact(client, choice.run, f"checkpoints/{which}", Path(folder))
         return _from_checkpoint(fetched, device, f"run {choice.run}, {which} checkpoint", choice.run)
+
+
+def make_dense(trained: Trained) -> Trained:
+    """Return the same network for the whole central square: fc6 to fc8 are convolutions, and their map is averaged.
+
+    At 256 pixels and crops of 224 the map of the networks of 2012 has 2x2 positions, 32 pixels apart.
+
+    Raises:
+        InputError: it is not one of the AlexNet family.
+    """
+    known, config = trained.network.architecture, replace(trained.config, crop=trained.data.short_side)
+    if not isinstance(known, Architecture):
+        raise InputError(f"--dense is for the AlexNet family alone; {trained.name} is {config.network.name}")
+    side = known.last_side()
+    switches = {**config.switches(), "fully_convolutional": True, "hybrid": False, "map_side": side}
+    network = build(config.network.name, len(trained.data.classes), **switches)
+    network.load_state_dict(to_fully_convolutional(trained.network.state_dict(), side))
+    network.to(device=trained.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return replace(trained, network=network.eval(), config=config, name=f"{trained.name}, dense")
 
 
 def _check_combination(choice: argparse.Namespace) -> None:

@@ -86,6 +86,29 @@ def test_the_report_s_numbers_are_pillow_s_and_torchvision_s(
     assert "<html" in (tmp_path / "r" / "report.html").read_text()
 
 
+def test_dense_evaluation_sees_the_whole_square(command, checkpoint: Path, tiny_shards: Path, tmp_path: Path) -> None:
+    arguments = ["--checkpoint", checkpoint, "--data", tiny_shards, "--output", tmp_path / "r", "--dense"]
+    code, _, err = command(evaluate.main, *arguments)
+    assert code == 0, err
+    report = json.loads((tmp_path / "r" / "report.json").read_text())
+    done, manifest = read_checkpoint(checkpoint), read_manifest(tiny_shards)
+    network = build("alexnet-small", 3, **done.config.switches()).eval()
+    network.load_state_dict(read_model(checkpoint / MODEL))
+    mean = torch.tensor(manifest.rgb.mean)[:, None, None]
+    std = torch.tensor(np.diag(manifest.rgb.covariance)).float().sqrt()[:, None, None]
+    losses = []
+    for sample in val_samples(tiny_shards).decode("pil"):
+        square = center_crop((pil_to_tensor(sample["jpg"]).float() - mean) / std, [64, 64])
+        with torch.inference_mode():
+            # conv5's maps of 64 pixels have 4x4 places and fc6 takes 3x3 of them: four windows.
+            maps = network.maps(square[None])
+            windows = [maps[:, :, y : y + 3, x : x + 3] for y in range(2) for x in range(2)]
+            logits = torch.stack([network.classify(window) for window in windows]).mean(0)
+        losses.append(torch.nn.functional.cross_entropy(logits, torch.tensor([sample["cls"]])))
+    assert report["loss"] == pytest.approx(float(torch.stack(losses).mean()), rel=2e-2)
+    assert (report["crops"], report["checkpoint"]) == (1, f"{checkpoint}, dense")
+
+
 def test_a_run_gets_its_evaluation(command, checkpoint: Path, tiny_shards: Path, tmp_path: Path) -> None:
     client = open_client(f"sqlite:///{tmp_path}/mlflow.db", create=True)
     run_id = create_run(client, "twotower", "r", {})
@@ -160,6 +183,11 @@ def test_bad_input_gets_code_2_and_one_line(command, checkpoint: Path, tiny_shar
         (evaluate.main, ["--checkpoint", checkpoint, *data, "--device", "tpu"], "'tpu'"),
         (evaluate.main, ["--checkpoint", checkpoint, *data, "--batch-size", 0], "batch_size is 0"),
         (evaluate.main, ["--checkpoint", checkpoint, *data, "--which", "best"], "--which best goes with --run"),
+        (
+            evaluate.main,
+            ["--checkpoint", checkpoint, *data, "--dense", "--crops", 10],
+            "--crops is 10; valid with --dense",
+        ),
         (evaluate.main, ["--weights", other, *data], "--weights FILE and --recipe NAME go together"),
         (evaluate.main, ["--weights", other, "--recipe", "alexnet", *data], "recipe 'alexnet' is unknown"),
         (evaluate.main, ["--weights", other, "--recipe", "tiny-imagenet", *data], "is of another network"),
