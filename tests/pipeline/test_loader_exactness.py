@@ -7,7 +7,7 @@ import pytest
 import torch
 from shard_folders import cut, texture_jpegs, write_shards
 
-from pipeline.epoch import WINDOW_SHARDS, plan_training
+from pipeline.epoch import WINDOW_SHARDS, draw_attempts, plan_training
 from pipeline.loader import make_loader
 
 TRAIN, VAL = 103, 53
@@ -67,6 +67,14 @@ def test_order_differs_between_epochs_and_seeds_and_repeats_for_the_same_seed(nu
     # A shuffle leaves about one sample of 100 in its place: neither shards nor runs of samples stay together.
     assert all(sum(label == place for place, label in enumerate(order)) < 10 for order in orders)
     assert all(sum(b - a == 1 for a, b in itertools.pairwise(order)) < 10 for order in orders)
+
+
+def test_every_kind_of_random_number_differs_between_epochs_and_seeds():
+    epochs = [(3, 0), (3, 1), (4, 0)]
+    plans = [plan_training([100], seed, epoch, slack=8) for seed, epoch in epochs]
+    for kind in ("offsets", "flips", "normals", "places"):
+        assert len({getattr(plan, kind).tobytes() for plan in plans}) == 3, kind
+    assert len({draw_attempts(seed, epoch, slice(0, 9)).tobytes() for seed, epoch in epochs}) == 3
 
 
 def test_every_sample_is_left_out_of_some_epoch_only_by_chance(numbered):

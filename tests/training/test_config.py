@@ -78,6 +78,16 @@ def test_alexnet_2012_is_run_145_where_it_differs_from_the_text() -> None:
     assert (network.spatial_norm, network.init, network.dropout_form) == (True, "code-2012", "2012")
     assert (config.augmentation.granularity, config.augmentation.lighting) == ("chunk", "code-2012")
     assert (config.optimizer.bias_rate, config.optimizer.bias_decay, config.mean) == (2.0, False, "image")
+    assert (config.batch_size, config.optimizer.form, config.precision) == (128, "2012", "float32")
+
+
+def test_alexnet_owt_is_what_its_docstring_says() -> None:
+    config = RECIPES["alexnet-owt"]()
+    assert (config.precision, config.compile, config.units) == ("bfloat16", "auto", "torchvision")
+    assert config.optimizer.learning_rate == 0.01 * config.batch_size / 128
+    assert (config.optimizer.schedule, config.optimizer.warmup_epochs > 0) == ("cosine", True)
+    assert (config.optimizer.ema > 0, config.label_smoothing > 0) == (True, True)
+    assert (config.augmentation.crop_region, config.augmentation.crop_size) == ("whole-image", "random")
 
 
 @pytest.mark.parametrize("arguments", [["--epoch", "3"], ["sample", "--nope", "1"], ["--epochs", "many"]])

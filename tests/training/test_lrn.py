@@ -2,6 +2,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from training.models import build
 from training.models.lrn import LocalResponseNorm, sum_of_views
 
 
@@ -26,6 +27,13 @@ def test_values_and_gradients_are_the_formula_s(
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
     (dx,), (dx_expected,) = (torch.autograd.grad(y, x, gradient) for y in (found, expected))
     assert (dx - dx_expected).abs().max() <= 1e-4 * dx_expected.abs().max()
+
+
+def test_a_network_has_the_response_normalisation_that_its_switches_name() -> None:
+    switches = {"lrn": "paper", "lrn_alpha": 1e-3, "lrn_k": 1.5, "lrn_size": 3, "lrn_beta": 0.5}
+    network = build("alexnet-single", 10, **switches)
+    x = torch.randn(1, 96, 3, 3) * 50
+    torch.testing.assert_close(network.norm1(x), formula(x, 1e-3, 1.5, 3, 0.5), rtol=1e-5, atol=1e-5)
 
 
 def test_it_is_torch_s_with_alpha_times_size() -> None:

@@ -116,9 +116,18 @@ def test_biases_and_layers_have_rates_and_decay_of_their_own() -> None:
 
 
 def test_a_layer_that_the_network_has_not_is_named() -> None:
-    for config in (Optimizer(freeze={"conv9": 3}), Optimizer(layer_rates={"conv9": 0.5})):
+    script = {"schedule": "script", "drops": {1: 0.1}}
+    for config in (
+        Optimizer(freeze={"conv9": 3}),
+        Optimizer(layer_rates={"conv9": 0.5}),
+        Optimizer(layer_decays={"conv9": 0.5}),
+        Optimizer(layer_drops={"conv9": {1: 0.1}}, **script),  # type: ignore[arg-type]
+    ):
         with pytest.raises(InputError, match="names a layer 'conv9'; this network has conv1, fc2"):
             make_optimizer(network(), config)
+        with pytest.raises(InputError, match="names a layer 'conv9'; this network has conv1, fc2"):
+            check_layers(network(), config, epochs=9)
+    check_layers(network(), Optimizer(freeze={"conv1": 3, "fc2": 9}), epochs=9)
     with pytest.raises(InputError, match=r"optimizer.freeze is \{.*\}: no layer is left to train until epoch 9"):
         check_layers(network(), Optimizer(freeze={"conv1": 3, "fc2": 8}), epochs=9)
 

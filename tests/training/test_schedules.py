@@ -51,6 +51,15 @@ def test_warm_up_rises_before_it_falls() -> None:
     assert seen[3:] == pytest.approx([0.1 * (9 - step) / 9 for step in range(9)])
 
 
+def test_a_constant_rate_rises_to_its_height_and_stays() -> None:
+    seen = rates(Optimizer(0.1, schedule="constant", warmup_epochs=1.0), 3, [0.5] * 3)
+    assert seen == pytest.approx([0.025, 0.05, 0.075, *[0.1] * 6])
+
+
+def test_a_warm_up_of_no_whole_number_of_steps_ends_below_its_height() -> None:
+    assert rates(Optimizer(0.1, schedule="constant", warmup_epochs=0.5), 3, [0.5])[:2] == pytest.approx([0.04, 0.08])
+
+
 def test_cosine_falls_by_half_a_wave_after_its_warm_up() -> None:
     seen = rates(Optimizer(0.2, schedule="cosine", warmup_epochs=1.0), 2, [0.5] * 5)
     assert seen[:2] == pytest.approx([0.2 / 3, 0.4 / 3])

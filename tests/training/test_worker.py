@@ -2,6 +2,7 @@
 
 import argparse
 import dataclasses
+import itertools
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +11,16 @@ import pytest
 import torch
 from torch import Tensor
 
+from pipeline.augment import Augmentation
+from pipeline.loader import make_loader
 from preprocess.manifest import InputError
 from training.checkpoint import MEAN, MODEL, OPTIMIZER, PAGE, read_checkpoint, read_mean, read_model, write_checkpoint
-from training.config import Config
+from training.config import Config, Optimizer
+from training.models import build
 from training.parallel import Layout
+from training.precision import autocast
 from training.recipes import RECIPES
+from training.step import log_probabilities, score
 from training.trained import load_trained
 from training.worker import DivergenceError, Session, open_session, snapshot, train, train_epoch, validate
 
@@ -85,6 +91,74 @@ def test_label_smoothing_spreads_a_part_of_the_target(config: Config) -> None:
     losses: list[float] = []
     train_epoch(session, lambda metrics, _step: losses.append(metrics["train/loss"]))
     assert losses[0] == pytest.approx(-(targets * logs).sum(dim=1).mean().item(), rel=1e-5)
+
+
+def test_a_training_is_the_plain_loop_of_its_parts(config: Config, tmp_path: Path) -> None:
+    augmentation = Augmentation(crop_position="centre", lighting="off")
+    network = dataclasses.replace(config.network, dropout=0.0)
+    optimizer = Optimizer(0.01, momentum=0.8, weight_decay=1e-2, schedule="linear", ema=0.5)
+    changes = {"seed": 3, "augmentation": augmentation, "network": network, "optimizer": optimizer, "log_every": 1}
+    config = dataclasses.replace(config, label_smoothing=0.0, **changes)
+    run = Run(config, tmp_path / "run")
+
+    torch.manual_seed(3)
+    plain = build("alexnet-small", 3, **config.switches())
+    sgd = torch.optim.SGD(plain.parameters(), lr=0.01, momentum=0.8, weight_decay=1e-2)
+    average: dict[str, Tensor] = {}  # begins with the weights after the first step
+    options = {"seed": 3, "units": "unit-std", "augmentation": augmentation, "num_threads": 1}
+    loader = make_loader(config.data, "train", 16, **options)
+    rates = [0.01 * left / (2 * len(loader)) for left in range(2 * len(loader), 0, -1)]
+    batches = itertools.chain.from_iterable(itertools.repeat(loader, 2))
+    for rate, (images, labels) in zip(rates, batches, strict=True):
+        sgd.param_groups[0]["lr"] = rate
+        sgd.zero_grad()
+        torch.nn.functional.cross_entropy(plain(images), labels).backward()
+        sgd.step()
+        now = {name: tensor.clone() for name, tensor in plain.state_dict().items()}
+        average = {name: (average.get(name, tensor) + tensor) / 2 for name, tensor in now.items()}
+    for name, tensor in plain.state_dict().items():
+        torch.testing.assert_close(run.weights[name], tensor, rtol=1e-3, atol=1e-4, msg=name)
+        torch.testing.assert_close(run.session.result.state_dict()[name], average[name], rtol=1e-3, atol=1e-4, msg=name)
+    assert [metrics["train/lr"] for _, metrics in run.metrics if "train/lr" in metrics] == pytest.approx(rates)
+
+
+def test_every_epoch_of_every_seed_draws_its_own_dropout_masks(config: Config, tmp_path: Path) -> None:
+    drawn = []
+    for seed in (0, 1):
+        session = open_session(dataclasses.replace(config, seed=seed), CPU, 1)
+        session.network.dropout.register_forward_pre_hook(lambda *_: drawn.append(torch.initial_seed()))
+        train(session, lambda _metrics, _step: None, lambda _session, _metrics: None)
+    assert len(set(drawn)) == 4
+
+
+def test_micro_batches_are_what_the_network_is_given(config: Config) -> None:
+    session = open_session(dataclasses.replace(config, micro_batches=4), CPU, 1)
+    sizes: set[int] = set()
+    session.network.register_forward_pre_hook(lambda _network, inputs: sizes.add(len(inputs[0])))
+    train_epoch(session, lambda _metrics, _step: None)
+    assert sizes == {4}
+
+
+def test_a_plateau_is_one_of_the_validation_error(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    session = open_session(config, CPU, 1)
+    errors: list[float] = []
+    monkeypatch.setattr(session.schedule, "after_epoch", errors.append)
+    found: list[dict[str, float]] = []
+    train(session, lambda _metrics, _step: None, lambda _session, metrics: found.append(metrics))
+    assert errors == [1 - metrics["val/top1"] for metrics in found]
+
+
+def test_hits_are_counted_among_the_best_and_the_best_five() -> None:
+    logs = torch.log_softmax(torch.tensor([[5.0, 4, 3, 2, 1, 0], [0, 5, 4, 3, 2, 1], [0, 1, 2, 3, 4, 5]]), dim=1)
+    _, top1, top5, samples = score(logs, torch.tensor([0, 2, 0])).tolist()
+    assert (top1, top5, samples) == (1, 2, 3)
+
+
+def test_probabilities_are_float32_whatever_the_precision_of_the_network() -> None:
+    network = build("lenet5", 10).eval()
+    assert (
+        log_probabilities(network, torch.randn(2, 3, 32, 32), autocast("bfloat16", CPU.device)).dtype == torch.float32
+    )
 
 
 def test_same_seed_same_weights_bit_for_bit(config: Config, run: Run, tmp_path: Path) -> None:
