@@ -7,7 +7,7 @@ import pytest
 import torch
 from shard_folders import cut, texture_jpegs, write_shards
 
-from pipeline.epoch import WINDOW_SHARDS, draw_attempts, plan_training
+from pipeline.epoch import WINDOW_SHARDS, Share, draw_attempts, plan_training
 from pipeline.loader import make_loader
 
 TRAIN, VAL = 103, 53
@@ -67,6 +67,13 @@ def test_order_differs_between_epochs_and_seeds_and_repeats_for_the_same_seed(nu
     # A shuffle leaves about one sample of 100 in its place: neither shards nor runs of samples stay together.
     assert all(sum(label == place for place, label in enumerate(order)) < 10 for order in orders)
     assert all(sum(b - a == 1 for a, b in itertools.pairwise(order)) < 10 for order in orders)
+
+
+@pytest.mark.parametrize(("samples", "ranks"), [(53, 5), (60, 7), (3, 4)])
+def test_the_ranks_shares_of_an_evaluation_differ_by_one_sample_at_most(samples, ranks):
+    shares = [Share.of_evaluation(samples, 10, rank, ranks) for rank in range(ranks)]
+    sizes = [share.end - share.first for share in shares]
+    assert (sum(sizes), max(sizes) - min(sizes)) == (samples, 0 if samples % ranks == 0 else 1)
 
 
 def test_every_kind_of_random_number_differs_between_epochs_and_seeds():

@@ -192,3 +192,13 @@ def test_number_of_threads_changes_nothing(numbered):
     many = make_loader(numbered, "train", 34, num_threads=5)
     for _ in range(2):
         assert all(torch.equal(a[0], b[0]) and torch.equal(a[1], b[1]) for a, b in zip(one, many, strict=True))
+
+
+def test_training_does_what_the_paper_did_unless_told_otherwise(numbered):
+    default, named = (
+        batches(make_loader(numbered, "train", 20, seed=1, **options))[0]
+        for options in ({}, {"augmentation": Augmentation()})
+    )
+    assert torch.equal(default, named)
+    paper = {"crop_position": "random", "crop_region": "central-square", "crop_size": "fixed", "flip": True}
+    assert Augmentation() == Augmentation(**paper, granularity="image", lighting="paper", lighting_off_epoch=None)

@@ -259,6 +259,8 @@ def test_a_state_of_another_data_set_or_split_is_refused(numbered, make_shards):
         loader.load_state_dict(make_loader(other, "train", BATCH).state_dict())
     with pytest.raises(InputError, match="split 'val' where this loader has 'train'"):
         loader.load_state_dict(make_loader(numbered, "val", BATCH).state_dict())
+    with pytest.raises(InputError, match="crops 10 where this loader has 1"):
+        make_loader(numbered, "val", BATCH).load_state_dict(make_loader(numbered, "val", BATCH, crops=10).state_dict())
 
 
 @pytest.mark.parametrize("change", [{"epoch": -1}, {"batch": 6}, {"batch": -1}, {"batch": "1"}, {"epoch": None}])

@@ -65,15 +65,29 @@ def test_crops_of_the_whole_image_reach_both_ends_of_every_side(numbered, statis
         assert (offsets == last).any()
 
 
-def test_resized_crops_are_torchvision_s_of_the_same_window(numbered, statistics, device):  # noqa: F811
-    augmentation = Augmentation(lighting="off", flip=False, crop_size="random", crop_region="whole-image")
-    loader = make_loader(numbered, "train", 103, seed=4, device=device, augmentation=augmentation)
+def test_a_chunk_shares_windows_and_flips_but_not_the_noise():
+    plan = plan_training([70], 0, 0, SLACK)
+    shared = plan.shared_by_chunks(64, 32)
+    for kind in ("offsets", "flips", "places"):
+        values = getattr(shared, kind)
+        assert all(len(np.unique(values[part], axis=0)) == 1 for part in (slice(0, 32), slice(32, 64), slice(64, 70)))
+    assert np.array_equal(shared.normals, plan.normals)
+
+
+@pytest.mark.parametrize(("region", "smallest_area"), [("whole-image", 0.08), ("central-square", 0.5)])
+def test_resized_crops_are_torchvision_s_of_the_same_window(numbered, statistics, device, region, smallest_area):  # noqa: F811
+    augmentation = Augmentation(
+        lighting="off", flip=False, crop_size="random", crop_region=region, smallest_area=smallest_area
+    )
+    loader = make_loader(numbered, "train", 25, seed=4, device=device, augmentation=augmentation)
     images, labels = batches(loader)
     plan, attempts = plan_training(SHARDS, 4, 0, SLACK), draw_attempts(4, 0, slice(0, 103))
     for place, (image, label) in enumerate(zip(grey_levels(images, statistics), labels, strict=True)):
         file = decoded(loader, int(label))
+        if region == "central-square":
+            file = center_crop(file, [SHORT_SIDE, SHORT_SIDE])
         extent = np.array([file.shape[1:]])
-        shape = resized_shapes(extent, attempts[place : place + 1], 0.08)[0]
+        shape = resized_shapes(extent, attempts[place : place + 1], smallest_area)[0]
         corner = np.floor(plan.places[place] * (extent[0] - shape + 1)).astype(int)
         reference = resized_crop(file.float(), *corner.tolist(), *shape.tolist(), [CROP, CROP], antialias=True)
         assert mean_difference(image[None], reference[None]) <= 1.5

@@ -107,7 +107,9 @@ def kill_a_worker_in_the_second_epoch(project: Path, known: set[str], killed: li
                 continue
             points = client_of(project).get_metric_history(folder.name, "train/loss")
             if any(point.step > STEPS_PER_EPOCH for point in points):
-                workers = [p for p in psutil.process_iter(["cmdline"]) if "RayTrainWorker" in str(p.info["cmdline"])]
+                # Of this process's own Ray: others may train on the same machine.
+                family = psutil.Process().children(recursive=True)
+                workers = [process for process in family if "RayTrainWorker" in str(process.cmdline())]
                 os.kill(workers[0].pid, signal.SIGKILL)
                 killed.append(max(point.step for point in points))
         time.sleep(0.05)

@@ -159,6 +159,15 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 }
 
 
+def test_he_is_normal_with_the_fan_in_s_deviation_and_no_biases() -> None:
+    torch.manual_seed(0)
+    state = build("alexnet-small", 10, init="he").state_dict()
+    assert not any(tensor.any() for name, tensor in state.items() if name.endswith("bias"))
+    for name, tensor in state.items():
+        if name.endswith("weight"):
+            assert tensor.std().item() == pytest.approx((2 / tensor[0].numel()) ** 0.5, rel=0.05), name
+
+
 @pytest.mark.parametrize("activation", list(ACTIVATIONS))
 def test_an_activation_follows_every_layer_but_the_last(activation: str) -> None:
     torch.manual_seed(0)

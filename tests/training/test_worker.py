@@ -161,6 +161,12 @@ def test_probabilities_are_float32_whatever_the_precision_of_the_network() -> No
     )
 
 
+def test_a_precision_is_that_of_the_products() -> None:
+    for precision, dtype in (("bfloat16", torch.bfloat16), ("float32", torch.float32)):
+        with autocast(precision, CPU.device):  # type: ignore[arg-type]
+            assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == dtype
+
+
 def test_same_seed_same_weights_bit_for_bit(config: Config, run: Run, tmp_path: Path) -> None:
     assert_equal(Run(config, tmp_path / "again", threads=2).weights, run.weights)
     other = Run(dataclasses.replace(config, seed=1), tmp_path / "other")
