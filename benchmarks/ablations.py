@@ -1,7 +1,8 @@
 """`python -m benchmarks.ablations --data SHARDS`: what the parts of the network of 2012 are worth on a small data set.
 
 Each variant changes one switch of the base network and trains it with the recipe for the shards' short side, by the
-loop of `training.worker`, once for each seed: a table of top-1 on the val split, whatever it says. Runs are short, so
+loop of `training.loop.worker`,
+once for each seed: a table of top-1 on the val split, whatever it says. Runs are short, so
 it compares how fast variants learn, not where they would end.
 """
 
@@ -20,12 +21,13 @@ from typing import Any
 import torch
 
 from benchmarks.options import positive_int
-from preprocess.manifest import InputError, read_manifest
-from training.command import run_command
+from errors import InputError
+from preprocess.manifest import read_manifest
+from training.cli import run_command
 from training.config import Config
-from training.parallel import Layout
+from training.loop.worker import Session, open_session, train
+from training.parallel.layout import Layout
 from training.recipes import RECIPES
-from training.worker import Session, open_session, train
 
 BASE: dict[str, Any] = {"lrn": "paper", "pooling": "overlapping", "activation": "relu", "dropout": 0.5}
 """The switches of the network that every variant but its own differs from in nothing."""

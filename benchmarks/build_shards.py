@@ -24,12 +24,12 @@ from pathlib import Path
 from typing import NamedTuple
 
 from benchmarks.options import positive_int
-from preprocess import decoding
+from errors import InputError
 from preprocess.build import build
-from preprocess.images import make_sample
-from preprocess.manifest import InputError
+from preprocess.images import decoding
+from preprocess.images.transform import make_sample
 from preprocess.plan import BuildOptions
-from training.command import run_command
+from training.cli import run_command
 
 SHORT_SIDE, QUALITY = 256, 95
 CLASSES = 10

@@ -26,10 +26,11 @@ from nvidia.dali import fn, pipeline_def
 from nvidia.dali.types import DALIDataType, DALIImageType
 
 from benchmarks.options import positive_int
-from pipeline.samples import Samples
-from pipeline.windows import default_crop
-from preprocess.manifest import InputError, read_manifest
-from training.command import run_command
+from errors import InputError
+from pipeline.crops import default_crop
+from pipeline.reading.samples import Samples
+from preprocess.manifest import read_manifest
+from training.cli import run_command
 
 BATCHES_IN_MEMORY = 8
 WARM_UP = 6
@@ -116,7 +117,7 @@ def open_graph(setting: Setting, data: Path, batch_size: int) -> Any:
         lambda: next(files),
         setting,
         default_crop(manifest.short_side),
-        list(manifest.rgb.mean),
+        list(manifest.color_stats.mean),
         batch_size=batch_size,
         num_threads=setting.threads,
         device_id=0,

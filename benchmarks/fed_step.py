@@ -1,7 +1,7 @@
 """`python -m benchmarks.fed_step --data SHARDS`: the training of a recipe, fed by the loader and by its cache.
 
-In one run, in turn: `training.worker.train_epoch` on one batch that stays on the device, on the loader's batches, and
-on those of a loader that has its samples in the cache of the device. A recipe whose augmentation a cache refuses is
+In one run, in turn: `training.loop.worker.train_epoch` on one batch that stays on the device, on the loader's batches,
+and on those of a loader that has its samples in the cache of the device. A recipe whose augmentation a cache refuses is
 shown fixed windows of the central square there, and by the loader too in a row of its own. The time that ImageNet would
 take is computed from the rate.
 """
@@ -24,13 +24,13 @@ import torch
 from torch import Tensor
 
 from benchmarks.options import positive_int
+from pipeline.cache.memory import CacheKind
 from pipeline.loader import Loader, make_loader
-from pipeline.memory import CacheKind
-from training.command import run_command
+from training.cli import run_command
 from training.config import Config
-from training.parallel import Layout
+from training.loop.worker import Session, open_session, train_epoch
+from training.parallel.layout import Layout
 from training.recipes import RECIPES
-from training.worker import Session, open_session, train_epoch
 
 IMAGENET, EPOCHS = 1_281_167, 90
 FILLING_EPOCHS = 8

@@ -22,8 +22,9 @@ import torch
 from benchmarks.build_shards import find_images, link_images
 from benchmarks.options import positive_int
 from benchmarks.resume import link_shards
-from preprocess.manifest import InputError, read_manifest
-from training.command import run_command
+from errors import InputError
+from preprocess.manifest import read_manifest
+from training.cli import run_command
 
 CLASSES = 1000
 """Each with an image in the one shard of the train split, and with one in val."""

@@ -42,12 +42,12 @@ from torchvision.transforms import v2
 
 from benchmarks.fed_step import endless, filled
 from benchmarks.options import positive_int
+from pipeline.crops import default_crop
 from pipeline.loader import make_loader
-from pipeline.samples import Samples
-from pipeline.stream import to_torch
-from pipeline.windows import default_crop
+from pipeline.reading.dali_stream import to_torch
+from pipeline.reading.samples import Samples
 from preprocess.manifest import Manifest, read_manifest
-from training.command import run_command
+from training.cli import run_command
 
 THIS, BARE, FLOOR = "this loader", "bare DALI graph", "decoding alone"
 CACHED = "this loader, host cache"
@@ -242,7 +242,7 @@ def floor_graph(source: Callable[[], Any], crop: int) -> Any:
 
 def planes(images: Any, mirror: Any, manifest: Manifest) -> Any:
     """Mirror, subtract the mean, float32 3,H,W."""
-    mean = list(manifest.rgb.mean)
+    mean = list(manifest.color_stats.mean)
     return fn.crop_mirror_normalize(images, mirror=mirror, mean=mean, dtype=DALIDataType.FLOAT, output_layout="CHW")
 
 
@@ -254,7 +254,7 @@ def torchvision_transform(manifest: Manifest, crop: int) -> Callable[[Any], torc
             v2.RandomHorizontalFlip(),
             v2.PILToTensor(),
             v2.ToDtype(torch.float32),
-            v2.Normalize(list(manifest.rgb.mean), [1.0, 1.0, 1.0]),
+            v2.Normalize(list(manifest.color_stats.mean), [1.0, 1.0, 1.0]),
         ]
     )
 

@@ -21,8 +21,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from benchmarks.options import positive_int
-from preprocess.manifest import InputError, read_manifest
-from training.command import run_command
+from errors import InputError
+from preprocess.manifest import read_manifest
+from training.cli import run_command
 from training.config import Config
 from training.recipes import RECIPES
 
@@ -76,9 +77,9 @@ def bare(config: Config, threads: int) -> float:
     """Train in a loop of nothing but loader and step; return images per second over all windows but the first."""
     import torch
 
-    from training.parallel import Layout
-    from training.step import train_step
-    from training.worker import open_session
+    from training.loop.step import train_step
+    from training.loop.worker import open_session
+    from training.parallel.layout import Layout
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     session = open_session(config, Layout(device), threads)

@@ -15,7 +15,7 @@ from collections.abc import Iterator
 
 from benchmarks.options import positive_int
 from preprocess.plan import divide
-from preprocess.sources import Catalogue, Span
+from preprocess.sources import ArchiveRef, Catalogue
 from preprocess.sources.catalogue import Found
 
 CLASSES = 1000
@@ -49,7 +49,7 @@ def _found(wnids: list[str]) -> Iterator[Found]:
             wnid = wnids[number % CLASSES]
             size = rng.randrange(5_000, 250_000)
             name = f"{wnid}_{number}" if split == "train" else f"ILSVRC2012_val_{number:08d}"
-            yield split, wnid, f"{split}/{wnid}/{name}.JPEG", Span(archive, offset, size)
+            yield split, wnid, f"{split}/{wnid}/{name}.JPEG", ArchiveRef(archive, offset, size)
             offset += 512 + size
 
 

@@ -19,7 +19,7 @@ from pathlib import Path
 
 from benchmarks.options import positive_int
 from preprocess.manifest import Manifest, Split, read_manifest, write_manifest
-from training.command import run_command
+from training.cli import run_command
 
 SHARDS = 1281
 BATCH_SIZE = 128
@@ -62,7 +62,7 @@ def link_shards(data: Path, manifest: Manifest, folder: Path, count: int = SHARD
         os.link(data / first.tar, folder / shard.tar)
         os.link(data / first.index, folder / shard.index)
     val = manifest.split("val")
-    for name in (manifest.rgb.mean_image, *(name for shard in val.shards for name in (shard.tar, shard.index))):
+    for name in (manifest.color_stats.mean_image, *(name for shard in val.shards for name in (shard.tar, shard.index))):
         os.link(data / name, folder / name)
     write_manifest(folder, replace(manifest, splits={"train": Split(count * first.samples, shards), "val": val}))
     return folder

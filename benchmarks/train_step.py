@@ -28,14 +28,14 @@ from torch.optim import SGD
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.options import positive_int
-from preprocess.manifest import InputError
-from training.command import run_command
-from training.compiled import MeanLoss, check_compiler, make_mean_loss
+from errors import InputError
+from training.cli import run_command
 from training.config import Optimizer
+from training.loop.compile import MeanLoss, check_compiler, make_mean_loss
+from training.loop.precision import autocast, resolve_precision
+from training.loop.step import train_step
 from training.models import NETWORKS, build
-from training.optimizer import make_optimizer
-from training.precision import autocast, resolve_precision
-from training.step import train_step
+from training.optim.optimizer import make_optimizer
 
 CLASSES = 1000
 DEFAULT_NETWORKS = ("alexnet-owt", "alexnet")
@@ -62,7 +62,7 @@ class Kind:
     fused: bool = False
     compile: Literal["off", "on", "graphs"] = "off"
     own: bool = False
-    """By `training.step` with the optimiser of `training.optimizer`, not in the bare loop."""
+    """By `training.loop.step` with the optimiser of `training.optim.optimizer`, not in the bare loop."""
     torchvision: bool = False
     """With torchvision's network."""
 

@@ -9,8 +9,8 @@ from typing import Literal, get_args
 
 import numpy as np
 
-from pipeline.checks import check_choice, check_count
-from preprocess.manifest import InputError, Rgb
+from errors import InputError, check_choice, check_count
+from preprocess.manifest import ColorStats
 
 CropPosition = Literal["random", "centre"]
 CropRegion = Literal["central-square", "whole-image"]
@@ -99,7 +99,7 @@ class Augmentation:
         return replace(self, lighting="off" if off else self.lighting, lighting_off_epoch=None)
 
 
-def lighting_shift(normals: np.ndarray, rgb: Rgb, lighting: Lighting) -> np.ndarray:
+def lighting_shift(normals: np.ndarray, color_stats: ColorStats, lighting: Lighting) -> np.ndarray:
     """Return what lighting noise adds to every pixel of an image, float32 n,3 in grey levels (0-255 units).
 
     With V the eigenvectors and lambda the eigenvalues of the manifest, `paper` is V (0.1 z * lambda / 255), since
@@ -107,23 +107,23 @@ def lighting_shift(normals: np.ndarray, rgb: Rgb, lighting: Lighting) -> np.ndar
 
     Args:
         normals: standard normal z, n,3: one number per principal component, largest first.
-        rgb: the colour statistics of the training set.
+        color_stats: the colour statistics of the training set.
         lighting: which of the two, or `off` for zeros.
     """
     if lighting == "off":
         return np.zeros((len(normals), 3), np.float32)
-    eigenvalues = np.asarray(rgb.eigenvalues)
+    eigenvalues = np.asarray(color_stats.eigenvalues)
     scale = eigenvalues / 255 if lighting == "paper" else np.sqrt(np.maximum(eigenvalues, 0))
-    components = np.asarray(rgb.eigenvectors) * (LIGHTING_STD * scale)
+    components = np.asarray(color_stats.eigenvectors) * (LIGHTING_STD * scale)
     return (normals @ components.T).astype(np.float32)
 
 
-def channel_mean(rgb: Rgb, units: Units) -> list[float]:
+def channel_mean(color_stats: ColorStats, units: Units) -> list[float]:
     """Return what is subtracted from each channel, 3 grey levels: the training set's mean, or torchvision's own."""
-    return [255 * mean for mean in TORCHVISION_MEAN] if units == "torchvision" else list(rgb.mean)
+    return [255 * mean for mean in TORCHVISION_MEAN] if units == "torchvision" else list(color_stats.mean)
 
 
-def divisor(rgb: Rgb, units: Units, lighting: Lighting = "off") -> list[float]:
+def divisor(color_stats: ColorStats, units: Units, lighting: Lighting = "off") -> list[float]:
     """Return what each channel is divided by after the mean is subtracted: 3 numbers in grey levels.
 
     `grey` leaves grey levels, `unit` divides by 255, `unit-std` by the standard deviation of the training set's
@@ -132,7 +132,7 @@ def divisor(rgb: Rgb, units: Units, lighting: Lighting = "off") -> list[float]:
     whole = {
         "grey": np.ones(3),
         "unit": np.full(3, 255.0),
-        "unit-std": np.sqrt(np.diagonal(np.asarray(rgb.covariance))),
+        "unit-std": np.sqrt(np.diagonal(np.asarray(color_stats.covariance))),
         "torchvision": 255 * np.asarray(TORCHVISION_STD),
     }
     return (whole[units] * (CODE_2012_DIVISOR if lighting == "code-2012" else 1.0)).tolist()

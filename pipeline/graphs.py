@@ -14,7 +14,7 @@ import numpy as np
 from nvidia.dali import fn, pipeline_def
 from nvidia.dali.types import Constant, DALIDataType, DALIImageType, DALIInterpType
 
-from pipeline.windows import places_of, view_corners
+from pipeline.crops import places_of, view_corners
 
 Device = Literal["cpu", "gpu"]
 
@@ -124,7 +124,7 @@ def _decode(jpegs: Any, place: Sequence[Any], shape: Sequence[Any], device: Devi
     Args:
         jpegs: the files.
         place: from the top and from the left, each as a part of the room that the window leaves: see
-            `pipeline.windows.places_of`. (`image_slice`, which takes corners, is the slower one by some per cent.)
+            `pipeline.crops.places_of`. (`image_slice`, which takes corners, is the slower one by some per cent.)
         shape: height and width of the window in pixels.
         device: that decodes. The processor decodes only the window. A GPU is faster with the whole image, which a
             window's chroma needs to be interpolated from anyway.

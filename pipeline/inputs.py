@@ -8,8 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from pipeline.augment import CHUNK_2012, Augmentation, Mean, Units, channel_mean, divisor, lighting_shift
-from pipeline.epoch import EpochPlan, Partition, draw_attempts, plan_training
-from pipeline.windows import (
+from pipeline.crops import (
     centre_corners,
     placed_corners,
     places_of,
@@ -17,7 +16,8 @@ from pipeline.windows import (
     square_corners,
     view_corners,
 )
-from preprocess.manifest import Rgb
+from pipeline.sampler import EpochPlan, Partition, draw_attempts, plan_training
+from preprocess.manifest import ColorStats
 
 Arguments = tuple[np.ndarray, ...]
 
@@ -43,7 +43,7 @@ class TrainingInputs:
     short_side: int
     crop: int
     augmentation: Augmentation
-    rgb: Rgb
+    color_stats: ColorStats
     units: Units
     mean: Mean
     partition: Partition | None = None
@@ -56,7 +56,7 @@ class TrainingInputs:
         if augmentation.granularity == "chunk":
             plan = plan.shared_by_chunks(self.global_batch, CHUNK_2012)
         flips, shifts = self._treatment(plan, augmentation)
-        divisors = np.asarray(divisor(self.rgb, self.units, augmentation.lighting), np.float32)
+        divisors = np.asarray(divisor(self.color_stats, self.units, augmentation.lighting), np.float32)
 
         def arguments(positions: slice, sizes: np.ndarray) -> Arguments:
             windows = self._windows(epoch, plan, augmentation, positions, sizes)
@@ -71,8 +71,10 @@ class TrainingInputs:
         channels (float32 n,3: channel mean, if it is that, less the lighting noise).
         """
         flips = plan.flips if augmentation.flip else np.zeros_like(plan.flips)
-        means = np.asarray(channel_mean(self.rgb, self.units) if self.mean == "channel" else (0, 0, 0), np.float32)
-        shifts = means - lighting_shift(plan.normals, self.rgb, augmentation.lighting)
+        means = np.asarray(
+            channel_mean(self.color_stats, self.units) if self.mean == "channel" else (0, 0, 0), np.float32
+        )
+        shifts = means - lighting_shift(plan.normals, self.color_stats, augmentation.lighting)
         return flips, shifts
 
     def _windows(

@@ -1,8 +1,8 @@
 """`make_loader`: a folder of shards -> batches on the device.
 
-The order and all random numbers are ours (`pipeline.epoch`), our threads read the files ahead of need
-(`pipeline.read_ahead`), DALI decodes and augments (`pipeline.graphs`); or decodes alone, once, and a pass of ours
-makes the batches from what is kept (`pipeline.cached_stream`).
+The order and all random numbers are ours (`pipeline.sampler`), our threads read the files ahead of need
+(`pipeline.reading.read_ahead`), DALI decodes and augments (`pipeline.graphs`); or decodes only, once, and a pass of
+ours makes the batches from what is kept (`pipeline.cache.stream`).
 """
 
 from __future__ import annotations
@@ -17,21 +17,21 @@ from typing import Any, Literal, Protocol, get_args
 import numpy as np
 import torch
 
+from errors import InputError, check_choice, check_count
 from pipeline.augment import Augmentation, Mean, Units, check_units, mean_crop, read_mean_image
-from pipeline.cache import Cache
-from pipeline.cached_stream import CachedStream
-from pipeline.checks import check_choice, check_count
-from pipeline.filling import Filling
+from pipeline.cache.filler import Filling
+from pipeline.cache.memory import CacheKind
+from pipeline.cache.store import Cache
+from pipeline.cache.stream import CachedStream
+from pipeline.crops import default_crop
 from pipeline.graphs import CPU_ENVIRONMENT, SPARE_THREADS, square_graph
 from pipeline.inputs import central_windows
-from pipeline.jpeg_size import jpeg_size
-from pipeline.memory import CacheKind
-from pipeline.read_ahead import ReadAhead
-from pipeline.samples import Example, Samples
-from pipeline.stream import Graph, Stream, to_torch
-from pipeline.windows import default_crop
-from pipeline.work import Shown, Work, evaluation_work, training_work
-from preprocess.manifest import InputError, Manifest, Rgb, manifest_digest, read_manifest
+from pipeline.rank_plan import Shown, Work, evaluation_work, training_work
+from pipeline.reading.dali_stream import Graph, Stream, to_torch
+from pipeline.reading.jpeg_size import jpeg_size
+from pipeline.reading.read_ahead import ReadAhead
+from pipeline.reading.samples import Example, Samples
+from preprocess.manifest import ColorStats, Manifest, manifest_digest, read_manifest
 
 Mode = Literal["train", "eval"]
 OnError = Literal["raise", "skip"]
@@ -206,7 +206,7 @@ def make_loader(
     crops: int = 1,
     units: Units = "grey",
     mean: Mean = "channel",
-    rgb: Rgb | None = None,
+    color_stats: ColorStats | None = None,
     mean_image: np.ndarray | None = None,
     on_error: OnError = "raise",
     cache: CacheKind = "none",
@@ -231,8 +231,8 @@ def make_loader(
             of each channel; `torchvision`, the same with the mean and deviation of its published weights.
         mean: what is subtracted: `channel`, one number for each channel, or `image`, the central crop of the mean
             image, the same for every window and never flipped, as in the released code of 2012.
-        rgb: colour statistics for the mean, the standard deviation and the lighting; None is the manifest's own. A
-            network is evaluated with those that it was trained with.
+        color_stats: colour statistics for the mean, the standard deviation and the lighting; None is the manifest's own.
+            A network is evaluated with those that it was trained with.
         mean_image: float32 short_side,short_side,3 in grey levels, for `mean="image"`; None is the data set's own.
         on_error: `raise` ends the iteration at a sample that cannot be read or decoded, `skip` leaves it out: see
             `Loader`.
@@ -247,7 +247,7 @@ def make_loader(
         InputError: the folder is not a whole data set, an argument has no valid value, or the cache does not fit into
             memory or with the augmentation; the text says which.
     """
-    manifest = read_manifest(data) if rgb is None else replace(read_manifest(data), rgb=rgb)
+    manifest = read_manifest(data) if color_stats is None else replace(read_manifest(data), color_stats=color_stats)
     samples = Samples(data, manifest, split)
     mode = mode or ("train" if split == "train" else "eval")
     check_choice("mode", mode, get_args(Mode))
@@ -256,7 +256,7 @@ def make_loader(
     check_choice("cache", cache, get_args(CacheKind))
     side = _checked_crop(crop, manifest.short_side)
     subtracted = _mean_crop(Path(data), manifest, mean, mean_image, side)
-    shown = Shown(manifest.short_side, side, crops, manifest.rgb, units, subtracted)
+    shown = Shown(manifest.short_side, side, crops, manifest.color_stats, units, subtracted)
     ranks = {"batch_size": batch_size, "rank": rank, "world_size": world_size}
     if mode == "train":
         check_choice("crops", crops, [1])
@@ -305,7 +305,7 @@ def load_images(
     jpegs: Sequence[bytes],
     *,
     short_side: int,
-    rgb: Rgb,
+    color_stats: ColorStats,
     crop: int | None = None,
     crops: int = 1,
     units: Units = "grey",
@@ -318,7 +318,7 @@ def load_images(
     Args:
         jpegs: files as they lie in a shard: the shorter side is `short_side` pixels.
         short_side: as in the manifest of the data that the network was trained on.
-        rgb: the colour statistics of that data.
+        color_stats: the colour statistics of that data.
         mean_image: of that data, to subtract its central crop; None subtracts the channel mean.
         crop, crops, units, device, num_threads: as in `make_loader`.
 
@@ -332,7 +332,9 @@ def load_images(
     side = _checked_crop(crop, short_side)
     check_choice("crops", crops, (1, 10))
     check_units(units, "channel" if mean_image is None else "image")
-    shown = Shown(short_side, side, crops, rgb, units, None if mean_image is None else mean_crop(mean_image, side))
+    shown = Shown(
+        short_side, side, crops, color_stats, units, None if mean_image is None else mean_crop(mean_image, side)
+    )
     parts = iter(jpegs[i : i + IMAGES_AT_A_TIME] for i in range(0, len(jpegs), IMAGES_AT_A_TIME))
 
     def source() -> tuple[Any, ...]:
@@ -356,7 +358,7 @@ def _mean_crop(
     if mean == "channel":
         return None
     if mean_image is None:
-        mean_image = read_mean_image(folder / manifest.rgb.mean_image, manifest.short_side)
+        mean_image = read_mean_image(folder / manifest.color_stats.mean_image, manifest.short_side)
     return mean_crop(mean_image, side)
 
 

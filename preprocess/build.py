@@ -11,11 +11,11 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from preprocess import colour_sums, sample
-from preprocess.changed_source import changed_shards
-from preprocess.finished import Existing, look_at_output
-from preprocess.identity import identity
-from preprocess.images import CHROMA, RESAMPLE
+from atomic_files import flush_folder, write_whole
+from preprocess import sample
+from preprocess.images import color_sums
+from preprocess.images.statistics import RgbSums
+from preprocess.images.transform import CHROMA, RESAMPLE
 from preprocess.manifest import (
     MEAN_IMAGE_NAME,
     SCHEMA,
@@ -25,18 +25,19 @@ from preprocess.manifest import (
     Split,
     write_manifest,
 )
-from preprocess.output_folder import claimed, remove_leftovers, remove_strays
 from preprocess.plan import BuildOptions, Plan, PlannedShard, make_plan
-from preprocess.pools import run_shown
-from preprocess.progress import Progress
 from preprocess.rejections import check_readable, check_rejected, describe
-from preprocess.rgb_statistics import RgbSums
-from preprocess.shard_task import ShardTask, build_shard, is_rejected_still
+from preprocess.run.pool import Counts
+from preprocess.run.progress import Progress
+from preprocess.run.run_with_progress import run_shown
+from preprocess.run.shard_task import ShardTask, build_shard, is_rejected_still
 from preprocess.shards import label_width
 from preprocess.sources import SPLITS, RawFiles, printable, unpack
-from preprocess.unfinished import Record, Unfinished, continued
-from preprocess.whole_files import flush_folder, write_whole
-from preprocess.workers import Counts
+from preprocess.state.build_fingerprint import identity
+from preprocess.state.build_state import ShardRecord, Unfinished, continued
+from preprocess.state.changed_source import changed_shards
+from preprocess.state.output import Existing, look_at_output
+from preprocess.state.output_folder import claimed, remove_leftovers, remove_strays
 
 
 @dataclass(frozen=True)
@@ -114,7 +115,7 @@ def _prepare_images(plan: Plan, unfinished: Unfinished) -> RawFiles:
     return RawFiles(plan.source.root, unfinished.scratch)
 
 
-def _kept_shards(plan: Plan, existing: Existing, unfinished: Unfinished, raw: RawFiles) -> dict[str, Record]:
+def _kept_shards(plan: Plan, existing: Existing, unfinished: Unfinished, raw: RawFiles) -> dict[str, ShardRecord]:
     """Return the shards that an earlier run has finished, by stem; remove whatever else it has left."""
     unfinished.discard(existing.broken)
     records = unfinished.finished(plan.shards)
@@ -136,7 +137,7 @@ def _kept_shards(plan: Plan, existing: Existing, unfinished: Unfinished, raw: Ra
 
 
 def _build_shards(
-    plan: Plan, pending: Sequence[PlannedShard], kept: Mapping[str, Record], existing: Existing, raw: RawFiles
+    plan: Plan, pending: Sequence[PlannedShard], kept: Mapping[str, ShardRecord], existing: Existing, raw: RawFiles
 ) -> Counts:
     options, width = plan.options, label_width(len(plan.catalogue.classes))
     tasks = [
@@ -158,7 +159,7 @@ def _build_shards(
         check_rejected(plan, len(before) + counts.rejected, [*map(describe, before), *counts.reasons])
 
     if pending:
-        colour_sums.prepare()
+        color_sums.prepare()
     done = sum(len(shard.images) for shard in plan.shards if shard.stem in kept)
     progress = Progress("building", done + sum(len(shard.images) for shard in pending), before=done)
     return run_shown(build_shard, tasks, options, progress, watch=watch)
@@ -189,7 +190,7 @@ def _finish(plan: Plan, unfinished: Unfinished) -> Manifest:
         seed=options.seed,
         classes=plan.catalogue.classes,
         splits={name: Split(sum(shard.samples for shard in listed), tuple(listed)) for name, listed in shards.items()},
-        rgb=sums.finish(MEAN_IMAGE_NAME),
+        color_stats=sums.finish(MEAN_IMAGE_NAME),
         rejected=tuple(rejected),
         apply_exif=options.apply_exif,
     )

@@ -17,13 +17,13 @@ from pathlib import Path
 from types import FrameType
 from typing import NoReturn
 
+from errors import InputError
 from preprocess.build import Outcome, build
-from preprocess.manifest import InputError
 from preprocess.plan import BuildOptions
+from preprocess.run.pool import WorkerDiedError
 from preprocess.sources import LAYOUTS, printable
-from preprocess.unfinished import finished_shards
+from preprocess.state.build_state import finished_shards
 from preprocess.verify import Fault, verify
-from preprocess.workers import WorkerDiedError
 
 
 class InterruptedBySignal(BaseException):

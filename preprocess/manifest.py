@@ -15,15 +15,12 @@ from pathlib import Path
 from types import UnionType
 from typing import Any, get_args, get_origin, get_type_hints
 
-from preprocess.whole_files import write_whole
+from atomic_files import write_whole
+from errors import InputError
 
 MANIFEST_NAME = "manifest.json"
 MEAN_IMAGE_NAME = "mean.npy"
 SCHEMA = 1
-
-
-class InputError(ValueError):
-    """Something that the user gave and can mend: a command prints it as one line and exits with code 2."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +51,7 @@ class Split:
 
 
 @dataclass(frozen=True)
-class Rgb:
+class ColorStats:
     """Colour statistics of all pixels of the train split after resizing, before encoding, in 0-255 units.
 
     Column j of `eigenvectors` (3x3, row-major) belongs to `eigenvalues[j]`; eigenvalues descend.
@@ -93,7 +90,7 @@ class Manifest:
     seed: int
     classes: tuple[ClassEntry, ...]
     splits: Mapping[str, Split]
-    rgb: Rgb
+    color_stats: ColorStats
     rejected: tuple[Rejection, ...]
     apply_exif: bool = False
     """Whether images are turned as their EXIF orientation says."""
@@ -109,7 +106,7 @@ class Manifest:
         for shard in self.shards():
             _check_file(folder / shard.tar, shard.bytes)
             _check_file(folder / shard.index, None)
-        _check_file(folder / self.rgb.mean_image, None)
+        _check_file(folder / self.color_stats.mean_image, None)
 
     def shards(self) -> Iterator[Shard]:
         """Yield the shards of all splits, in order."""
@@ -129,7 +126,8 @@ def _check_file(path: Path, expected_bytes: int | None) -> None:
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:
     """Commit `folder` as a data set: write `manifest.json` aside, flush it to disk, rename it."""
-    page = json.dumps(asdict(manifest), indent=1, ensure_ascii=False)
+    fields = {"rgb" if name == "color_stats" else name: value for name, value in asdict(manifest).items()}
+    page = json.dumps(fields, indent=1, ensure_ascii=False)
     write_whole(folder / MANIFEST_NAME, f"{page}\n".encode())
 
 
@@ -179,24 +177,32 @@ def _parse(path: Path) -> Manifest:
         raise InputError(f"{path} is not a valid manifest: {error}") from error
 
 
-def rgb_from_json(page: Any) -> Rgb:
+def color_stats_from_json(page: Any) -> ColorStats:
     """Return the colour statistics that `dataclasses.asdict` and JSON turned into `page`; raise `InputError` if none"""
-    rgb: Rgb = _typed(page, Rgb, "rgb")
-    _check_channels(rgb)
-    return rgb
+    color_stats: ColorStats = _typed(page, ColorStats, "rgb")
+    _check_channels(color_stats)
+    return color_stats
 
 
-def _check_channels(rgb: Rgb) -> None:
-    triples = (rgb.mean, rgb.eigenvalues, rgb.covariance, rgb.eigenvectors, *rgb.covariance, *rgb.eigenvectors)
+def _check_channels(color_stats: ColorStats) -> None:
+    triples = (
+        color_stats.mean,
+        color_stats.eigenvalues,
+        color_stats.covariance,
+        color_stats.eigenvectors,
+        *color_stats.covariance,
+        *color_stats.eigenvectors,
+    )
     if any(len(triple) != 3 for triple in triples):
         raise InputError("rgb is not of three channels")
 
 
 def _from_json(page: dict[str, Any]) -> Manifest:
+    page = {"color_stats" if name == "rgb" else name: value for name, value in page.items()}
     manifest: Manifest = _typed(page, Manifest, "")
-    _check_channels(manifest.rgb)
+    _check_channels(manifest.color_stats)
     files = [name for shard in manifest.shards() for name in (shard.tar, shard.index)]
-    for name in (*files, manifest.rgb.mean_image):
+    for name in (*files, manifest.color_stats.mean_image):
         if Path(name).name != name or "\0" in name:
             raise InputError(f"{name!r} is not the name of a file in the folder")
     if manifest.short_side < 1 or not manifest.classes:

@@ -12,10 +12,20 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
+from errors import InputError
 from preprocess import sample
-from preprocess.manifest import InputError
 from preprocess.shards import sample_keys, shard_stem
-from preprocess.sources import LAYOUTS, SPLITS, Catalogue, Place, RawImage, Source, open_source, printable, shuffle_key
+from preprocess.sources import (
+    LAYOUTS,
+    SPLITS,
+    Catalogue,
+    ImageRef,
+    RawImage,
+    Source,
+    open_source,
+    printable,
+    shuffle_key,
+)
 
 
 @dataclass(frozen=True)
@@ -86,7 +96,7 @@ class PlannedSample(NamedTuple):
     key: str
     label: int
     source: str
-    place: Place
+    ref: ImageRef
 
 
 @dataclass(frozen=True)
@@ -102,7 +112,7 @@ class PlannedShard:
     def samples(self) -> tuple[PlannedSample, ...]:
         """Return the images with their keys: made when asked for, since a plan holds a million of them."""
         pairs = zip(self.keys, self.images, strict=True)
-        return tuple(PlannedSample(key, image.label, image.source, image.place) for key, image in pairs)
+        return tuple(PlannedSample(key, image.label, image.source, image.ref) for key, image in pairs)
 
 
 @dataclass(frozen=True)

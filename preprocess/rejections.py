@@ -6,10 +6,11 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from itertools import islice
 
-from preprocess.manifest import InputError, Rejection
+from errors import InputError
+from preprocess.manifest import Rejection
 from preprocess.plan import Plan
+from preprocess.run.pool import REASONS_SHOWN
 from preprocess.sources import Catalogue, printable
-from preprocess.workers import REASONS_SHOWN
 
 
 def describe(rejection: Rejection) -> str:

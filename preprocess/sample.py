@@ -21,8 +21,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw
 
-from preprocess.sources import Catalogue, Whole, shuffle_key
-from preprocess.workers import Tally
+from preprocess.run.pool import Tally
+from preprocess.sources import Catalogue, FileRef, shuffle_key
 
 NAME = "sample"
 
@@ -38,7 +38,7 @@ Point = tuple[float, float]
 def catalogue() -> Catalogue:
     """Return the sample's files as they would be found in a folder; a seed changes what they show alone."""
     found = (
-        (split, name, source, Whole(source))
+        (split, name, source, FileRef(source))
         for split, classes in _listing().items()
         for name, sources in classes.items()
         for source in sources

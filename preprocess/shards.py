@@ -20,8 +20,9 @@ from tarfile import BLOCKSIZE, RECORDSIZE
 from types import TracebackType
 from urllib.parse import quote
 
-from preprocess.manifest import InputError, Shard
-from preprocess.whole_files import partial_path, write_whole
+from atomic_files import partial_path, write_whole
+from errors import InputError
+from preprocess.manifest import Shard
 
 INDEX_VERSION = "v1.2"  # of DALI's webdataset reader: `<ext> <offset> <size> <name>` for each file of a sample
 MAX_KEY_BYTES = 96  # a USTAR name without the prefix field, less the ending

@@ -13,10 +13,10 @@ from PIL import Image
 
 from preprocess.manifest import MANIFEST_NAME, Manifest, Shard, parse_manifest
 from preprocess.plan import BuildOptions
-from preprocess.pools import run_shown
-from preprocess.progress import Progress
+from preprocess.run.pool import Tally
+from preprocess.run.progress import Progress
+from preprocess.run.run_with_progress import run_shown
 from preprocess.shards import index_of, label_width
-from preprocess.workers import Tally
 
 
 @dataclass(frozen=True)
@@ -96,7 +96,7 @@ def shard_faults(task: ShardCheck) -> list[Fault]:
 
 def check_mean_image(manifest: Manifest, folder: Path) -> list[Fault]:
     """Return what is wrong with the mean image: at most one fault."""
-    name, digest = manifest.rgb.mean_image, manifest.rgb.mean_image_sha256
+    name, digest = manifest.color_stats.mean_image, manifest.color_stats.mean_image_sha256
     shape = (manifest.short_side, manifest.short_side, 3)
     try:
         if digest is not None:

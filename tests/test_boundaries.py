@@ -17,13 +17,13 @@ FOLDERS = ("preprocess", "pipeline", "training", "cluster", "benchmarks")
 OWN_IMPORTS = {
     "preprocess": (),
     "pipeline": ("preprocess.manifest",),
-    "training": ("pipeline", "preprocess.manifest", "preprocess.images"),
+    "training": ("pipeline", "preprocess.manifest", "preprocess.images.transform"),
     "cluster": (),
     "benchmarks": ("preprocess", "pipeline", "training"),
 }
 """What of the other folders a folder may import."""
 LIBRARY_HOMES = {
-    "ray": ("training", "benchmarks", "preprocess/ray_pool.py"),
+    "ray": ("training", "benchmarks", "preprocess/run/ray_pool.py"),
     "mlflow": ("training", "benchmarks"),
     "nvidia": ("pipeline", "benchmarks"),
     "torch": ("pipeline", "training", "benchmarks"),
@@ -34,10 +34,10 @@ WITHOUT_RAY_AND_MLFLOW = (
     "preprocess.build_shards",
     "pipeline.loader",
     "training.models",
-    "training.parallel",
-    "training.optimizer",
-    "training.step",
-    "training.worker",
+    "training.parallel.layout",
+    "training.optim.optimizer",
+    "training.loop.step",
+    "training.loop.worker",
 )
 """What a machine that has only torch and DALI can import."""
 

@@ -20,8 +20,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from errors import InputError
 from pipeline.augment import read_mean_image
-from preprocess.manifest import ClassEntry, InputError, Rgb, manifest_digest, read_manifest, rgb_from_json
+from preprocess.manifest import ClassEntry, ColorStats, color_stats_from_json, manifest_digest, read_manifest
 from training.config import Config, config_from_dict
 
 SCHEMA = 1
@@ -39,7 +40,7 @@ class TrainedOn:
     jpeg_quality: int
     classes: tuple[ClassEntry, ...]
     """In the order of the labels."""
-    rgb: Rgb
+    color_stats: ColorStats
     """Colour statistics of the train split, in 0-255 units."""
     apply_exif: bool = False
     """Whether its images were turned as their EXIF orientation says."""
@@ -54,7 +55,7 @@ def describe_data(folder: str) -> TrainedOn:
         short_side=manifest.short_side,
         jpeg_quality=manifest.jpeg_quality,
         classes=manifest.classes,
-        rgb=manifest.rgb,
+        color_stats=manifest.color_stats,
         apply_exif=manifest.apply_exif,
     )
 
@@ -81,7 +82,7 @@ def write_checkpoint(folder: Path, checkpoint: Checkpoint, model: dict[str, Tens
     torch.save(optimizer, folder / OPTIMIZER)
     files = [MODEL, OPTIMIZER]
     if checkpoint.config.mean == "image":
-        shutil.copyfile(Path(checkpoint.config.data, checkpoint.data.rgb.mean_image), folder / MEAN)
+        shutil.copyfile(Path(checkpoint.config.data, checkpoint.data.color_stats.mean_image), folder / MEAN)
         files.append(MEAN)
     page = {
         "schema": SCHEMA,
@@ -108,7 +109,7 @@ def read_checkpoint(folder: Path) -> Checkpoint:
         page["config"] = config_from_dict(page["config"])
         data = page["data"]
         data["classes"] = tuple(ClassEntry(**entry) for entry in data["classes"])
-        data["rgb"] = rgb_from_json(data["rgb"])
+        data["color_stats"] = color_stats_from_json(data["color_stats"])
         return Checkpoint(**{**page, "data": TrainedOn(**data)})
     except (KeyError, TypeError) as error:
         raise InputError(f"{folder / PAGE} is not a checkpoint of this version: {error!r}") from error

@@ -10,16 +10,16 @@ import typing
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from errors import InputError
 from pipeline.augment import Augmentation, Mean, Units, check_units
-from pipeline.memory import CacheKind
-from pipeline.windows import default_crop
-from preprocess.manifest import InputError
-from training.compiled import Compile
+from pipeline.cache.memory import CacheKind
+from pipeline.crops import default_crop
+from training.loop.compile import Compile
+from training.loop.precision import Precision
 from training.models.activation import Activation
 from training.models.architecture import Order, check_lrn_size
 from training.models.dropout import DropoutForm
 from training.models.initial import Init
-from training.precision import Precision
 
 
 @dataclass(frozen=True)

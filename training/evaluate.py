@@ -16,16 +16,17 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from errors import InputError
 from pipeline.loader import Loader, make_loader
-from preprocess.manifest import InputError, Manifest, manifest_digest, read_manifest
-from training.command import run_command
+from preprocess.manifest import Manifest, manifest_digest, read_manifest
+from training.cli import run_command
+from training.load_model import Trained, add_choice, load_trained, make_dense
+from training.loop.step import TOP_K, log_probabilities
 from training.project import resolve
 from training.report.examples import Example
 from training.report.folder import prepare_folder, report_files, write_report
 from training.report.html import Subject
 from training.report.metrics import Predictions, Report, summarise
-from training.step import TOP_K, log_probabilities
-from training.trained import Trained, add_choice, load_trained, make_dense
 
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
@@ -70,7 +71,7 @@ def main(arguments: Sequence[str]) -> None:
         crops=options.crops,
         units=trained.config.units,
         mean=trained.config.mean,
-        rgb=trained.data.rgb,
+        color_stats=trained.data.color_stats,
         mean_image=trained.mean_image,
     )
     started = time.perf_counter()

@@ -25,18 +25,19 @@ from ray.train import (
 )
 from ray.train.torch import TorchConfig, TorchTrainer, get_device
 
-from preprocess.manifest import InputError, manifest_digest, read_manifest
+from errors import InputError
+from preprocess.manifest import manifest_digest, read_manifest
 from training import tracking
 from training.checkpoint import MODEL, read_model, write_checkpoint
-from training.compiled import check_compiler
 from training.config import Config, Parallel, flatten
+from training.loop.compile import check_compiler
+from training.loop.worker import DivergenceError, Session, open_session, snapshot, train
 from training.models import architecture, build
-from training.optimizer import check_layers
-from training.parallel import make_layout
+from training.optim.optimizer import check_layers
+from training.parallel.layout import make_layout
 from training.progress import Progress
 from training.project import resolve
 from training.report.pictures import kernels_png
-from training.worker import DivergenceError, Session, open_session, snapshot, train
 
 COLLECTIVE_TIMEOUT_SECONDS = 300
 """A worker that waits longer than this for its peers fails, and the training starts again from its checkpoint."""

@@ -7,12 +7,12 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from errors import InputError
 from pipeline.loader import load_images
-from preprocess.images import UnreadableImage, make_sample
-from preprocess.manifest import InputError
-from training.command import run_command
-from training.step import TOP_K, log_probabilities
-from training.trained import Trained, add_choice, load_trained
+from preprocess.images.transform import UnreadableImage, make_sample
+from training.cli import run_command
+from training.load_model import Trained, add_choice, load_trained
+from training.loop.step import TOP_K, log_probabilities
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -47,7 +47,7 @@ def predict(trained: Trained, samples: Sequence[bytes]) -> list[list[tuple[str, 
     images = load_images(
         samples,
         short_side=trained.data.short_side,
-        rgb=trained.data.rgb,
+        color_stats=trained.data.color_stats,
         crop=trained.config.image_size,
         units=trained.config.units,
         mean_image=trained.mean_image,

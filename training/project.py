@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from preprocess.manifest import InputError
+from errors import InputError
 
 
 def resolve(what: str, path: str | Path, project: Path, *, must_exist: bool = False) -> str:

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import tyro
 
-from preprocess.manifest import InputError
-from training.command import run_command
+from errors import InputError
+from training.cli import run_command
 from training.config import Config
 from training.recipes import RECIPES
 from training.tables import TABLES

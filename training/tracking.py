@@ -17,7 +17,7 @@ from mlflow.artifacts import download_artifacts
 from mlflow.entities import Metric, Param
 from mlflow.exceptions import MlflowException
 
-from preprocess.manifest import InputError
+from errors import InputError
 from training.project import resolve
 
 LIBRARIES = ("torch", "torchvision", "ray", "nvidia-dali-cuda120", "mlflow", "webdataset", "pillow-simd")

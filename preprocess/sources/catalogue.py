@@ -10,21 +10,22 @@ from dataclasses import dataclass
 from operator import attrgetter
 from typing import NamedTuple
 
-from preprocess.manifest import ClassEntry, InputError
+from errors import InputError
+from preprocess.manifest import ClassEntry
 
 IMAGE_ENDINGS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
 SPLITS = ("train", "val")
 
 
 # Named tuples, without a dict each and quick to make: a catalogue of ImageNet has 1.3 million images.
-class Whole(NamedTuple):
+class FileRef(NamedTuple):
     """An image that is a file of its own."""
 
     file: str
     """Relative to the input folder, `/` between the parts."""
 
 
-class Span(NamedTuple):
+class ArchiveRef(NamedTuple):
     """An image that lies as it is inside an archive."""
 
     file: str
@@ -35,7 +36,7 @@ class Span(NamedTuple):
     """In bytes."""
 
 
-class Record(NamedTuple):
+class RowRef(NamedTuple):
     """An image that is a row of a container, which has to be unpacked first."""
 
     file: str
@@ -44,7 +45,7 @@ class Record(NamedTuple):
     """From 0."""
 
 
-Place = Whole | Span | Record
+ImageRef = FileRef | ArchiveRef | RowRef
 
 
 class RawImage(NamedTuple):
@@ -55,11 +56,11 @@ class RawImage(NamedTuple):
     """Index in the sorted class ids."""
     source: str
     """The canonical name, `<split>/<class>/<file>` as a rule: it decides key and order, whatever the layout."""
-    place: Place
+    ref: ImageRef
     """Where the bytes are."""
 
 
-Found = tuple[str, str, str, Place]
+Found = tuple[str, str, str, ImageRef]
 """An image before classes are numbered: split, class id, source, place."""
 
 
@@ -84,7 +85,7 @@ class Catalogue:
         """
         ids = sorted(names)
         label = {name: number for number, name in enumerate(ids)}
-        images = [RawImage(split, label[name], source, place) for split, name, source, place in found]
+        images = [RawImage(split, label[name], source, ref) for split, name, source, ref in found]
         images.sort(key=attrgetter("source"))
         for number in range(1, len(images)):
             if images[number].source == images[number - 1].source:

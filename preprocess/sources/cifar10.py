@@ -16,8 +16,8 @@ from typing import Any
 
 import numpy as np
 
-from preprocess.manifest import InputError
-from preprocess.sources.catalogue import Catalogue, Found, Record
+from errors import InputError
+from preprocess.sources.catalogue import Catalogue, Found, RowRef
 from preprocess.sources.records import Container
 from preprocess.sources.source import Source
 
@@ -69,7 +69,7 @@ def read(root: Path) -> Source:
         file = path.relative_to(root).as_posix()
         for row, (label, name) in enumerate(zip(content["labels"], content["filenames"], strict=True)):
             source = f"{split}/{names[label]}/{batch}_{row:05d}_{name}"
-            found.append((split, names[label], source, Record(file, row)))
+            found.append((split, names[label], source, RowRef(file, row)))
         containers.append(Container(file, len(content["labels"]), read_rows))
     return Source(root, Catalogue.of({name: name for name in names}, found), tuple(containers))
 

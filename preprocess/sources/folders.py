@@ -14,8 +14,8 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from preprocess.manifest import InputError
-from preprocess.sources.catalogue import IMAGE_ENDINGS, Catalogue, Found, Whole, printable, shuffle_key
+from errors import InputError
+from preprocess.sources.catalogue import IMAGE_ENDINGS, Catalogue, FileRef, Found, printable, shuffle_key
 from preprocess.sources.source import Source
 
 _SPLIT_FOLDERS = ("train", "val", "test")
@@ -134,7 +134,7 @@ def _is_image(entry: os.DirEntry[str]) -> bool:
 def _found(split: str, classes: Mapping[str, Sequence[str]]) -> Iterator[Found]:
     for name, files in classes.items():
         for file in files:
-            yield split, name, file, Whole(file)
+            yield split, name, file, FileRef(file)
 
 
 def _kept_apart(train: Mapping[str, Sequence[str]], val_fraction: float, seed: int) -> Iterator[Found]:

@@ -18,8 +18,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from preprocess.manifest import InputError
-from preprocess.sources.catalogue import IMAGE_ENDINGS, Catalogue, Found, Span, printable
+from errors import InputError
+from preprocess.sources.catalogue import IMAGE_ENDINGS, ArchiveRef, Catalogue, Found, printable
 from preprocess.sources.labels import check_complete, check_known
 from preprocess.sources.source import Source
 from preprocess.sources.tar_headers import Member, open_tar, read_members
@@ -77,7 +77,7 @@ def _found_train(path: Path, names: Mapping[str, str]) -> Iterator[Found]:
             inner = read_members(file, path / f"{name}.tar", tar.offset, tar.offset + tar.size)
             for image in _images(inner, path / f"{name}.tar"):
                 source = f"train/{name}/{image.name.removeprefix('./')}"
-                yield "train", name, source, Span(TRAIN, image.offset, image.size)
+                yield "train", name, source, ArchiveRef(TRAIN, image.offset, image.size)
 
 
 def _found_val(path: Path, truth: tuple[str, ...]) -> Iterator[Found]:
@@ -86,7 +86,7 @@ def _found_val(path: Path, truth: tuple[str, ...]) -> Iterator[Found]:
     if len(images) != len(truth):
         raise InputError(f"{path} holds {len(images)} images, but the ground truth in {DEVKIT} is of {len(truth)}")
     for (file_name, image), name in zip(sorted(images.items()), truth, strict=True):
-        yield "val", name, f"val/{name}/{file_name}", Span(VAL, image.offset, image.size)
+        yield "val", name, f"val/{name}/{file_name}", ArchiveRef(VAL, image.offset, image.size)
 
 
 def _images(members: Iterable[Member], path: Path) -> Iterator[Member]:

@@ -12,8 +12,8 @@ import csv
 from collections.abc import Collection, Iterator
 from pathlib import Path
 
-from preprocess.manifest import InputError
-from preprocess.sources.catalogue import Catalogue, Found, Whole
+from errors import InputError
+from preprocess.sources.catalogue import Catalogue, FileRef, Found
 from preprocess.sources.folders import list_classes
 from preprocess.sources.labels import check_complete, check_known, flat_val, read_lines, read_names
 from preprocess.sources.source import Source
@@ -51,7 +51,7 @@ def read(root: Path) -> Source:
     def found() -> Iterator[Found]:
         for name, sources in train.items():
             for source in sources:
-                yield "train", name, source, Whole(f"{prefix}/{source}")
+                yield "train", name, source, FileRef(f"{prefix}/{source}")
         yield from flat_val(root, images / "val", class_of, solution)
 
     return Source(root, Catalogue.of(names, found()))

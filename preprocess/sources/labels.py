@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
-from preprocess.manifest import InputError
-from preprocess.sources.catalogue import Found, Whole, printable
+from errors import InputError
+from preprocess.sources.catalogue import FileRef, Found, printable
 from preprocess.sources.folders import list_images
 
 
@@ -74,4 +74,4 @@ def flat_val(root: Path, folder: Path, class_of: Mapping[str, str], listed: Path
         raise InputError(f"image {printable(name)!r} in {folder} is unknown: {listed} does not list it")
     prefix = folder.relative_to(root).as_posix()
     for name in files:
-        yield "val", class_of[name], f"val/{class_of[name]}/{name}", Whole(f"{prefix}/{name}")
+        yield "val", class_of[name], f"val/{class_of[name]}/{name}", FileRef(f"{prefix}/{name}")

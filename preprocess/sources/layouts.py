@@ -6,7 +6,7 @@ import stat
 from collections.abc import Callable
 from pathlib import Path
 
-from preprocess.manifest import InputError
+from errors import InputError
 from preprocess.sources import cifar10, folders, ilsvrc, kaggle, parquet, tiny_imagenet
 from preprocess.sources.source import Source
 

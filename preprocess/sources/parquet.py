@@ -17,8 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
-from preprocess.manifest import InputError
-from preprocess.sources.catalogue import Catalogue, Found, Record
+from errors import InputError
+from preprocess.sources.catalogue import Catalogue, Found, RowRef
 from preprocess.sources.records import Container
 from preprocess.sources.source import Source
 
@@ -174,7 +174,7 @@ def _found(rows: Sequence[_Rows], ids: Sequence[str]) -> Iterator[Found]:
     source = iter(sources)
     for part in rows:
         for row, label in enumerate(part.labels):
-            yield part.split, ids[label], next(source), Record(part.file, row)
+            yield part.split, ids[label], next(source), RowRef(part.file, row)
 
 
 def _named_by_path(rows: Sequence[_Rows], ids: Sequence[str]) -> Iterator[str]:

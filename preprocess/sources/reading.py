@@ -7,10 +7,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from preprocess.decoding import MAX_BYTES, UnreadableImage
-from preprocess.sources.catalogue import Place, Record, Span, Whole
+from preprocess.images.decoding import MAX_BYTES, UnreadableImage
+from preprocess.sources.catalogue import ArchiveRef, FileRef, ImageRef, RowRef
 from preprocess.sources.records import record_span, unpacked_stamp
-from preprocess.stamps import Stamp, stamp
+from preprocess.state.file_fingerprint import Stamp, stamp
 
 
 @dataclass(frozen=True)
@@ -22,37 +22,37 @@ class RawFiles:
     scratch: Path
     """The folder into which containers were unpacked."""
 
-    def read(self, place: Place) -> bytes:
+    def read(self, ref: ImageRef) -> bytes:
         """Read one raw image; raise `UnreadableImage` as `read_image` does."""
-        return read_image(self.root, self.scratch, place)
+        return read_image(self.root, self.scratch, ref)
 
-    def stamps(self, places: Iterable[Place]) -> dict[str, Stamp]:
+    def stamps(self, refs: Iterable[ImageRef]) -> dict[str, Stamp]:
         """Return the stamp of each file that the images are in; of a container, as it was when it was unpacked."""
-        files = {place.file: isinstance(place, Record) for place in places}
+        files = {ref.file: isinstance(ref, RowRef) for ref in refs}
         return {
             file: unpacked_stamp(self.scratch, file) if unpacked else stamp(self.root / file)
             for file, unpacked in files.items()
         }
 
 
-def read_image(root: Path, scratch: Path, place: Place) -> bytes:
+def read_image(root: Path, scratch: Path, ref: ImageRef) -> bytes:
     """Read one raw image.
 
     Args:
         root: the input folder.
         scratch: the folder into which containers were unpacked.
-        place: where the image is.
+        ref: where the image is.
 
     Raises:
         UnreadableImage: the system says no, the archive ends before the image does, or the file alone takes more
             memory than `MAX_BYTES`.
     """
     try:
-        if isinstance(place, Whole):
-            return _read_span(f"{root}/{place.file}")
-        if isinstance(place, Span):
-            return _read_span(f"{root}/{place.file}", place.offset, place.size)
-        return _read_span(*record_span(scratch, place))
+        if isinstance(ref, FileRef):
+            return _read_span(f"{root}/{ref.file}")
+        if isinstance(ref, ArchiveRef):
+            return _read_span(f"{root}/{ref.file}", ref.offset, ref.size)
+        return _read_span(*record_span(scratch, ref))
     except OSError as error:
         raise UnreadableImage(f"cannot be read: {error.strerror}") from error
 

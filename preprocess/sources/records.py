@@ -18,11 +18,11 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 
-from preprocess.manifest import InputError
-from preprocess.sources.catalogue import Record
-from preprocess.stamps import Stamp, stamp
-from preprocess.whole_files import partial_path, write_whole
-from preprocess.workers import Tally
+from atomic_files import partial_path, write_whole
+from errors import InputError
+from preprocess.run.pool import Tally
+from preprocess.sources.catalogue import RowRef
+from preprocess.state.file_fingerprint import Stamp, stamp
 
 Rows = Callable[[Path], Iterator[bytes]]
 """Yields the image files of a container, one for each row; a module's function, so that it can be pickled."""
@@ -88,7 +88,7 @@ def unpacked_stamp(scratch: Path, container: str) -> Stamp:
     return size, time
 
 
-def record_span(scratch: Path, record: Record) -> tuple[Path, int, int]:
+def record_span(scratch: Path, record: RowRef) -> tuple[Path, int, int]:
     """Return file, offset and size of an image that was unpacked into `scratch`.
 
     Raises:

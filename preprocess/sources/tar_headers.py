@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
-from preprocess.manifest import InputError
+from errors import InputError
 
 _BUFFER = 1024  # bytes: a header is 512, and what follows it is the body that nobody reads
 _SIZE, _CHECKSUM, _TYPE, _PREFIX = slice(124, 136), slice(148, 156), slice(156, 157), 345  # in a header

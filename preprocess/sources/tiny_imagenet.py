@@ -10,8 +10,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from preprocess.manifest import InputError
-from preprocess.sources.catalogue import Catalogue, Found, Whole
+from errors import InputError
+from preprocess.sources.catalogue import Catalogue, FileRef, Found
 from preprocess.sources.folders import list_classes
 from preprocess.sources.labels import check_known, flat_val, read_lines, read_names
 from preprocess.sources.source import Source
@@ -47,7 +47,7 @@ def read(root: Path) -> Source:
     def found() -> Iterator[Found]:
         for name, files in classes.items():
             for file in files:
-                yield "train", name, file.replace(f"/{name}/images/", f"/{name}/", 1), Whole(file)
+                yield "train", name, file.replace(f"/{name}/images/", f"/{name}/", 1), FileRef(file)
         yield from flat_val(root, root / "val" / "images", class_of, annotations)
 
     return Source(root, Catalogue.of({name: words[name] for name in classes}, found()))

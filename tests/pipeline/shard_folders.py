@@ -6,9 +6,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from preprocess.images import encode_jpeg
+from preprocess.images.statistics import RgbSums
+from preprocess.images.transform import encode_jpeg
 from preprocess.manifest import ClassEntry, Manifest, Shard, Split, write_manifest
-from preprocess.rgb_statistics import RgbSums
 from preprocess.shards import ShardWriter, shard_stem
 
 SHORT_SIDE = 32
@@ -51,7 +51,7 @@ def write_shards(
             seed=0,
             classes=tuple(ClassEntry(f"c{number:03d}", f"class {number}") for number in range(classes)),
             splits=written,
-            rgb=sums.finish("mean.npy"),
+            color_stats=sums.finish("mean.npy"),
             rejected=(),
         ),
     )

@@ -14,11 +14,11 @@ from test_loader_exactness import MANY, epoch_of_ranks, flat, labels_of, many  #
 from test_loader_faults import outcome, pixels
 from test_loader_resume import fingerprint, stream
 
-import pipeline.cache
+import pipeline.cache.store
+from errors import InputError
 from pipeline.augment import Augmentation
 from pipeline.loader import make_loader
-from pipeline.samples import Samples
-from preprocess.manifest import InputError
+from pipeline.reading.samples import Samples
 
 TRAIN, VAL = 103, 53
 
@@ -59,7 +59,7 @@ def test_every_epoch_is_another_permutation_and_leaves_out_others(numbered):
 
 
 def test_an_order_is_a_permutation_of_the_whole_and_not_of_groups_of_shards():
-    from pipeline.epoch import WINDOW_SHARDS, Partition, plan_training
+    from pipeline.sampler import WINDOW_SHARDS, Partition, plan_training
 
     shards, each = 5 * WINDOW_SHARDS, 10
     partition = Partition(shards * each, batch_size=7, world_size=1, seed=0)
@@ -181,10 +181,10 @@ def test_an_unknown_cache_is_refused(numbered):
 @pytest.mark.parametrize(("kind", "split", "each"), [("host", "train", 1536), ("device", "val", 28 * 28 * 3)])
 def test_a_cache_that_does_not_fit_is_refused_with_the_numbers(numbered, monkeypatch, kind, split, each):
     samples = {"train": TRAIN, "val": VAL}[split]
-    monkeypatch.setattr(pipeline.cache, "available_bytes", lambda _: samples * each - 1)
+    monkeypatch.setattr(pipeline.cache.store, "available_bytes", lambda _: samples * each - 1)
     with pytest.raises(InputError, match=rf"{samples} images of {each} bytes are 0.\d+ GB, and 0.\d+ GB of memory"):
         make_loader(numbered, split, 10, cache=kind)
-    monkeypatch.setattr(pipeline.cache, "available_bytes", lambda _: samples * each)
+    monkeypatch.setattr(pipeline.cache.store, "available_bytes", lambda _: samples * each)
     make_loader(numbered, split, 10, cache=kind).close()
     if split == "train":
         make_loader(numbered, split, 10, cache=kind, world_size=2, rank=1).close()
@@ -192,7 +192,7 @@ def test_a_cache_that_does_not_fit_is_refused_with_the_numbers(numbered, monkeyp
 
 def test_caches_and_processes_on_one_machine_count_together(numbered, monkeypatch):
     train = TRAIN * 1536
-    monkeypatch.setattr(pipeline.cache, "available_bytes", lambda _: train + 1000)
+    monkeypatch.setattr(pipeline.cache.store, "available_bytes", lambda _: train + 1000)
     first = cached(numbered, "train", 10)
     with pytest.raises(InputError, match=r"beside 0.\d+ GB of other caches on this machine"):
         cached(numbered, "val", 10)

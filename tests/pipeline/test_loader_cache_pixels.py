@@ -7,13 +7,13 @@ from shard_folders import CROP, textured, write_shards
 from test_loader_pixels import PLAIN, batches
 from test_loader_switches import UNLIT
 
-import pipeline.epoch
+import pipeline.sampler
 from pipeline.augment import Augmentation
-from pipeline.fused import FusedPass
+from pipeline.cache.batch_kernel import FusedPass
+from pipeline.cache.formats import RgbSquares, YccSquares
 from pipeline.loader import make_loader
-from pipeline.samples import Samples
-from pipeline.squares import RgbSquares, YccSquares
-from preprocess.images import encode_jpeg
+from pipeline.reading.samples import Samples
+from preprocess.images.transform import encode_jpeg
 from preprocess.manifest import read_manifest
 
 
@@ -36,9 +36,9 @@ def same_order(monkeypatch):
     def apply(data):
         shards = Samples(data, read_manifest(data), "train").shard_samples
         monkeypatch.setattr(
-            pipeline.epoch.Partition,
+            pipeline.sampler.Partition,
             "order",
-            lambda partition, epoch: pipeline.epoch.plan_training(shards, partition.seed, epoch, 0).order,
+            lambda partition, epoch: pipeline.sampler.plan_training(shards, partition.seed, epoch, 0).order,
         )
 
     return apply
@@ -98,7 +98,9 @@ def test_pixels_are_within_the_bounds_of_the_decoded_path(tmp_path, side, same_o
 def test_every_switch_does_what_it_does_without_a_cache(smooth_shards, same_order, crop, augmentation, units, mean):
     same_order(smooth_shards)
     kept, decoded = both(smooth_shards, 20, crop=crop, augmentation=augmentation, units=units, mean=mean)
-    scale = {"grey": 1.0, "unit": 255.0, "unit-std": read_manifest(smooth_shards).rgb.covariance[0][0] ** 0.5}[units]
+    scale = {"grey": 1.0, "unit": 255.0, "unit-std": read_manifest(smooth_shards).color_stats.covariance[0][0] ** 0.5}[
+        units
+    ]
     assert kept.shape == decoded.shape
     difference = (kept - decoded).abs().flatten(1).mean(dim=1) * scale
     assert difference.max() < (4 if crop > 1 else 16)
@@ -156,7 +158,7 @@ def test_a_compiled_pass_gives_the_bits_of_an_eager_one_and_so_does_one_that_can
         return [images.clone() for images, _ in make_loader(smooth_shards, split, 25, **common)]
 
     def warnings():
-        records = (record for record in caplog.records if record.name == "pipeline.fused")
+        records = (record for record in caplog.records if record.name == "pipeline.cache.batch_kernel")
         return [record.getMessage() for record in records]
 
     compiled = {split: epoch(split) for split in ("train", "val")}
@@ -218,7 +220,7 @@ def test_views_made_in_groups_are_those_made_at_once(monkeypatch):
     at_once = views(50)
     assert len(at_once) == 50
     for pixels in (12**2 * 7, 1):
-        monkeypatch.setattr("pipeline.fused.GROUP_PIXELS", pixels)
+        monkeypatch.setattr("pipeline.cache.batch_kernel.GROUP_PIXELS", pixels)
         for count in (50, 49, 7, 1):
             assert torch.equal(views(count), at_once[:count])
 

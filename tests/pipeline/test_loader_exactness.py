@@ -7,8 +7,8 @@ import pytest
 import torch
 from shard_folders import cut, texture_jpegs, write_shards
 
-from pipeline.epoch import WINDOW_SHARDS, Share, draw_attempts, plan_training
 from pipeline.loader import make_loader
+from pipeline.sampler import WINDOW_SHARDS, Share, draw_attempts, plan_training
 
 TRAIN, VAL = 103, 53
 

@@ -11,11 +11,12 @@ import torch
 from PIL import Image
 from shard_folders import cut, texture_jpegs, write_shards
 
+from errors import InputError
 from pipeline.augment import Augmentation
-from pipeline.jpeg_size import jpeg_size
 from pipeline.loader import load_images, make_loader
-from pipeline.samples import SampleError
-from preprocess.manifest import InputError, read_manifest
+from pipeline.reading.jpeg_size import jpeg_size
+from pipeline.reading.samples import SampleError
+from preprocess.manifest import read_manifest
 
 
 @pytest.mark.parametrize(
@@ -76,11 +77,11 @@ def test_wrong_augmentations_are_refused_when_they_are_made(change):
 
 
 def test_prediction_refuses_no_image_and_a_wrong_crop(numbered):
-    rgb = read_manifest(numbered).rgb
+    color_stats = read_manifest(numbered).color_stats
     with pytest.raises(InputError, match="jpegs is empty"):
-        load_images([], short_side=32, rgb=rgb)
+        load_images([], short_side=32, color_stats=color_stats)
     with pytest.raises(InputError, match="crop is 40; valid: 1 to 32"):
-        load_images(texture_jpegs(0, 1), short_side=32, rgb=rgb, crop=40)
+        load_images(texture_jpegs(0, 1), short_side=32, color_stats=color_stats, crop=40)
 
 
 @pytest.fixture

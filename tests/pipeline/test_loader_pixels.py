@@ -11,8 +11,8 @@ from shard_folders import CROP, SHORT_SIDE, cut, texture_jpegs
 from torchvision.transforms.v2.functional import center_crop, ten_crop
 
 from pipeline.augment import Augmentation
-from pipeline.epoch import plan_training
 from pipeline.loader import load_images, make_loader
+from pipeline.sampler import plan_training
 from preprocess.manifest import read_manifest
 
 SLACK = SHORT_SIDE - CROP
@@ -33,7 +33,7 @@ def batches(loader):
 
 def grey_levels(images, manifest):
     """Undo the subtraction of the mean."""
-    return images + torch.tensor(manifest.rgb.mean, dtype=torch.float32)[:, None, None]
+    return images + torch.tensor(manifest.color_stats.mean, dtype=torch.float32)[:, None, None]
 
 
 def mean_difference(images, reference):
@@ -125,7 +125,7 @@ def test_lighting_is_the_formula_applied_to_the_plan_s_numbers(numbered, statist
     augmentation = Augmentation(lighting="off")
     unlit, _ = batches(make_loader(numbered, "train", 50, seed=6, device=device, augmentation=augmentation))
     normals = plan_training([30, 1, 25, 40, 7], 6, 0, SLACK).normals[: len(labels)].astype(np.float64)
-    eigenvalues, vectors = np.array(statistics.rgb.eigenvalues), np.array(statistics.rgb.eigenvectors)
+    eigenvalues, vectors = np.array(statistics.color_stats.eigenvalues), np.array(statistics.color_stats.eigenvectors)
     if lighting == "paper":
         delta = np.stack([vectors @ (0.1 * z * eigenvalues / 255) for z in normals])
         expected = unlit + torch.from_numpy(delta)[:, :, None, None]
@@ -141,26 +141,26 @@ def test_lighting_noise_has_the_covariance_of_the_training_colours(statistics):
     from pipeline.augment import lighting_shift
 
     normals = plan_training([100_000], seed=0, epoch=0, slack=0).normals
-    shift = lighting_shift(normals, statistics.rgb, "code-2012")
-    covariance = 0.01 * np.array(statistics.rgb.covariance)
+    shift = lighting_shift(normals, statistics.color_stats, "code-2012")
+    covariance = 0.01 * np.array(statistics.color_stats.covariance)
     assert abs(np.cov(shift.T) - covariance).max() < 0.02 * covariance.max()
 
 
 def test_unit_std_divides_by_the_standard_deviation_of_the_training_colours(numbered, statistics, device):
     grey, _ = batches(make_loader(numbered, "val", 30, device=device))
     unit, _ = batches(make_loader(numbered, "val", 30, device=device, units="unit-std"))
-    std = torch.tensor(np.sqrt(np.diagonal(statistics.rgb.covariance)), dtype=torch.float32)
+    std = torch.tensor(np.sqrt(np.diagonal(statistics.color_stats.covariance)), dtype=torch.float32)
     assert torch.allclose(unit * std[:, None, None], grey, atol=1e-3)
 
 
 def test_other_statistics_replace_the_manifest_s(numbered, make_shards):
-    other = read_manifest(numbered).rgb
+    other = read_manifest(numbered).color_stats
     data = make_shards({"train": [texture_jpegs(5, 2)], "val": cut(texture_jpegs(6, 4), [4])}, classes=4)
-    shifted = read_manifest(data).rgb
+    shifted = read_manifest(data).color_stats
     assert shifted == other  # the helper takes them from one and the same picture
     half = type(other)(**{**vars(other), "mean": tuple(value / 2 for value in other.mean)})
     whole, _ = batches(make_loader(data, "val", 4))
-    less, _ = batches(make_loader(data, "val", 4, rgb=half))
+    less, _ = batches(make_loader(data, "val", 4, color_stats=half))
     assert torch.allclose(less - whole, torch.tensor(other.mean)[:, None, None].float() / 2, atol=1e-3)
 
 
@@ -170,7 +170,7 @@ def test_images_for_prediction_go_the_way_of_evaluation(numbered, statistics, de
         images, _ = batches(loader)
         files = [loader.example(index).jpeg for index in range(53)] * 2
         options = {"crops": crops, "units": "unit-std", "device": device}
-        predicted = load_images(files, short_side=SHORT_SIDE, rgb=statistics.rgb, **options)
+        predicted = load_images(files, short_side=SHORT_SIDE, color_stats=statistics.color_stats, **options)
         assert predicted.device.type == device
         assert torch.equal(predicted.cpu(), torch.cat([images, images]))
 

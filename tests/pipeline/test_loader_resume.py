@@ -12,12 +12,12 @@ import time
 import pytest
 from shard_folders import texture_jpegs
 
+from errors import InputError
 from pipeline.augment import Augmentation
 from pipeline.loader import make_loader
-from pipeline.read_ahead import BATCHES_AHEAD
-from pipeline.samples import Samples
-from pipeline.stream import BATCHES_DECODING
-from preprocess.manifest import InputError
+from pipeline.reading.dali_stream import BATCHES_DECODING
+from pipeline.reading.read_ahead import BATCHES_AHEAD
+from pipeline.reading.samples import Samples
 
 BATCH = 20
 TRAIN = 103

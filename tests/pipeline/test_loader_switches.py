@@ -11,9 +11,9 @@ from torchvision.transforms.v2 import RandomResizedCrop
 from torchvision.transforms.v2.functional import center_crop, resized_crop
 
 from pipeline.augment import Augmentation
-from pipeline.epoch import ATTEMPTS, draw_attempts, plan_training
+from pipeline.crops import resized_shapes
 from pipeline.loader import load_images, make_loader
-from pipeline.windows import resized_shapes
+from pipeline.sampler import ATTEMPTS, draw_attempts, plan_training
 
 SHARDS = [30, 1, 25, 40, 7]
 SLACK = SHORT_SIDE - CROP
@@ -133,8 +133,12 @@ def test_lighting_ends_at_its_epoch_and_changes_nothing_else(numbered):
 def test_the_mean_image_is_subtracted_unmoved_and_unflipped(numbered, statistics, units, device):  # noqa: F811
     mean_image = np.load(numbered / "mean.npy")
     mean = torch.from_numpy(mean_image[2:30, 2:30].transpose(2, 0, 1).copy())
-    channels = torch.tensor(statistics.rgb.mean, dtype=torch.float32)[:, None, None]
-    scale = {"grey": 1, "unit": 255, "unit-std": torch.tensor(np.diag(statistics.rgb.covariance)).sqrt()[:, None, None]}
+    channels = torch.tensor(statistics.color_stats.mean, dtype=torch.float32)[:, None, None]
+    scale = {
+        "grey": 1,
+        "unit": 255,
+        "unit-std": torch.tensor(np.diag(statistics.color_stats.covariance)).sqrt()[:, None, None],
+    }
     for split, options in (
         ("train", {"augmentation": Augmentation()}),
         ("train", {"augmentation": Augmentation(lighting="code-2012")}),
@@ -151,13 +155,18 @@ def test_the_mean_image_is_subtracted_unmoved_and_unflipped(numbered, statistics
     own, _ = batches(make_loader(numbered, "val", 20, mean="image", units=units))
     assert torch.allclose(own - other, (10 / scale[units] * torch.ones(3, 1, 1)).float(), atol=1e-3)
     files = [make_loader(numbered, "val", 20).example(index).jpeg for index in range(53)]
-    options = {"short_side": SHORT_SIDE, "rgb": statistics.rgb, "units": units, "mean_image": mean_image}
+    options = {
+        "short_side": SHORT_SIDE,
+        "color_stats": statistics.color_stats,
+        "units": units,
+        "mean_image": mean_image,
+    }
     assert torch.equal(load_images(files, **options), own)
 
 
 @pytest.mark.parametrize("cache", ["none", "host"])
 def test_torchvision_s_units_are_those_of_its_published_weights(numbered, statistics, cache):  # noqa: F811
-    channels = torch.tensor(statistics.rgb.mean, dtype=torch.float32)[:, None, None]
+    channels = torch.tensor(statistics.color_stats.mean, dtype=torch.float32)[:, None, None]
     normalise = AlexNet_Weights.IMAGENET1K_V1.transforms()
     mean, std = (torch.tensor(values)[:, None, None] for values in (normalise.mean, normalise.std))
     for split, augmentation in (("train", PLAIN), ("val", None)):
@@ -192,7 +201,7 @@ def lighting_of(data, epochs, lighting):
 def test_100_000_shifts_of_the_loader_s_batches_have_the_covariance_of_the_formula(numbered, statistics, lighting):  # noqa: F811
     shifts = lighting_of(numbered, 971, lighting)
     assert len(shifts) > 100_000
-    values, vectors = np.array(statistics.rgb.eigenvalues), np.array(statistics.rgb.eigenvectors)
+    values, vectors = np.array(statistics.color_stats.eigenvalues), np.array(statistics.color_stats.eigenvectors)
     variances = (0.1 * values / 255) ** 2 if lighting == "paper" else 0.01 * values
     expected = vectors @ np.diag(variances) @ vectors.T
     assert abs(np.cov(shifts.T) - expected).max() < 0.02 * abs(expected).max()

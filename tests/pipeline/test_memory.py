@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from pipeline import memory
-from pipeline.memory import available_bytes
+from pipeline.cache import memory
+from pipeline.cache.memory import available_bytes
 
 FILES = {
     "version 2": ("memory.max", "memory.current", "memory.stat", "inactive_file"),

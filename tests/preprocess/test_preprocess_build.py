@@ -21,7 +21,7 @@ from shard_reading import folder_bytes, read_json, read_samples
 from wds2idx import IndexCreator
 
 from preprocess.build_shards import main
-from preprocess.images import UnreadableImage, decode_rgb, resize_short_side
+from preprocess.images.transform import UnreadableImage, decode_rgb, resize_short_side
 
 TINY = ("--short-side", TINY_SHORT_SIDE, "--shard-samples", TINY_SHARD_SAMPLES, "--max-rejected", MAX_REJECTED)
 REJECTED = {

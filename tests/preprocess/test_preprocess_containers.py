@@ -22,11 +22,11 @@ from source_layouts import (
     write_parquet,
 )
 
+from atomic_files import partial_path
+from errors import InputError
 from preprocess.build_shards import main
-from preprocess.images import UnreadableImage, decode_rgb
-from preprocess.manifest import InputError
-from preprocess.sources import Record, Source, open_source, read_image, unpack
-from preprocess.whole_files import partial_path
+from preprocess.images.transform import UnreadableImage, decode_rgb
+from preprocess.sources import RowRef, Source, open_source, read_image, unpack
 
 TRAIN, VAL = "train-00000-of-00001.parquet", "validation-00000-of-00001.parquet"
 
@@ -50,7 +50,7 @@ def unpacked(source: Source, scratch: Path) -> int:
 
 
 def contents(source: Source, scratch: Path) -> dict[tuple[str, int, str], bytes]:
-    return {image[:3]: read_image(source.root, scratch, image.place) for image in source.catalogue.images}
+    return {image[:3]: read_image(source.root, scratch, image.ref) for image in source.catalogue.images}
 
 
 def write_tables(root: Path, names: list[str] | None, **rows: list) -> Path:
@@ -86,7 +86,7 @@ def test_what_is_unpacked_is_not_unpacked_again_and_what_is_half_is(wnid_folders
 
 def test_what_is_not_unpacked_is_unreadable(tmp_path: Path) -> None:
     with pytest.raises(UnreadableImage, match=r"^cannot be read: No such file or directory$"):
-        read_image(tmp_path, tmp_path, Record("train-0.parquet", 0))
+        read_image(tmp_path, tmp_path, RowRef("train-0.parquet", 0))
 
 
 def test_a_container_that_changes_after_the_listing_is_an_error(tmp_path: Path) -> None:

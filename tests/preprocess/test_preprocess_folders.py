@@ -3,9 +3,9 @@ from pathlib import Path
 
 import pytest
 
-from preprocess.images import UnreadableImage
-from preprocess.manifest import InputError
-from preprocess.sources import IMAGE_ENDINGS, Catalogue, Whole, open_source, read_image
+from errors import InputError
+from preprocess.images.transform import UnreadableImage
+from preprocess.sources import IMAGE_ENDINGS, Catalogue, FileRef, open_source, read_image
 
 
 def fill(root: Path, *files: str) -> Path:
@@ -24,7 +24,7 @@ def ids(found: Catalogue) -> list[str]:
 
 
 def placed(found: Catalogue) -> set[tuple[str, str, str]]:
-    assert all(image.place == Whole(image.source) for image in found.images)
+    assert all(image.ref == FileRef(image.source) for image in found.images)
     return {(image.split, found.classes[image.label].id, image.source) for image in found.images}
 
 
@@ -111,14 +111,14 @@ def test_a_broken_link_is_a_broken_image_and_a_pipe_is_none(tmp_path: Path) -> N
     os.mkfifo(root / "a" / "pipe.jpg")
     assert [image.source for image in catalogue(root, 0.0).images] == ["a/1.jpg", "a/gone.jpg"]
     with pytest.raises(UnreadableImage, match=r"^cannot be read: No such file or directory$"):
-        read_image(root, tmp_path, Whole("a/gone.jpg"))
+        read_image(root, tmp_path, FileRef("a/gone.jpg"))
 
 
 def test_a_file_too_large_for_a_workers_memory_is_refused_unread(tmp_path: Path) -> None:
     root = fill(tmp_path, "a/1.jpg")
     os.truncate(root / "a" / "1.jpg", 1 << 40)  # a hole, no disk space
     with pytest.raises(UnreadableImage, match=r"^a file of 1048576 MiB, more than 288$"):
-        read_image(root, tmp_path, Whole("a/1.jpg"))
+        read_image(root, tmp_path, FileRef("a/1.jpg"))
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from preprocess.held_signals import held_signals
+from interrupts import held_signals
 
 
 class Interrupted(BaseException):

@@ -10,8 +10,8 @@ from odd_images import opened_rgb
 from PIL import Image, ImageOps, JpegImagePlugin
 from raw_data import encoded
 
-from preprocess import decoding
-from preprocess.images import (
+from preprocess.images import decoding
+from preprocess.images.transform import (
     UnreadableImage,
     decode_rgb,
     encode_jpeg,

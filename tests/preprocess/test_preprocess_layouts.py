@@ -26,10 +26,11 @@ from source_layouts import (
     write_tiny_imagenet,
 )
 
+from errors import InputError
 from preprocess.build_shards import main
-from preprocess.images import UnreadableImage
-from preprocess.manifest import ClassEntry, InputError
-from preprocess.sources import Source, Span, open_source, read_image
+from preprocess.images.transform import UnreadableImage
+from preprocess.manifest import ClassEntry
+from preprocess.sources import ArchiveRef, Source, open_source, read_image
 
 OPTIONS = ("--short-side", "16", "--max-rejected", "0.02", "--shard-samples", "40", "--workers", "1", "--name", "tiny")
 WRITERS = {
@@ -50,7 +51,7 @@ def opened(root: Path, layout: str = "auto") -> Source:
 
 def contents(source: Source) -> dict[tuple[str, int, str], bytes]:
     """Return split, label and source of every image, with its bytes where it can be read in place."""
-    return {image[:3]: read_image(source.root, Path("none"), image.place) for image in source.catalogue.images}
+    return {image[:3]: read_image(source.root, Path("none"), image.ref) for image in source.catalogue.images}
 
 
 @pytest.fixture(scope="module")
@@ -105,12 +106,12 @@ def read_counter() -> int:
 
 def test_what_an_archive_has_lost_since_is_an_unreadable_image(wnid_folders: Path, tmp_path: Path) -> None:
     write_ilsvrc(wnid_folders, tmp_path / "in")
-    image = next(i for i in opened(tmp_path / "in").catalogue.images if i.split == "val" and i.place.size > 100)
-    assert isinstance(image.place, Span)
+    image = next(i for i in opened(tmp_path / "in").catalogue.images if i.split == "val" and i.ref.size > 100)
+    assert isinstance(image.ref, ArchiveRef)
     with (tmp_path / "in" / VAL_TAR).open("r+b") as file:
-        file.truncate(image.place.offset + 100)
-    with pytest.raises(UnreadableImage, match=rf"^100 of {image.place.size} bytes: its archive ends there$"):
-        read_image(tmp_path / "in", tmp_path, image.place)
+        file.truncate(image.ref.offset + 100)
+    with pytest.raises(UnreadableImage, match=rf"^100 of {image.ref.size} bytes: its archive ends there$"):
+        read_image(tmp_path / "in", tmp_path, image.ref)
 
 
 def without(name: str) -> Callable[[Path, Path], None]:

@@ -5,9 +5,9 @@ import re
 
 import pytest
 
-from preprocess import progress
-from preprocess.progress import Progress
-from preprocess.workers import Counts
+from preprocess.run import progress
+from preprocess.run.pool import Counts
+from preprocess.run.progress import Progress
 
 SOME = Counts(images=400, bytes=40_000_000, rejected=3, reasons=("a.jpg: empty file",))
 

@@ -17,11 +17,11 @@ from raw_data import MAX_REJECTED, TINY_SHARD_SAMPLES, TINY_SHORT_SIDE
 from ray.cluster_utils import Cluster
 from shard_reading import folder_bytes
 
+from errors import InputError
 from preprocess.build import build
 from preprocess.build_shards import main
-from preprocess.manifest import InputError
 from preprocess.plan import BuildOptions
-from preprocess.ray_pool import run_tasks_on_ray
+from preprocess.run.ray_pool import run_tasks_on_ray
 
 
 @pytest.fixture

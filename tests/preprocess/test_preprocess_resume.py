@@ -19,8 +19,8 @@ from raw_data import MAX_REJECTED, TINY_SHARD_SAMPLES, TINY_SHORT_SIDE, encoded
 from shard_reading import changed_files, file_identities, folder_bytes
 
 from preprocess.build_shards import main
+from preprocess.run.pool import Tally
 from preprocess.shards import indexed_keys
-from preprocess.workers import Tally
 
 TINY = ("--short-side", TINY_SHORT_SIDE, "--shard-samples", TINY_SHARD_SAMPLES, "--max-rejected", MAX_REJECTED)
 RECORDS = ".unfinished/[tv]*-*.json"

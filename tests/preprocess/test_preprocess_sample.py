@@ -13,7 +13,7 @@ from sklearn.preprocessing import StandardScaler
 
 from preprocess import sample
 from preprocess.build_shards import main
-from preprocess.images import UnreadableImage, decode_rgb
+from preprocess.images.transform import UnreadableImage, decode_rgb
 
 
 @pytest.fixture(scope="module")

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from preprocess import colour_sums
-from preprocess.rgb_statistics import RgbSums
+from preprocess.images import color_sums as color_sums
+from preprocess.images.statistics import RgbSums
 
 SIDE = 24
 
@@ -18,9 +18,9 @@ SIDE = 24
 def kind(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """Everything here holds for both ways to compute the sums."""
     if request.param == "NumPy":
-        monkeypatch.setattr(colour_sums, "_library", lambda: None)
+        monkeypatch.setattr(color_sums, "_library", lambda: None)
     else:
-        assert colour_sums._library() is not None, "this machine has no compiler"
+        assert color_sums._library() is not None, "this machine has no compiler"
     return request.param
 
 
@@ -182,9 +182,10 @@ def test_a_damaged_cached_library_is_compiled_again(tmp_path: Path, damage: str)
     # In a process of its own: a library that is not whole ends it.
     environment = {**os.environ, "XDG_CACHE_HOME": str(tmp_path)}
     add_one = (
-        "from PIL import Image; from preprocess import colour_sums; from preprocess.rgb_statistics import RgbSums; "
+        "from PIL import Image; from preprocess.images import color_sums; "
+        "from preprocess.images.statistics import RgbSums; "
         "sums = RgbSums(4); sums.add(Image.new('RGB', (5, 4), 'white')); "
-        "assert colour_sums._library() is not None; print(sums.sums)"
+        "assert color_sums._library() is not None; print(sums.sums)"
     )
     command = [sys.executable, "-c", add_one]
     subprocess.run(command, env=environment, check=True)
@@ -218,11 +219,11 @@ def test_no_cache_is_needed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, whe
         monkeypatch.setenv("HOME", "")
         monkeypatch.setattr(Path, "home", _no_home)
     before = sorted(tmp_path.iterdir())
-    colour_sums._library.cache_clear()
+    color_sums._library.cache_clear()
     try:
-        assert colour_sums._library() is not None
+        assert color_sums._library() is not None
     finally:
-        colour_sums._library.cache_clear()
+        color_sums._library.cache_clear()
     assert sorted(tmp_path.iterdir()) == before
 
 
@@ -237,12 +238,12 @@ def test_without_a_compiler_there_is_one_warning(
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setenv("CC", "no-such-compiler -O1")
     with_compiler = sums_of(images).finish("mean.npy")
-    colour_sums._library.cache_clear()
+    color_sums._library.cache_clear()
     try:
         with pytest.warns(UserWarning, match="cannot be compiled with no-such-compiler -O1: NumPy computes") as caught:
-            colour_sums.prepare()
+            color_sums.prepare()
         assert sums_of(images).finish("mean.npy") == with_compiler
         assert len(caught) == 1
     finally:
-        colour_sums._library.cache_clear()
+        color_sums._library.cache_clear()
     assert not list(tmp_path.iterdir())

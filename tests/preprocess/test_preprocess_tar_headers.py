@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from preprocess.manifest import InputError
+from errors import InputError
 from preprocess.sources.tar_headers import Member, open_tar, read_members
 
 MIXES = {

@@ -1,7 +1,7 @@
 import pytest
 
-from preprocess.manifest import InputError
-from preprocess.workers import Counts, Tally, run_tasks
+from errors import InputError
+from preprocess.run.pool import Counts, Tally, run_tasks
 
 
 def squared(task: int, tally: Tally) -> int:

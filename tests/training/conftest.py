@@ -34,9 +34,9 @@ def checkpoint(tiny_shards: Path, tmp_path_factory: pytest.TempPathFactory) -> P
     import torch
 
     from training.checkpoint import write_checkpoint
-    from training.parallel import Layout
+    from training.loop.worker import Session, open_session, snapshot, train
+    from training.parallel.layout import Layout
     from training.recipes import RECIPES
-    from training.worker import Session, open_session, snapshot, train
 
     folder = tmp_path_factory.mktemp("checkpoint")
     base = RECIPES["tiny-imagenet"]()

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
-from training.parallel import Layout, make_layout
+from training.parallel.layout import Layout, make_layout
 
 Shape = tuple[int, int]
 """Sizes of the axes `data` and `model`."""

@@ -9,7 +9,7 @@ from commands import PROJECT
 
 SLEEPER = """
 import sys, time
-from training.command import run_command
+from training.cli import run_command
 
 def main(arguments):
     print("up", flush=True)

@@ -13,16 +13,16 @@ from test_parallel import batch
 from torch import Tensor
 from torch._dynamo.utils import counters
 
-from preprocess.manifest import InputError
-from training.compiled import Compile, check_compiler, make_mean_loss, resolve_compile
+from errors import InputError
 from training.config import Config, Optimizer, Parallel
+from training.loop.compile import Compile, check_compiler, make_mean_loss, resolve_compile
+from training.loop.precision import autocast
+from training.loop.step import mean_loss, train_step
+from training.loop.worker import Session, open_session, train
 from training.models import architecture, build
-from training.optimizer import make_optimizer
-from training.parallel import Layout, gather_full, take_shard
-from training.precision import autocast
+from training.optim.optimizer import make_optimizer
+from training.parallel.layout import Layout, gather_full, take_shard
 from training.recipes import RECIPES
-from training.step import mean_loss, train_step
-from training.worker import Session, open_session, train
 
 CPU = torch.device("cpu")
 SWITCHES = {name: {**switches, "activation": "relu"} for name, switches in WITH_PRELU.items()}

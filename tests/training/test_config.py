@@ -3,7 +3,7 @@ import json
 
 import pytest
 
-from preprocess.manifest import InputError
+from errors import InputError
 from training.config import Config, Network, Optimizer, Parallel, config_from_dict, flatten
 from training.models import architecture
 from training.recipes import RECIPES

@@ -15,7 +15,7 @@ from torchvision.transforms.v2.functional import center_crop, five_crop, hflip, 
 from preprocess.manifest import read_manifest
 from training import evaluate, predict
 from training.checkpoint import MODEL, read_checkpoint, read_model
-from training.command import run_command as run_in_process
+from training.cli import run_command as run_in_process
 from training.models import build
 from training.tracking import create_run, open_client
 
@@ -44,8 +44,8 @@ def reference(checkpoint: Path, shards: Path, crops: int) -> tuple[np.ndarray, n
     network = build(done.config.network.name, len(manifest.classes), **done.config.switches())
     network.load_state_dict(read_model(checkpoint / MODEL))
     network.eval()
-    mean = torch.tensor(manifest.rgb.mean)[:, None, None]
-    std = torch.tensor(np.diag(manifest.rgb.covariance)).float().sqrt()[:, None, None]
+    mean = torch.tensor(manifest.color_stats.mean)[:, None, None]
+    std = torch.tensor(np.diag(manifest.color_stats.covariance)).float().sqrt()[:, None, None]
     urls = [str(shards / shard.tar) for shard in manifest.split("val").shards]
     labels, probabilities = [], []
     for image, label in webdataset.WebDataset(urls, shardshuffle=False).decode("pil").to_tuple("jpg", "cls"):
@@ -94,8 +94,8 @@ def test_dense_evaluation_sees_the_whole_square(command, checkpoint: Path, tiny_
     done, manifest = read_checkpoint(checkpoint), read_manifest(tiny_shards)
     network = build("alexnet-small", 3, **done.config.switches()).eval()
     network.load_state_dict(read_model(checkpoint / MODEL))
-    mean = torch.tensor(manifest.rgb.mean)[:, None, None]
-    std = torch.tensor(np.diag(manifest.rgb.covariance)).float().sqrt()[:, None, None]
+    mean = torch.tensor(manifest.color_stats.mean)[:, None, None]
+    std = torch.tensor(np.diag(manifest.color_stats.covariance)).float().sqrt()[:, None, None]
     losses = []
     for sample in val_samples(tiny_shards).decode("pil"):
         square = center_crop((pil_to_tensor(sample["jpg"]).float() - mean) / std, [64, 64])

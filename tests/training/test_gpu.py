@@ -12,15 +12,15 @@ from mesh import in_group
 from test_parallel import STEPS, State, train_steps
 from torch import Tensor
 
-from training.compiled import Compile, make_mean_loss
 from training.config import Optimizer
+from training.loop.compile import Compile, make_mean_loss
+from training.loop.precision import autocast, resolve_precision
+from training.loop.step import log_probabilities, train_step
+from training.loop.worker import open_session, train
 from training.models import architecture, build
-from training.optimizer import freeze_layers, make_optimizer
-from training.parallel import Layout
-from training.precision import autocast, resolve_precision
+from training.optim.optimizer import freeze_layers, make_optimizer
+from training.parallel.layout import Layout
 from training.recipes import RECIPES
-from training.step import log_probabilities, train_step
-from training.worker import open_session, train
 
 pytestmark = pytest.mark.gpu
 GPU = torch.device("cuda", 0)

@@ -19,7 +19,7 @@ from commands import PROJECT
 from mlflow import MlflowClient
 from mlflow.entities import Run
 
-from preprocess.manifest import InputError
+from errors import InputError
 from training.checkpoint import MODEL, read_checkpoint, read_model
 from training.config import Config, Network, Parallel
 from training.launch import TrainingError, launch, place

@@ -3,7 +3,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from preprocess.manifest import InputError
+from errors import InputError
 from training.models import NETWORKS, build
 
 PUBLISHED_SHAPES = {

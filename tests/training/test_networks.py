@@ -10,7 +10,7 @@ import torch.nn.functional as F
 import torchvision
 from torch import Tensor, nn
 
-from preprocess.manifest import InputError
+from errors import InputError
 from training.models import NETWORKS, AlexNet, build, to_fully_connected, to_fully_convolutional
 from training.models.activation import make_activation
 from training.models.dropout import Dropout2012

@@ -6,11 +6,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from preprocess.manifest import InputError
-from training.average import make_average
+from errors import InputError
 from training.config import Optimizer
+from training.loop.precision import autocast
+from training.loop.step import train_step
 from training.models import build
-from training.optimizer import (
+from training.optim.ema import make_average
+from training.optim.optimizer import (
     check_layers,
     freeze_layers,
     load_momentum,
@@ -19,8 +21,6 @@ from training.optimizer import (
     momentum_by_name,
     rates_by_name,
 )
-from training.precision import autocast
-from training.step import train_step
 
 CPU = torch.device("cpu")
 

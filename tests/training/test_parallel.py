@@ -16,13 +16,13 @@ import torch.nn.functional as F
 from mesh import Shape, in_group
 from torch import Tensor
 
-from training.average import make_average
 from training.config import Optimizer
+from training.loop.precision import autocast
+from training.loop.step import train_step
 from training.models import architecture, build
-from training.optimizer import load_momentum, make_optimizer, momentum_by_name
-from training.parallel import Layout, gather_full, take_shard
-from training.precision import autocast
-from training.step import train_step
+from training.optim.ema import make_average
+from training.optim.optimizer import load_momentum, make_optimizer, momentum_by_name
+from training.parallel.layout import Layout, gather_full, take_shard
 
 STEPS = 5
 LAYOUTS: dict[str, list[Shape]] = {

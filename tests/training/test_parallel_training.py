@@ -14,9 +14,9 @@ from torch import Tensor
 
 from training.checkpoint import write_checkpoint
 from training.config import Config, Network, Optimizer, Parallel
+from training.loop.worker import Session, open_session, snapshot, train
 from training.models import NETWORKS, AlexNet, architecture
 from training.recipes import RECIPES
-from training.worker import Session, open_session, snapshot, train
 
 WIDTHS: dict[str, Any] = {"channels": (8, 12, 16, 16, 16), "hidden": (48, 48), "init": "he"}
 SMALL = {

@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from preprocess.manifest import InputError
+from errors import InputError
 from training.project import resolve
 
 

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from preprocess.manifest import ClassEntry, InputError
+from errors import InputError
+from preprocess.manifest import ClassEntry
 from training.report import folder as report_folder
 from training.report.examples import Example
 from training.report.folder import prepare_folder, report_files, write_report

@@ -4,7 +4,8 @@ import math
 import numpy as np
 import pytest
 
-from preprocess.manifest import ClassEntry, InputError
+from errors import InputError
+from preprocess.manifest import ClassEntry
 from training.report.metrics import (
     ConfusedPair,
     Predictions,

@@ -6,11 +6,11 @@ from typing import Any
 import pytest
 from torch import nn
 
-from preprocess.manifest import InputError
+from errors import InputError
 from training.config import Optimizer
-from training.optimizer import load_rates, make_optimizer, rates_by_name
+from training.optim.optimizer import load_rates, make_optimizer, rates_by_name
+from training.optim.schedules import Schedule
 from training.recipes import RECIPES
-from training.schedules import Schedule
 
 
 class Layers(nn.Module):

@@ -8,9 +8,9 @@ import torch
 from preprocess.manifest import read_manifest
 from training.config import Config, Network
 from training.evaluate import describe
+from training.load_model import load_trained
 from training.models import build
 from training.recipes import RECIPES
-from training.trained import load_trained
 
 
 @pytest.mark.parametrize(("name", "kernels"), [("alexnet-owt", (64, 3, 11, 11)), ("lenet5", (6, 3, 5, 5))])

@@ -11,18 +11,18 @@ import pytest
 import torch
 from torch import Tensor
 
+from errors import InputError
 from pipeline.augment import Augmentation
 from pipeline.loader import make_loader
-from preprocess.manifest import InputError
 from training.checkpoint import MEAN, MODEL, OPTIMIZER, PAGE, read_checkpoint, read_mean, read_model, write_checkpoint
 from training.config import Config, Optimizer
+from training.load_model import load_trained
+from training.loop.precision import autocast
+from training.loop.step import log_probabilities, score
+from training.loop.worker import DivergenceError, Session, open_session, snapshot, train, train_epoch, validate
 from training.models import build
-from training.parallel import Layout
-from training.precision import autocast
+from training.parallel.layout import Layout
 from training.recipes import RECIPES
-from training.step import log_probabilities, score
-from training.trained import load_trained
-from training.worker import DivergenceError, Session, open_session, snapshot, train, train_epoch, validate
 
 CPU = Layout(torch.device("cpu"))
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
-from preprocess.manifest import InputError
+from errors import InputError
 from training.models.activation import Activation
 from training.models.dropout import DropoutForm
 from training.models.initial import Init

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from preprocess.manifest import InputError
+from errors import InputError
 from training.models.activation import Activation, make_activation
 from training.models.initial import Init, initialise
 

@@ -10,8 +10,8 @@ from torch import Tensor
 class Links:
     """The links of a network that sits on one device: everything is at hand, nothing moves.
 
-    `training.mesh_links` has the ones that cross devices. `width` is the number of devices that share the network, each
-    with 1/width of the units of fc6 to fc8; of the convolutions each has 1/`conv_width` of the output channels.
+    `training.parallel.links` has the ones that cross devices. `width` is the number of devices that share the network,
+    each     with 1/width of the units of fc6 to fc8; of the convolutions each has 1/`conv_width` of the output channels.
     """
 
     width = 1

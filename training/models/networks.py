@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import fields, replace
 
-from preprocess.manifest import InputError
+from errors import InputError
 from training.models.alexnet import AlexNet
 from training.models.architecture import Architecture
 from training.models.lenet import LeNet5, LeNetArchitecture

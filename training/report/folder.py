@@ -8,7 +8,8 @@ import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
-from preprocess.manifest import ClassEntry, InputError
+from errors import InputError
+from preprocess.manifest import ClassEntry
 from training.report.examples import Exhibits, ReadExample, choose_exhibits
 from training.report.html import Subject, has_matrix, render_html
 from training.report.metrics import Predictions, Report, confusion_matrix

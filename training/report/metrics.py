@@ -9,8 +9,9 @@ from typing import Any, TypedDict
 
 import numpy as np
 
-from preprocess.manifest import ClassEntry, InputError
-from training.step import TOP_K
+from errors import InputError
+from preprocess.manifest import ClassEntry
+from training.loop.step import TOP_K
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,1 @@
+"""Decoded images kept in memory, and the batches made from them."""

@@ -1,0 +1,107 @@
+"""The one pass from kept squares to a batch: crop, flip, lighting, colour conversion, mean and units."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pipeline.cache.buffers import Buffers
+from pipeline.cache.formats import Squares
+from pipeline.inputs import Arguments
+from pipeline.reading.dali_stream import to_device
+
+LOG = logging.getLogger(__name__)
+
+GROUP_PIXELS = 1 << 19
+"""Of the views that are made at once on the CPU. What lies between the loops is then a few megabytes, which the caches
+hold and the allocator keeps; the memory of a large batch it would get from the kernel anew, page by page."""
+
+
+class FusedPass:
+    """Makes batches of `images` views each, float32 images,3,crop,crop on the device.
+
+    `torch.compile` makes it a few loops of vectors (one graph: all shapes are fixed). Where there is no compiler the
+    same lines run one after another, slower and to the same bits: what `Squares.levels` gives is exact, and one
+    subtraction at a time and one product are rounded the same everywhere.
+
+    Args:
+        squares: how the squares are kept.
+        images: views of a batch.
+        crop: side of a view in pixels.
+        mean_crop: subtracted from every view beside the channel's shift, float32 3,crop,crop; None is nothing.
+        device: where the squares are, and the batch is made.
+    """
+
+    def __init__(
+        self, squares: Squares, images: int, crop: int, mean_crop: np.ndarray | None, device: torch.device
+    ) -> None:
+        self._squares = squares
+        self._device = device
+        most = max(1, GROUP_PIXELS // crop**2) if device.type == "cpu" else images
+        groups = math.ceil(images / most)
+        self._group = math.ceil(images / groups)
+        self._shape = (groups * self._group, 3, crop, crop)
+        self._mean_crop = torch.from_numpy(np.zeros((3, 1, 1), np.float32) if mean_crop is None else mean_crop)
+        self._mean_crop = self._mean_crop.to(device)
+        # On a GPU torch's own allocator uses memory again.
+        self._buffers = Buffers(self._shape) if device.type == "cpu" else None
+        self._fill: Callable[..., None] = torch.compile(_fill_views, dynamic=False, fullgraph=True)
+
+    def __call__(self, rows: Tensor, numbers: np.ndarray, arguments: Arguments) -> Tensor:
+        """Make a batch; on the CPU its memory is used again once nothing holds it.
+
+        Args:
+            rows: squares as they are kept, uint8 n,bytes, on the device.
+            numbers: the row of each view, int64.
+            arguments: of each view the corner (y, x), int32 n,2; 1 to mirror, int32 n; what to subtract from each
+                channel and what to divide it by, float32 n,3.
+        """
+        # Shapes are fixed: the last group is filled up with the first views.
+        cycle = np.arange(math.ceil(len(numbers) / self._group) * self._group) % len(numbers)
+        corners, flips, means, divisors = (values[cycle] for values in arguments)
+        given = [to_device(values, self._device) for values in (numbers[cycle], corners, flips, means, 1 / divisors)]
+        images = self._buffers.take() if self._buffers else torch.empty(self._shape, device=self._device)
+        with torch.no_grad():
+            for group in zip(*(values.split(self._group) for values in (*given, images[: len(cycle)])), strict=True):
+                self._run(self._squares, self._mean_crop, rows, *group)
+        return images[: len(numbers)]
+
+    def _run(self, *arguments: Any) -> None:
+        try:
+            self._fill(*arguments)
+        except Exception as error:
+            if self._fill is _fill_views:
+                raise
+            LOG.warning("the pass over the cache is not compiled, so it is slower: %s", _first_line(error))
+            self._fill = _fill_views
+            self._fill(*arguments)
+
+
+def _fill_views(
+    squares: Squares,
+    mean_crop: Tensor,
+    rows: Tensor,
+    numbers: Tensor,
+    corners: Tensor,
+    flips: Tensor,
+    means: Tensor,
+    factors: Tensor,
+    out: Tensor,
+) -> None:
+    crop = out.shape[-1]
+    places = torch.arange(crop, device=out.device)
+    words = squares.words(rows, numbers, corners[:, 0, None] + places.int(), corners[:, 1], crop)
+    mirrored = torch.where(flips[:, None, None] == 1, crop - 1 - places, places).expand(words.shape)
+    words = torch.empty_like(words).scatter_(2, mirrored, words)
+    levels = squares.levels(words)
+    out.copy_((levels - means[:, :, None, None] - mean_crop) * factors[:, :, None, None])
+
+
+def _first_line(error: Exception) -> str:
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)

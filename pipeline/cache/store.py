@@ -1,0 +1,106 @@
+"""Decoded squares and labels, kept after their first use."""
+
+from __future__ import annotations
+
+import weakref
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from errors import InputError
+from pipeline.cache.formats import Squares
+from pipeline.cache.memory import available_bytes, local_processes
+from pipeline.reading.dali_stream import to_device
+
+PACKED_PIXELS = 1 << 20
+"""Pixels that are packed at once on the CPU: few enough for its own caches."""
+
+_KEPT: weakref.WeakSet[Cache] = weakref.WeakSet()
+"""What this process has set aside: its memory counts as available until it is filled."""
+
+
+class Cache:
+    """Squares and labels of the samples of one rank, empty at first.
+
+    Args:
+        members: the samples that it is for, int64, ascending.
+        samples: how many there are in the split.
+        squares: how they are kept.
+        device: where.
+
+    Raises:
+        InputError: it does not fit.
+    """
+
+    def __init__(self, members: np.ndarray, samples: int, squares: Squares, device: torch.device) -> None:
+        self.squares = squares
+        """How images are kept."""
+        self._numbers = np.full(samples, -1)
+        self._numbers[members] = np.arange(len(members))
+        self._labels = np.empty(len(members), np.int64)
+        self.held = np.ones(samples, bool)
+        """For each sample whether there is nothing to do: it is here, or not one of the members."""
+        self.held[members] = False
+        self._check_fits(len(members), device)
+        # Not touched until it is filled: the kernel gives memory page by page.
+        self._rows = torch.empty((len(members), squares.bytes), dtype=torch.uint8, device=device)
+        if device.type == "cpu":
+            _KEPT.add(self)
+
+    def put(self, indices: np.ndarray, images: Tensor, labels: np.ndarray) -> None:
+        """Keep samples: their squares, uint8 n,side,side,3 on the device or the host, and labels."""
+        numbers = self._numbers[indices]
+        at_once = len(images) if images.is_cuda else max(1, PACKED_PIXELS // (images.shape[1] * images.shape[2]))
+        rows = to_device(numbers, self._rows.device).split(at_once)
+        for places, part in zip(rows, images.split(at_once), strict=True):
+            self._rows[places] = self.squares.pack(part).to(self._rows.device)
+        self._labels[numbers] = labels
+        self.held[indices] = True
+
+    def labels(self, indices: np.ndarray) -> np.ndarray:
+        """Return the labels of samples, int64."""
+        return self._labels[self._numbers[indices]]
+
+    def rows(self, indices: np.ndarray, most: int, device: torch.device) -> tuple[Tensor, np.ndarray]:
+        """Return squares on a device, and where among them each sample is: uint8 k,bytes and int64 n.
+
+        Args:
+            indices: the samples, `most` or fewer.
+            most: rows that the result has room for, so that every batch has the same shape.
+            device: of the squares; from another one those that are asked for are copied to it.
+        """
+        numbers = self._numbers[indices]
+        if self._rows.device == device:
+            return self._rows, numbers
+        # From pinned memory the copy does not wait for the work that is queued on the GPU.
+        staging = torch.empty((most, self.squares.bytes), dtype=torch.uint8, pin_memory=True)
+        torch.index_select(self._rows, 0, torch.from_numpy(numbers), out=staging[: len(numbers)])
+        return staging.to(device, non_blocking=True), np.arange(len(numbers))
+
+    def untouched_bytes(self) -> int:
+        """Return how much memory it will take in addition to what it has."""
+        return int((~self.held).sum()) * self.squares.bytes
+
+    def close(self) -> None:
+        """Give the memory back, whoever still holds this."""
+        _KEPT.discard(self)
+        self._rows = torch.empty(0)
+
+    def _check_fits(self, members: int, device: torch.device) -> None:
+        available, needed, others = available_bytes(device), members * self.squares.bytes, 0
+        if device.type == "cpu":
+            # What is promised is not taken yet: the other caches of this process, and those of its neighbours.
+            others = sum(cache.untouched_bytes() for cache in _KEPT)
+            others += (local_processes() - 1) * (needed + others)
+        if needed + others > available:
+            beside = f" beside {_gb(others)} of other caches on this machine" if others else ""
+            raise InputError(
+                f"the cache does not fit: {members} images of {self.squares.bytes} bytes are {_gb(needed)}{beside}, "
+                f"and {_gb(available)} of memory are free on {device}; valid: cache none, or more ranks, each of which "
+                "keeps a part"
+            )
+
+
+def _gb(count: int) -> str:
+    return f"{count / 1e9:.4g} GB"

@@ -1,0 +1,1 @@
+"""Shards -> decoded samples: file access, read-ahead and the DALI stream."""

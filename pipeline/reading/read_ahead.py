@@ -1,0 +1,192 @@
+"""Reads the files of the batches to come, in the order of the plan, before the decoder asks for them."""
+
+from __future__ import annotations
+
+import logging
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any
+
+import numpy as np
+from nvidia.dali.tensors import TensorCPU, TensorListCPU
+
+from pipeline.inputs import Arguments, EpochInputs
+from pipeline.reading.samples import Files, SampleError, Samples
+from pipeline.sampler import Share
+
+LOG = logging.getLogger(__name__)
+
+BATCHES_AHEAD = 4
+"""Batches whose files are being read before the decoder asks for them, each in a thread of its own."""
+
+Read = tuple[Files, TensorListCPU]
+"""A batch's files, and their JPEGs as DALI takes them all at once."""
+Wanted = Callable[[np.ndarray], np.ndarray]
+"""Samples, int64 -> which of them to read, bool."""
+
+
+@dataclass
+class Batch:
+    """One rank's batch on its way through the loader."""
+
+    epoch: int
+    number: int
+    inputs: EpochInputs
+    positions: slice
+    kept: np.ndarray
+    """bool: which of its positions are given out; the others hold samples that are left out."""
+    reading: Future[Read]
+
+    @property
+    def indices(self) -> np.ndarray:
+        """The samples of the batch, int64."""
+        return self.inputs.order[self.positions][self.kept]
+
+    @property
+    def labels(self) -> np.ndarray:
+        """Their labels, int64, once they are read."""
+        files, _ = self.reading.result()
+        return files.labels
+
+    def wait(self) -> None:
+        """Wait until the files are read; raise what stopped that."""
+        self.reading.result()
+
+    def graph_inputs(self) -> tuple[Any, ...]:
+        """Return what the graph's external source takes."""
+        files, jpegs = self.reading.result()
+        return jpegs, *self._arguments(files)
+
+    def graph_inputs_of(self, place: int) -> tuple[Any, ...]:
+        """Return the same for one sample of the batch alone."""
+        files, _ = self.reading.result()
+        part = slice(place, place + 1)
+        return files.jpegs[part], *(values[part] for values in self._arguments(files))
+
+    def _arguments(self, files: Files) -> Arguments:
+        sizes = np.full((len(self.kept), 2), files.sizes[0])
+        sizes[self.kept] = files.sizes
+        arguments = self.inputs.arguments(self.positions, sizes)
+        return arguments if self.kept.all() else tuple(values[self.kept] for values in arguments)
+
+
+class ReadAhead:
+    """The source of a graph: an endless row of batches, or one that stops at the end of its epoch.
+
+    Args:
+        samples: where the files come from.
+        share: which positions of an epoch are this rank's.
+        epoch_inputs: the plan of an epoch by its number.
+        endless: whether to go on with the next epoch, so that nothing waits at the boundary.
+        wanted: called at each `seek`: returns what says which samples of one batch after another to read; a batch
+            with none is passed over. Default: all.
+        skip: leave out a sample that cannot be read, and make its batch smaller.
+    """
+
+    def __init__(
+        self,
+        samples: Samples,
+        share: Share,
+        epoch_inputs: Callable[[int], EpochInputs],
+        *,
+        endless: Callable[[], bool],
+        wanted: Callable[[], Wanted] = lambda: lambda indices: np.ones(len(indices), bool),
+        skip: bool = False,
+    ) -> None:
+        self._samples = samples
+        self._share = share
+        self._epoch_inputs = epoch_inputs
+        self._endless = endless
+        self._wanted = wanted
+        self._skip = skip
+        self.left_out: dict[int, SampleError] = {}
+        """Samples that are given out no more, with what is wrong with them."""
+        self._threads = ThreadPoolExecutor(BATCHES_AHEAD, thread_name_prefix="read-ahead")
+        self._coming: Iterator[Batch] = iter(())
+        self._reading: deque[Batch] = deque()
+        self.taken: deque[Batch] = deque()
+        """Batches that the graph has taken and not given out yet."""
+        self.error: Exception | None = None
+        """What ended the row early; it is raised when the batches before it are out."""
+
+    def seek(self, epoch: int, number: int) -> None:
+        """Begin to read from one batch of one epoch."""
+        self.stop()
+        self._coming = self._batches(epoch, number, self._wanted())
+        self._reading = deque(islice(self._coming, BATCHES_AHEAD))
+
+    def stop(self) -> None:
+        """Forget the batches to come; those that the graph has taken stay in `taken`."""
+        for batch in self._reading:
+            batch.reading.cancel()
+        self._coming, self._reading, self.error = iter(()), deque(), None
+
+    def take(self) -> Any:
+        """Return the next batch's inputs; raise `StopIteration` at the end of the row or at what stopped it."""
+        if not self._reading:
+            raise StopIteration
+        batch = self._reading.popleft()
+        try:
+            batch = self._read(batch)
+        except Exception as error:
+            self.stop()
+            self.error = error
+            raise StopIteration from error
+        self._reading.extend(islice(self._coming, 1))
+        self.taken.append(batch)
+        return batch.graph_inputs()
+
+    def leave_out(self, error: SampleError) -> None:
+        """Give this sample out no more, from the next `seek` on."""
+        if error.index not in self.left_out:
+            self.left_out[error.index] = error
+            LOG.warning("left out: %s", error)
+
+    def close(self) -> None:
+        """End the threads."""
+        self.stop()
+        self.taken.clear()
+        self._threads.shutdown(wait=False, cancel_futures=True)
+
+    def _batches(self, epoch: int, number: int, wanted: Wanted) -> Iterator[Batch]:
+        while True:
+            inputs = self._epoch_inputs(epoch)
+            for number_in_epoch in range(number, len(self._share)):
+                kept = wanted(inputs.order[self._share.positions(number_in_epoch)])
+                if kept.any():
+                    yield self._begin(inputs, epoch, number_in_epoch, kept)
+            if not self._endless():
+                return
+            epoch, number = epoch + 1, 0
+
+    def _begin(self, inputs: EpochInputs, epoch: int, number: int, kept: np.ndarray) -> Batch:
+        positions = self._share.positions(number)
+        indices = inputs.order[positions]
+        if self.left_out:
+            kept = kept & ~np.isin(indices, list(self.left_out))
+        return Batch(epoch, number, inputs, positions, kept, self._threads.submit(self._files, indices[kept]))
+
+    def _files(self, indices: np.ndarray) -> Read:
+        # DALI would check and wrap each file of a list itself, slowly, in the thread that iterates: it gets one object.
+        files = self._samples.read(indices)
+        jpegs = TensorListCPU(list(map(TensorCPU, files.jpegs)), contiguous=False)  # type: ignore[call-overload]
+        return files, jpegs
+
+    def _read(self, batch: Batch) -> Batch:
+        """Wait for a batch; where a sample is to be left out, read the others."""
+        while True:
+            if not batch.kept.any():
+                indices = batch.inputs.order[batch.positions].tolist()
+                raise next(self.left_out[index] for index in indices if index in self.left_out)
+            try:
+                batch.wait()
+            except SampleError as error:
+                if not self._skip or batch.kept.sum() <= 1:
+                    raise
+                self.leave_out(error)
+                batch = self._begin(batch.inputs, batch.epoch, batch.number, batch.kept)
+            else:
+                return batch

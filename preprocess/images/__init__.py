@@ -1,0 +1,1 @@
+"""One raw image -> one sample: decoding, resizing, encoding and colour statistics."""

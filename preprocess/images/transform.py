@@ -1,0 +1,106 @@
+"""What turns one raw image into one sample: decode to RGB, resize the short side, encode as JPEG.
+
+The build and `training.predict` share this module, so a picture that is predicted has been treated as the
+pictures that were trained on.
+"""
+
+from __future__ import annotations
+
+import io
+
+from PIL import ExifTags, Image, ImageOps, __version__, features
+
+from preprocess.images.decoding import SIMPLEJPEG_VERSION, Decoded, UnreadableImage, decode
+
+__all__ = [
+    *("CHROMA", "MAX_ASPECT", "RESAMPLE", "UnreadableImage"),
+    *("codec_versions", "decode_rgb", "encode_jpeg", "make_sample", "resize_short_side"),
+]
+
+CHROMA = "4:2:0"
+RESAMPLE = "bicubic"
+MAX_ASPECT = 16  # beyond it, a short side of 256 makes a long side that no crop will see
+
+
+def codec_versions() -> dict[str, str]:
+    """Return the versions of the libraries that decide a sample's bytes."""
+    return {
+        "Pillow": __version__,
+        "libjpeg": str(features.version("libjpeg_turbo") or features.version("jpg")),
+        "simplejpeg": SIMPLEJPEG_VERSION,
+    }
+
+
+def decode_rgb(data: bytes, apply_exif: bool = False) -> Image.Image:
+    """Decode all pixels of an image file to RGB as torchvision's ImageFolder does.
+
+    CMYK, grey, palette and alpha are converted as Pillow converts them (alpha is dropped, not composed); of
+    an animation, the first frame counts. 16-bit grey keeps its upper byte, as Pillow itself does with 16-bit RGB
+    (its own conversion of grey would cut all values off at 255).
+
+    Args:
+        data: the file.
+        apply_exif: turn the image as its EXIF orientation says; ImageFolder does not.
+
+    Raises:
+        UnreadableImage: as `preprocess.images.decoding.decode` says.
+    """
+    decoded = decode(data, apply_exif=apply_exif)
+    return _turned(_plain(decoded.image), decoded.orientation)
+
+
+def resize_short_side(image: Image.Image, short_side: int) -> Image.Image:
+    """Scale the short side to exactly `short_side` pixels, the long one to the nearest (antialiased bicubic).
+
+    Raises:
+        UnreadableImage: the long side is over `MAX_ASPECT` times the short one.
+    """
+    return _resized(Decoded(image, image.size, 1, 1), short_side)
+
+
+def encode_jpeg(image: Image.Image, quality: int) -> bytes:
+    """Encode RGB (or RGBX) as a baseline 4:2:0 JPEG without EXIF, profile or comment; same pixels, same bytes."""
+    buffer = io.BytesIO()
+    image.save(buffer, "JPEG", quality=quality, subsampling=CHROMA, comment=b"")
+    return buffer.getvalue()
+
+
+def make_sample(data: bytes, short_side: int, quality: int, apply_exif: bool = False) -> tuple[Image.Image, bytes]:
+    """Turn a raw file into a sample: the resized pixels (RGB or RGBX) before encoding, and the JPEG of them.
+
+    A JPEG whose short side is at least 6, 12 or 24 times `short_side` is decoded at 1/2, 1/4 or 1/8 of its size, from
+    the low frequencies of its blocks, and resized from there: within 1 grey level of the resized whole, on average over
+    an image. The EXIF orientation, if it is asked for, is applied after resizing.
+
+    Raises:
+        UnreadableImage: as `decode_rgb` and `resize_short_side` say.
+    """
+    decoded = decode(data, short_side, apply_exif)
+    pixels = _turned(_resized(decoded, short_side), decoded.orientation)
+    return pixels, encode_jpeg(pixels, quality)
+
+
+def _resized(decoded: Decoded, short_side: int) -> Image.Image:
+    width, height = decoded.size
+    short = min(width, height)
+    if max(width, height) > MAX_ASPECT * short:
+        raise UnreadableImage(f"{width}x{height} pixels: a long side over {MAX_ASPECT} times the short one")
+    if short == short_side:
+        return decoded.image
+    # Integers: the nearest pixel, halves up, on any machine.
+    size = ((2 * width * short_side + short) // (2 * short), (2 * height * short_side + short) // (2 * short))
+    box = (0, 0, width / decoded.scale, height / decoded.scale)
+    return decoded.image.resize(size, Image.Resampling.BICUBIC, box)
+
+
+def _plain(image: Image.Image) -> Image.Image:
+    return image if image.mode == "RGB" else image.convert("RGB")
+
+
+def _turned(image: Image.Image, orientation: int) -> Image.Image:
+    if orientation == 1:
+        return image
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = orientation
+    image.info["exif"] = exif.tobytes()
+    return ImageOps.exif_transpose(image)

@@ -1,0 +1,177 @@
+"""The same tasks over all nodes of a Ray cluster: where a node dies, its tasks run again on the others.
+
+The output folder, and the input, must lie where every node finds them under the same path.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import logging
+import os
+import signal
+import socket
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import ray
+from ray.exceptions import RayError, RayTaskError
+
+from errors import InputError
+from interrupts import held_signals
+from preprocess.run.pool import REASONS_SHOWN, Counts, Result, Task, WorkerDiedError
+
+_ATTEMPTS = 6  # of one task: nodes may die now and then, but an image that kills every worker must end the build
+_IN_FLIGHT = 2  # tasks for each core: the next one waits at the node, and the queue stays short
+_REFRESH_SECONDS = 0.5
+_CANCEL_SECONDS = 20.0
+_ANSWER_SECONDS = 5.0
+
+
+class LocalTally:
+    """What a task calls after each image; the counts travel back with its result."""
+
+    def __init__(self) -> None:
+        self.counts = Counts()
+
+    def count(self, images: int = 1, size: int = 0, rejected: str = "") -> None:
+        """Count so many more images, as `workers.Tally` does."""
+        so_far = self.counts
+        reasons = (rejected,) if rejected and not so_far.reasons else ()
+        self.counts = Counts(
+            so_far.images + images, so_far.bytes + size, so_far.rejected + bool(rejected), so_far.reasons + reasons
+        )
+
+
+def run_tasks_on_ray(
+    function: Callable[[Task, Any], Result],
+    tasks: Sequence[Task],
+    address: str,
+    show: Callable[[Counts], None],
+    collect: Callable[[int, Result], None],
+) -> None:
+    """Compute `function(task, tally)` for each task on the cluster at `address`, one core each.
+
+    Args:
+        function: as for `workers.run_tasks`; it must bear that a task which was lost with its node is
+            computed again.
+        tasks: as for `workers.run_tasks`.
+        address: `auto` for the cluster of this machine or job, or `HOST:PORT` of its head.
+        show: is called with what finished tasks have counted.
+        collect: as for `workers.run_tasks`.
+
+    Raises:
+        InputError: there is no cluster at `address`, or one of its nodes cannot load a task.
+        WorkerDiedError: a task has lost its worker `_ATTEMPTS` times.
+        Exception: whatever `function`, `show` or `collect` raised first.
+    """
+    # Where a handler raises in the middle of a call, Ray hangs, aborts, or makes a SystemError of it.
+    with held_signals() as hand_over_signals, _joined(address):
+        compute: Any = ray.remote(_compute).options(max_retries=_ATTEMPTS - 1, scheduling_strategy="SPREAD")
+        waiting = iter(enumerate(tasks))
+        running: dict[Any, int] = {}
+        total = Counts()
+        try:
+            while True:
+                # Asked each time: nodes come and go.
+                room = int(_IN_FLIGHT * ray.cluster_resources().get("CPU", 1)) - len(running)
+                for number, task in itertools.islice(waiting, max(0, room)):
+                    running[compute.remote(function, task)] = number
+                if not running:
+                    break
+                done, _ = ray.wait(list(running), timeout=_REFRESH_SECONDS)
+                for reference in done:
+                    result, counts = _result(reference, address)
+                    total = _sum(total, counts)
+                    collect(running.pop(reference), result)
+                show(total)
+                hand_over_signals()
+        finally:
+            _cancel(list(running))
+
+
+def _compute(function: Callable[[Task, Any], Result], task: Task) -> tuple[Result, Counts]:
+    tally = LocalTally()
+    return function(task, tally), tally.counts
+
+
+@contextlib.contextmanager
+def _joined(address: str) -> Iterator[None]:
+    joined_before = ray.is_initialized()
+    try:
+        if not joined_before:
+            _check_address(os.environ.get("RAY_ADDRESS") or address if address == "auto" else address)
+        with _kept_sigterm_handler():
+            ray.init(address=address, ignore_reinit_error=True, logging_level=logging.WARNING)
+    except (OSError, ValueError, RuntimeError) as error:
+        reason = str(getattr(error, "strerror", None) or error).split(". ")[0]
+        raise InputError(
+            f"--ray {address}: cannot join a Ray cluster ({reason}); valid are `auto` where one runs, "
+            "or HOST:PORT of its head"
+        ) from error
+    try:
+        yield
+    finally:
+        if not joined_before:
+            ray.shutdown()
+
+
+@contextlib.contextmanager
+def _kept_sigterm_handler() -> Iterator[None]:
+    """Undo what `ray.init` does: its own handler leaves without a word."""
+    handler = signal.getsignal(signal.SIGTERM)
+    try:
+        yield
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, handler)
+
+
+def _check_address(address: str) -> None:
+    """Raise `ValueError` for what is neither `auto` nor `HOST:PORT`, `OSError` where nobody listens there.
+
+    Ray itself would start a cluster for `local`, send tasks without their code for `ray://`, and go on trying for
+    minutes where nobody listens.
+    """
+    if address == "auto":
+        return
+    host, _, port = address.rpartition(":")
+    if not (host and port.isdecimal()) or "/" in address:
+        raise ValueError(f"{address!r} is not HOST:PORT")
+    socket.create_connection((host.strip("[]"), int(port)), _ANSWER_SECONDS).close()
+
+
+def _result(reference: Any, address: str) -> Any:
+    try:
+        return ray.get(reference)
+    except RayTaskError as error:
+        if isinstance(error.cause, RayError):
+            raise InputError(
+                f"--ray {address}: a node cannot load its task ({str(error.cause).splitlines()[0]}): every node needs "
+                "this project under the same path, or a job that brings it along"
+            ) from error
+        # What the function itself raised, without the lines of the other process.
+        raise error.cause from None
+    except RayError as error:
+        raise WorkerDiedError(f"a task lost its worker {_ATTEMPTS} times: {str(error).splitlines()[0]}") from error
+
+
+def _cancel(references: Sequence[Any]) -> None:
+    """End what still runs, so that nothing writes any more when the caller tidies up."""
+    if not references:
+        return
+    # What has just ended must not be cancelled: while Ray still notes its result, that aborts this process.
+    _, running = ray.wait(list(references), num_returns=len(references), timeout=0)
+    for reference in running:
+        ray.cancel(reference, force=True)
+    ray.wait(list(references), num_returns=len(references), timeout=_CANCEL_SECONDS)
+
+
+def _sum(one: Counts, other: Counts) -> Counts:
+    return Counts(
+        one.images + other.images,
+        one.bytes + other.bytes,
+        one.rejected + other.rejected,
+        (one.reasons + other.reasons)[:REASONS_SHOWN],
+    )

@@ -1,0 +1,77 @@
+"""What a worker does: build one shard, and leave the record that it is finished."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+
+from preprocess.images.statistics import RgbSums
+from preprocess.images.transform import UnreadableImage, make_sample
+from preprocess.manifest import Rejection, Shard
+from preprocess.plan import PlannedShard
+from preprocess.rejections import describe
+from preprocess.run.pool import Tally
+from preprocess.shards import ShardWriter
+from preprocess.sources import RawFiles, printable
+from preprocess.state.build_state import ShardRecord, save_record
+
+
+@dataclass(frozen=True)
+class ShardTask:
+    """What a worker needs in order to build one shard."""
+
+    shard: PlannedShard
+    raw: RawFiles
+    output: Path
+    short_side: int
+    quality: int
+    apply_exif: bool
+    label_width: int
+    expected: Shard | None
+    """What the shard has to become, where a manifest says so."""
+
+
+def build_shard(task: ShardTask, tally: Tally) -> None:
+    """Decode, resize, encode and write the images of one shard, in order; record it, and what was rejected.
+
+    Raises:
+        InputError: the shard does not become what is expected.
+        OSError: it cannot be written, e.g. on a full disk.
+    """
+    sums = RgbSums(task.short_side) if task.shard.split == "train" else None
+    rejected: list[Rejection] = []
+    digests: list[str] = []
+    stamps = task.raw.stamps(image.ref for image in task.shard.images)  # before they are read
+    with ShardWriter(task.output, task.shard.stem) as writer:
+        for planned in task.shard.samples:
+            data = b""
+            try:
+                data = task.raw.read(planned.ref)
+                pixels, jpeg = make_sample(data, task.short_side, task.quality, task.apply_exif)
+            except UnreadableImage as error:
+                rejected.append(Rejection(task.shard.split, printable(planned.source), str(error)))
+                digests.append(hashlib.sha256(data).hexdigest())
+                tally.count(size=len(data), rejected=describe(rejected[-1]))
+                continue
+            if sums is not None:
+                sums.add(pixels)
+            writer.add(planned.key, jpeg, f"{planned.label:0{task.label_width}d}")
+            tally.count(size=len(data))
+        shard = writer.commit(task.expected) if writer.samples else None
+    index_bytes = (task.output / shard.index).stat().st_size if shard else 0
+    record = ShardRecord(shard, index_bytes, tuple(rejected), tuple(digests), tuple(stamps.values()))
+    save_record(task.output, task.shard.stem, record, sums)
+
+
+def is_rejected_still(shard: PlannedShard, record: ShardRecord, raw: RawFiles) -> bool:
+    """Return whether the files of the images that a finished shard lacks are as they were: nobody has mended them."""
+    places = {printable(image.source): image.ref for image in shard.images}
+    for entry, digest in zip(record.rejected, record.digests, strict=True):
+        try:
+            data = raw.read(places[entry.source])
+        except UnreadableImage:
+            data = b""
+        if hashlib.sha256(data).hexdigest() != digest:
+            return False
+    return True

@@ -1,0 +1,148 @@
+"""A trained network, chosen on the command line: from an MLflow run, a checkpoint, or a file of weights."""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+
+from errors import InputError
+from pipeline.augment import read_mean_image
+from training.checkpoint import MODEL, TrainedOn, check_fits, describe_data, read_checkpoint, read_mean, read_model
+from training.config import Config
+from training.loop.precision import autocast, resolve_precision
+from training.models import AlexNet, Architecture, LeNet5, build, to_fully_convolutional
+from training.recipes import RECIPES
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A single-device network in eval mode on `device`, with what is needed to feed it."""
+
+    network: AlexNet | LeNet5
+    config: Config
+    data: TrainedOn
+    mean_image: np.ndarray | None
+    """What it was trained with: float32 short_side,short_side,3 in grey levels, or None for the channel mean."""
+    device: torch.device
+    name: str
+    """Where the weights come from, for people."""
+    run_id: str | None
+    """The MLflow run that was asked for, if it was one."""
+
+    @property
+    def autocast(self) -> torch.autocast:
+        """The number format of its forward pass."""
+        return autocast(resolve_precision(self.config.precision, self.device), self.device)
+
+
+def add_choice(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments that choose a trained network: one of --run, --checkpoint, --weights."""
+    choice = parser.add_mutually_exclusive_group(required=True)
+    choice.add_argument("--run", metavar="RUN_ID", help="an MLflow run, with --which of its checkpoints")
+    choice.add_argument("--checkpoint", type=Path, metavar="PATH", help="a checkpoint folder")
+    choice.add_argument("--weights", type=Path, metavar="FILE", help="a state dict, with --recipe")
+    parser.add_argument("--which", choices=("last", "best"), default=None, help="with --run (default: last)")
+    parser.add_argument("--recipe", metavar="NAME", help="with --weights: the recipe that says what network it is")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (default: auto)")
+
+
+def load_trained(choice: argparse.Namespace, project: Path, data: str | None) -> Trained:
+    """Return the network that the arguments of `add_choice` name.
+
+    Args:
+        choice: the parsed arguments.
+        project: folder of the default MLflow store.
+        data: folder of shards for `--weights`, which knows nothing of its classes and colours.
+
+    Raises:
+        InputError: there is no such run, checkpoint, file, recipe or device, or they do not fit together.
+    """
+    _check_combination(choice)
+    device = _device(choice.device)
+    if choice.weights is not None:
+        if data is None:
+            raise InputError("--weights needs --data DIR: the classes and the colour statistics are read there")
+        config, known = _recipe(choice.recipe), describe_data(data)
+        mean_image = None
+        if config.mean == "image":
+            mean_image = read_mean_image(Path(data, known.color_stats.mean_image), known.short_side)
+        network = _load(choice.weights, config, len(known.classes), device, str(choice.weights))
+        return Trained(network, config, known, mean_image, device, str(choice.weights), None)
+    if choice.checkpoint is not None:
+        return _from_checkpoint(choice.checkpoint, device, str(choice.checkpoint), None)
+    which: Literal["last", "best"] = choice.which or "last"
+    from training import tracking  # MLflow takes seconds to import: weights and checkpoints do without
+
+    client = tracking.open_client(tracking.tracking_uri(project))
+    tracking.find_run(client, choice.run)
+    with tempfile.TemporaryDirectory() as folder:
+        fetched = tracking.fetch_artifact(client, choice.run, f"checkpoints/{which}", Path(folder))
+        return _from_checkpoint(fetched, device, f"run {choice.run}, {which} checkpoint", choice.run)
+
+
+def make_dense(trained: Trained) -> Trained:
+    """Return the same network for the whole central square: fc6 to fc8 are convolutions, and their map is averaged.
+
+    At 256 pixels and crops of 224 the map of the networks of 2012 has 2x2 positions, 32 pixels apart.
+
+    Raises:
+        InputError: it is not one of the AlexNet family.
+    """
+    known, config = trained.network.architecture, replace(trained.config, crop=trained.data.short_side)
+    if not isinstance(known, Architecture):
+        raise InputError(f"--dense is for the AlexNet family alone; {trained.name} is {config.network.name}")
+    side = known.last_side()
+    switches = {**config.switches(), "fully_convolutional": True, "hybrid": False, "map_side": side}
+    network = build(config.network.name, len(trained.data.classes), **switches)
+    network.load_state_dict(to_fully_convolutional(trained.network.state_dict(), side))
+    network.to(device=trained.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return replace(trained, network=network.eval(), config=config, name=f"{trained.name}, dense")
+
+
+def _check_combination(choice: argparse.Namespace) -> None:
+    if choice.which and not choice.run:
+        raise InputError(f"--which {choice.which} goes with --run alone")
+    if (choice.recipe is None) != (choice.weights is None):
+        raise InputError("--weights FILE and --recipe NAME go together: the file does not say what network it is")
+
+
+def _recipe(name: str) -> Config:
+    if name not in RECIPES:
+        raise InputError(f"recipe {name!r} is unknown; there are {', '.join(RECIPES)}")
+    return RECIPES[name]()
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise InputError(f"--device {name!r} is unknown; valid are auto, cpu, cuda, cuda:N") from error
+    if device.type not in ("cpu", "cuda"):
+        raise InputError(f"--device {name!r} is not supported; valid are auto, cpu, cuda, cuda:N")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise InputError(f"--device {name!r}: this machine has {torch.cuda.device_count()} GPUs that torch can use")
+    return device
+
+
+def _from_checkpoint(folder: Path, device: torch.device, name: str, run_id: str | None) -> Trained:
+    checkpoint = read_checkpoint(folder)
+    config, data = checkpoint.config, checkpoint.data
+    network = _load(folder / MODEL, config, len(data.classes), device, name)
+    return Trained(network, config, data, read_mean(folder, checkpoint), device, name, run_id)
+
+
+def _load(weights: Path, config: Config, classes: int, device: torch.device, name: str) -> AlexNet | LeNet5:
+    network = build(config.network.name, classes, **config.switches())
+    state = read_model(weights)
+    check_fits(state, network.state_dict(), name)
+    network.load_state_dict(state)
+    network.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return network.eval()

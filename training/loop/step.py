@@ -1,0 +1,86 @@
+"""What happens to one batch, in training and in evaluation. Needs torch alone."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from contextlib import nullcontext
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.optim import SGD
+
+TOP_K = 5
+"""The k of top-k accuracy; with fewer than k classes it means nothing and is left out."""
+
+
+def mean_loss(replica: nn.Module, images: Tensor, labels: Tensor, label_smoothing: float) -> Tensor:
+    """Return the mean cross-entropy of a batch; `training.loop.compile` has it compiled."""
+    return F.cross_entropy(replica(images), labels, label_smoothing=label_smoothing)
+
+
+def train_step(
+    replica: nn.Module,
+    optimizer: SGD,
+    images: Tensor,
+    labels: Tensor,
+    autocast: torch.autocast,
+    label_smoothing: float = 0.0,
+    micro_batches: int = 1,
+    mean_loss: Callable[[nn.Module, Tensor, Tensor, float], Tensor] = mean_loss,
+) -> Tensor:
+    """Take one optimiser step on the mean cross-entropy of a batch; return that loss, detached, on the device.
+
+    Args:
+        replica: the network, or its data-parallel wrapper, whose backward averages gradients over the replicas.
+        optimizer: holds the same parameters.
+        images: N,3,H,W float32.
+        labels: N int64.
+        autocast: from `training.loop.precision.autocast`.
+        label_smoothing: part of the target that is spread evenly over all classes, 0 to 1 (Szegedy et al. 2016,
+            section 7).
+        micro_batches: parts that the batch is computed in; gradients are summed over them and shared once.
+        mean_loss: the function of that name, or what `training.loop.compile.make_mean_loss` made of it.
+    """
+    images = images.contiguous(memory_format=torch.channels_last)
+    optimizer.zero_grad(set_to_none=True)
+    total = torch.zeros((), device=images.device)
+    parts = list(zip(images.chunk(micro_batches), labels.chunk(micro_batches), strict=True))
+    for index, (some, truth) in enumerate(parts):
+        more_follow = index < len(parts) - 1
+        with getattr(replica, "no_sync", nullcontext)() if more_follow else nullcontext():
+            with autocast:
+                loss = mean_loss(replica, some, truth, label_smoothing)
+            # Parts may differ by an image: each counts for as much of the mean as it holds.
+            loss = loss * (len(truth) / len(labels))
+            loss.backward()
+        total += loss.detach()
+    optimizer.step()
+    return total
+
+
+@torch.inference_mode()
+def log_probabilities(network: nn.Module, images: Tensor, autocast: torch.autocast) -> Tensor:
+    """Return float32 log-probabilities (N, classes) of images N,3,H,W or of their crops N,crops,3,H,W.
+
+    Crops are averaged as probabilities (2012 paper, section 4.1; released code, LogregCostLayer). The network must be
+    in eval mode.
+    """
+    crops = images.shape[1] if images.dim() == 5 else 1
+    flat = images.reshape(-1, *images.shape[-3:]).contiguous(memory_format=torch.channels_last)
+    with autocast:
+        logits = network(flat)
+    logs = F.log_softmax(logits.float(), dim=1)
+    if crops == 1:
+        return logs
+    return torch.logsumexp(logs.reshape(-1, crops, logs.shape[1]), dim=1) - math.log(crops)
+
+
+def score(logs: Tensor, labels: Tensor) -> Tensor:
+    """Return [sum of cross-entropies, top-1 hits, top-5 hits, samples] of a batch as float64: sums, never means."""
+    loss = F.nll_loss(logs, labels, reduction="sum")
+    best = logs.topk(min(TOP_K, logs.shape[1]), dim=1).indices == labels[:, None]
+    return torch.stack(
+        [loss.double(), best[:, 0].sum().double(), best.sum().double(), loss.new_tensor(len(labels)).double()]
+    )

@@ -1,0 +1,1 @@
+"""The `data` x `model` mesh: layouts, links between devices and gradient averaging."""

@@ -1,0 +1,193 @@
+"""Who does what on the `data` x `model` mesh, and the single-device state made of its shards and cut into them.
+
+The towers are split as in 2012: every layer by its output channels over the `model` axis, whose devices see the same
+images. In the hybrid of 2014 the fully connected layers alone are split so; every device of the mesh has a share of
+the batch of its own, so that none decodes what another does, and a global batch is the same in every layout.
+Parameters are plain local tensors, so DistributedDataParallel works as ever over the devices that hold the same ones,
+and because a parameter is split along dimension 0 or not at all, "stack along dimension 0" turns the shards into the
+single-device state and `chunk` turns it back.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from itertools import chain, repeat
+from typing import Any, Protocol
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+
+from errors import InputError
+from training.models import AlexNet, Links
+from training.parallel.ddp import HybridReplica, average_gradients
+from training.parallel.links import HybridLinks, TowerLinks
+
+
+@dataclass(frozen=True)
+class Layout:
+    """This process's place on the mesh; the groups are None on an axis of size 1."""
+
+    device: torch.device
+    data_rank: int = 0
+    data_size: int = 1
+    model_rank: int = 0
+    model_size: int = 1
+    data_group: dist.ProcessGroup | None = None
+    model_group: dist.ProcessGroup | None = None
+    hybrid: bool = False
+    """Whether the peers on a `model` axis of more than one device share the fully connected layers alone."""
+
+    @property
+    def global_rank(self) -> int:
+        """Rank among all processes: peers on the `model` axis are adjacent."""
+        return self.data_rank * self.model_size + self.model_rank
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this is the one process that logs and writes."""
+        return self.global_rank == 0
+
+    @property
+    def position(self) -> int:
+        """This process's rank among the shares of a batch: on the `data` axis, in the hybrid among all processes."""
+        return self.global_rank if self.hybrid else self.data_rank
+
+    @property
+    def positions(self) -> int:
+        """Number of shares that a batch is divided into."""
+        return self.data_size * self.model_size if self.hybrid else self.data_size
+
+    @property
+    def _positions_group(self) -> dist.ProcessGroup | None:
+        return dist.group.WORLD if self.hybrid else self.data_group
+
+    def links(self) -> Links:
+        """Return what connects this device's part of the network with its peers'."""
+        if self.model_group is None:
+            return Links()
+        return HybridLinks(self.model_group) if self.hybrid else TowerLinks(self.model_group)
+
+    def replicate(self, model: nn.Module) -> nn.Module:
+        """Return `model`, with each gradient averaged in backward over the devices that hold the same parameter."""
+        if self.hybrid:
+            assert isinstance(model, AlexNet)
+            return HybridReplica(model, self.device, self._positions_group, self.data_group)
+        return average_gradients(model, self.device, self.data_group)
+
+    def sum_over_positions(self, values: Tensor) -> Tensor:
+        """Return `values` summed over all shares of a batch, in place."""
+        if self._positions_group is not None:
+            dist.all_reduce(values, group=self._positions_group)
+        return values
+
+    def in_step(self, batches: Batches, shape: tuple[int, int, int, int]) -> Iterator[tuple[Tensor, Tensor]]:
+        """Give the same batches, in a form with which peers that compute together stay together.
+
+        In the hybrid each has images of its own, and one may have fewer. There, zeros fill every batch up to `shape`
+        (N,3,H,W), and a peer without a batch where another has one gets zeros alone; labels are those of the batch.
+        """
+        if not self.hybrid:
+            yield from batches
+            return
+        rounds = torch.tensor(len(batches), device=self.device)
+        dist.all_reduce(rounds, dist.ReduceOp.MAX, group=self.model_group)
+        empty = torch.zeros(0, *shape[1:], device=self.device), torch.zeros(0, dtype=torch.int64, device=self.device)
+        for images, labels in chain(batches, repeat(empty, int(rounds) - len(batches))):
+            missing = shape[0] - len(images)
+            yield F.pad(images, (0,) * 7 + (missing,)), labels
+
+
+class Batches(Protocol):
+    """What `in_step` needs of a loader: how many batches it has, and they."""
+
+    def __len__(self) -> int: ...
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]: ...
+
+
+def make_layout(device: torch.device, data: int, model: int, hybrid: bool) -> Layout:
+    """Lay the processes of the default group out as a `data` x `model` mesh; model peers have adjacent ranks.
+
+    `hybrid` is how a network on several devices is shared, see `Architecture.hybrid`.
+
+    Raises:
+        RuntimeError: peers on the `model` axis sit on different nodes, or the group has another size.
+    """
+    if data * model == 1:
+        return Layout(device)
+    if dist.get_world_size() != data * model:
+        raise RuntimeError(f"{dist.get_world_size()} processes cannot form a {data} x {model} mesh")
+    mesh = init_device_mesh(device.type, (data, model), mesh_dim_names=("data", "model"))
+    layout = Layout(
+        device=device,
+        data_rank=mesh.get_local_rank("data"),
+        data_size=data,
+        model_rank=mesh.get_local_rank("model"),
+        model_size=model,
+        data_group=mesh.get_group("data") if data > 1 else None,
+        model_group=mesh.get_group("model") if model > 1 else None,
+        hybrid=hybrid and model > 1,
+    )
+    _check_peers_share_a_node(layout)
+    return layout
+
+
+def _check_peers_share_a_node(layout: Layout) -> None:
+    # Peers exchange activations in every step: over a network between nodes that is a mistake of placement.
+    if layout.model_group is None:
+        return
+    nodes: list[Any] = [None] * layout.model_size
+    dist.all_gather_object(nodes, (dist.get_rank(), os.uname().nodename), group=layout.model_group)
+    if len({node for _, node in nodes}) > 1:
+        places = ", ".join(f"rank {rank} on {node}" for rank, node in nodes)
+        raise RuntimeError(f"peers on the model axis must share a node, but {places}")
+
+
+def take_shard(full: Mapping[str, Tensor], network: nn.Module, layout: Layout) -> dict[str, Tensor]:
+    """Return this device's part of single-device tensors: of what `network` splits, its chunk of dimension 0.
+
+    Args:
+        full: tensors by the name of the parameter that each belongs to.
+        network: this device's part of the network, or a copy of it.
+        layout: this device's place.
+
+    Raises:
+        InputError: a tensor does not divide by the size of the `model` axis.
+    """
+    split = _split_parameters(network, layout)
+    for name, tensor in full.items():
+        if name in split and tensor.shape[0] % layout.model_size:
+            raise InputError(f"{name} of shape {tuple(tensor.shape)} cannot be split over {layout.model_size}")
+    return {
+        name: tensor.chunk(layout.model_size)[layout.model_rank] if name in split else tensor
+        for name, tensor in full.items()
+    }
+
+
+def gather_full(shard: Mapping[str, Tensor], network: nn.Module, layout: Layout) -> dict[str, Tensor]:
+    """Undo `take_shard`, on the CPU; all peers on the `model` axis must call it together."""
+    split = _split_parameters(network, layout)
+    return {
+        name: (_stack(tensor.detach(), layout) if name in split else tensor.detach()).cpu()
+        for name, tensor in shard.items()
+    }
+
+
+def _split_parameters(network: nn.Module, layout: Layout) -> set[str]:
+    """Return the names of the parameters of which each peer on the `model` axis holds a part."""
+    if layout.model_group is None:
+        return set()
+    assert isinstance(network, AlexNet)
+    whole = {parameter for layer in network.convolutions() for parameter in layer.parameters()} if layout.hybrid else ()
+    return {name for name, parameter in network.named_parameters() if parameter not in whole}
+
+
+def _stack(own: Tensor, layout: Layout) -> Tensor:
+    full = own.new_empty((layout.model_size * len(own), *own.shape[1:]))
+    dist.all_gather_into_tensor(full, own.contiguous(), group=layout.model_group)
+    return full
