@@ -231,8 +231,8 @@ def make_loader(
             of each channel; `torchvision`, the same with the mean and deviation of its published weights.
         mean: what is subtracted: `channel`, one number for each channel, or `image`, the central crop of the mean
             image, the same for every window and never flipped, as in the released code of 2012.
-        color_stats: colour statistics for the mean, the standard deviation and the lighting; None is the manifest's own.
-            A network is evaluated with those that it was trained with.
+        color_stats: for the mean, the standard deviation and the lighting; None is the manifest's own. A
+            network is evaluated with those that it was trained with.
         mean_image: float32 short_side,short_side,3 in grey levels, for `mean="image"`; None is the data set's own.
         on_error: `raise` ends the iteration at a sample that cannot be read or decoded, `skip` leaves it out: see
             `Loader`.

@@ -11,7 +11,7 @@ class Links:
     """The links of a network that sits on one device: everything is at hand, nothing moves.
 
     `training.parallel.links` has the ones that cross devices. `width` is the number of devices that share the network,
-    each     with 1/width of the units of fc6 to fc8; of the convolutions each has 1/`conv_width` of the output channels.
+    each with 1/width of the units of fc6 to fc8; of the convolutions each has 1/`conv_width` of the output channels.
     """
 
     width = 1

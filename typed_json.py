@@ -1,0 +1,55 @@
+"""Read JSON into dataclasses, with every type, literal and field name checked."""
+
+from __future__ import annotations
+
+from typing import Any, TypeVar
+
+from pydantic import TypeAdapter, ValidationError
+
+from errors import InputError
+
+T = TypeVar("T")
+_ADAPTERS: dict[Any, TypeAdapter[Any]] = {}
+
+
+def parse_json(kind: type[T], page: bytes | str, source: str, *, allow_unknown: bool = False) -> T:
+    """Return the dataclass `kind` that a JSON document describes.
+
+    Args:
+        kind: the dataclass; nested dataclasses, tuples, literals and dicts with integer keys are understood.
+        page: the JSON document.
+        source: the file or option, for the error.
+        allow_unknown: ignore fields that `kind` does not have.
+
+    Raises:
+        InputError: not JSON, a missing or unknown field, or a value of another type; names the field.
+    """
+    try:
+        parsed: T = _adapter(kind).validate_json(page, strict=True, extra="ignore" if allow_unknown else "forbid")
+        return parsed
+    except ValidationError as error:
+        raise InputError(f"{source} is not valid: {_describe(error)}") from error
+
+
+def to_json_values(value: object) -> Any:
+    """Return a dataclass as dicts and lists of JSON values, under the names that its file has."""
+    return _adapter(type(value)).dump_python(value, mode="json", by_alias=True)
+
+
+def _adapter(kind: Any) -> TypeAdapter[Any]:
+    # Making one takes milliseconds, and a build reads a record for every shard.
+    if kind not in _ADAPTERS:
+        _ADAPTERS[kind] = TypeAdapter(kind)
+    return _ADAPTERS[kind]
+
+
+def _describe(error: ValidationError) -> str:
+    first = error.errors(include_url=False)[0]
+    field = ".".join(str(part) for part in first["loc"]) or "the document"
+    if first["type"] == "value_error":
+        return str(first["ctx"]["error"])  # raised by `__post_init__`: it names its field itself
+    if first["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
+        return f"{field} is unknown"
+    if first["type"] in ("missing", "missing_argument"):
+        return f"{field} is missing"
+    return f"{field} is {str(first['input'])[:40]!r}: {first['msg']}"
