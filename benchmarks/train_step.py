@@ -48,7 +48,7 @@ TURN_SECONDS = 0.5
 """A turn is as many calls as take this long, at least one."""
 
 Batch = tuple[Tensor, Tensor]
-Work = Callable[[], object]
+RankPlan = Callable[[], object]
 Findings = dict[str, dict[str, Any]]
 """By kind of step."""
 
@@ -167,7 +167,7 @@ def measure_steps(
         torch.randn(batch_size, 3, image_size, image_size, device=device),
         torch.randint(0, CLASSES, (batch_size,), device=device),
     )
-    work: dict[str, Work] = {name: make_step(kind, network, batch) for name, kind in kinds.items()}
+    work: dict[str, RankPlan] = {name: make_step(kind, network, batch) for name, kind in kinds.items()}
     for precision in {kind.precision for kind in kinds.values()}:
         work[f"ceiling {precision}"] = make_product(precision, device)
     rates, errors = take_turns(work, device, rounds)
@@ -203,7 +203,7 @@ def choose_kinds(device: torch.device, switches: Sequence[str] | None) -> dict[s
     return {name: replace(kind, precision=best) if kind.own else kind for name, kind in kinds.items()}
 
 
-def make_step(kind: Kind, network: str, batch: Batch) -> Work:
+def make_step(kind: Kind, network: str, batch: Batch) -> RankPlan:
     """Return a training step of this kind on `batch`, with a network of its own."""
     images, labels = batch
     device = images.device
@@ -243,7 +243,7 @@ def _network(kind: Kind, name: str, image_size: int, device: torch.device) -> nn
         return network
 
 
-def make_product(precision: str, device: torch.device) -> Work:
+def make_product(precision: str, device: torch.device) -> RankPlan:
     """Return the product of two large matrices of normal numbers."""
     dtype = torch.bfloat16 if precision == "bfloat16" else torch.float32
     one, other = (torch.randn(2 * (PRODUCT_SIDE[device.type],), device=device, dtype=dtype) for _ in range(2))
@@ -275,7 +275,7 @@ def operations_of(kind: Kind, name: str, image_size: int) -> int:
 
 
 def take_turns(
-    work: dict[str, Work], device: torch.device, rounds: int
+    work: dict[str, RankPlan], device: torch.device, rounds: int
 ) -> tuple[dict[str, list[float]], dict[str, str]]:
     """Return calls per second of each kind of work, turn by turn, and what was wrong with those that do not run."""
     calls, errors = {}, {}
@@ -293,7 +293,7 @@ def take_turns(
     return rates, errors
 
 
-def rate(call: Work, device: torch.device, calls: int) -> float:
+def rate(call: RankPlan, device: torch.device, calls: int) -> float:
     """Return calls per second, until the device is done."""
     started = time.perf_counter()
     for _ in range(calls):

@@ -43,12 +43,12 @@ def view_corners(slack: int, crops: int) -> tuple[np.ndarray, np.ndarray]:
     centre = round(slack / 2)
     if crops == 1:
         return np.array([[centre, centre]], np.int32), np.zeros(1, np.int32)
-    places = [(0, 0), (0, slack), (slack, 0), (slack, slack), (centre, centre)]
-    mirrored = [(y, slack - x) for y, x in places]
-    return np.array(places + mirrored, np.int32), np.repeat(np.arange(2, dtype=np.int32), 5)
+    corners = [(0, 0), (0, slack), (slack, 0), (slack, slack), (centre, centre)]
+    mirrored = [(y, slack - x) for y, x in corners]
+    return np.array(corners + mirrored, np.int32), np.repeat(np.arange(2, dtype=np.int32), 5)
 
 
-def places_of(corners: np.ndarray, sizes: np.ndarray, shapes: np.ndarray | int) -> tuple[np.ndarray, np.ndarray]:
+def relative_offsets(corners: np.ndarray, sizes: np.ndarray, shapes: np.ndarray | int) -> tuple[np.ndarray, np.ndarray]:
     """Return where windows lie as DALI's crops take it: from the top and from the left, float32 n each.
 
     They are parts of the room that a window leaves in its image, 0 to 1: DALI multiplies and rounds to the nearest
@@ -63,7 +63,7 @@ def places_of(corners: np.ndarray, sizes: np.ndarray, shapes: np.ndarray | int) 
     return top, left
 
 
-def placed_corners(extents: np.ndarray, shapes: np.ndarray | int, places: np.ndarray) -> np.ndarray:
+def random_corners(extents: np.ndarray, shapes: np.ndarray | int, crop_fractions: np.ndarray) -> np.ndarray:
     """Return the corner of a window of `shapes` within `extents`, every one equally likely, both ends included.
 
     Args:
@@ -71,7 +71,7 @@ def placed_corners(extents: np.ndarray, shapes: np.ndarray | int, places: np.nda
         shapes: height and width of the window, n,2, or the side of a square.
         places: uniform in [0, 1), n,2.
     """
-    return (places * (extents - shapes + 1)).astype(np.int32)
+    return (crop_fractions * (extents - shapes + 1)).astype(np.int32)
 
 
 def resized_shapes(extents: np.ndarray, attempts: np.ndarray, smallest_area: float) -> np.ndarray:

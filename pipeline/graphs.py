@@ -14,7 +14,7 @@ import numpy as np
 from nvidia.dali import fn, pipeline_def
 from nvidia.dali.types import Constant, DALIDataType, DALIImageType, DALIInterpType
 
-from pipeline.crops import places_of, view_corners
+from pipeline.crops import relative_offsets, view_corners
 
 Device = Literal["cpu", "gpu"]
 
@@ -95,7 +95,7 @@ def eval_graph(
         return normalise(_decode(jpegs, place, (crop, crop), device))
     square = _decode(jpegs, place, (short_side, short_side), device)
     corners, mirrored = view_corners(short_side - crop, crops)
-    top, left = places_of(corners, np.full_like(corners, short_side), crop)
+    top, left = relative_offsets(corners, np.full_like(corners, short_side), crop)
     views = [
         normalise(square, crop=(crop, crop), crop_pos_y=y, crop_pos_x=x, mirror=mirror)
         for y, x, mirror in zip(top.tolist(), left.tolist(), mirrored.tolist(), strict=True)
@@ -124,7 +124,7 @@ def _decode(jpegs: Any, place: Sequence[Any], shape: Sequence[Any], device: Devi
     Args:
         jpegs: the files.
         place: from the top and from the left, each as a part of the room that the window leaves: see
-            `pipeline.crops.places_of`. (`image_slice`, which takes corners, is the slower one by some per cent.)
+            `pipeline.crops.relative_offsets`. (`image_slice`, which takes corners, is the slower one by some per cent.)
         shape: height and width of the window in pixels.
         device: that decodes. The processor decodes only the window. A GPU is faster with the whole image, which a
             window's chroma needs to be interpolated from anyway.

@@ -10,30 +10,30 @@ import numpy as np
 from pipeline.augment import CHUNK_2012, Augmentation, Mean, Units, channel_mean, divisor, lighting_shift
 from pipeline.crops import (
     centre_corners,
-    placed_corners,
-    places_of,
+    random_corners,
+    relative_offsets,
     resized_shapes,
     square_corners,
     view_corners,
 )
-from pipeline.sampler import EpochPlan, Partition, draw_attempts, plan_training
+from pipeline.sampler import EpochDraws, Partition, draw_attempts, draw_epoch
 from preprocess.manifest import ColorStats
 
-Arguments = tuple[np.ndarray, ...]
+AugmentParams = tuple[np.ndarray, ...]
 
 
 @dataclass(frozen=True)
-class EpochInputs:
+class EpochPlan:
     """One epoch: which samples, and how a batch of them is to be treated."""
 
     order: np.ndarray
     """int64 n: which sample, by global position."""
-    arguments: Callable[[slice, np.ndarray], Arguments]
+    arguments: Callable[[slice, np.ndarray], AugmentParams]
     """Global positions of a batch, and height and width of its images (int n,2) -> what the graph is given."""
 
 
 @dataclass(frozen=True)
-class TrainingInputs:
+class AugmentSampler:
     """Makes the inputs of `train_graph`, or of the pass over a cache, for an epoch."""
 
     shard_samples: list[int]
@@ -49,24 +49,24 @@ class TrainingInputs:
     partition: Partition | None = None
     """Of the samples among the ranks, where they are kept in a cache."""
 
-    def __call__(self, epoch: int) -> EpochInputs:
+    def __call__(self, epoch: int) -> EpochPlan:
         """Draw one epoch."""
         augmentation = self.augmentation.at(epoch)
-        plan = plan_training(self.shard_samples, self.seed, epoch, self.short_side - self.crop, self.partition)
+        plan = draw_epoch(self.shard_samples, self.seed, epoch, self.short_side - self.crop, self.partition)
         if augmentation.granularity == "chunk":
             plan = plan.shared_by_chunks(self.global_batch, CHUNK_2012)
-        flips, shifts = self._treatment(plan, augmentation)
+        flips, shifts = self._flips_and_shifts(plan, augmentation)
         divisors = np.asarray(divisor(self.color_stats, self.units, augmentation.lighting), np.float32)
 
-        def arguments(positions: slice, sizes: np.ndarray) -> Arguments:
+        def arguments(positions: slice, sizes: np.ndarray) -> AugmentParams:
             windows = self._windows(epoch, plan, augmentation, positions, sizes)
             if self.partition is None:
-                windows = _as_graphs_take_them(windows, sizes, self.crop)
+                windows = _to_graph_arguments(windows, sizes, self.crop)
             return *windows, flips[positions], shifts[positions], np.tile(divisors, (len(sizes), 1))
 
-        return EpochInputs(plan.order, arguments)
+        return EpochPlan(plan.order, arguments)
 
-    def _treatment(self, plan: EpochPlan, augmentation: Augmentation) -> Arguments:
+    def _flips_and_shifts(self, plan: EpochDraws, augmentation: Augmentation) -> AugmentParams:
         """Return for each position of an epoch whether it is mirrored (int32 n), and what is subtracted from its
         channels (float32 n,3: channel mean, if it is that, less the lighting noise).
         """
@@ -78,43 +78,41 @@ class TrainingInputs:
         return flips, shifts
 
     def _windows(
-        self, epoch: int, plan: EpochPlan, augmentation: Augmentation, positions: slice, sizes: np.ndarray
-    ) -> Arguments:
+        self, epoch: int, plan: EpochDraws, augmentation: Augmentation, positions: slice, sizes: np.ndarray
+    ) -> AugmentParams:
         """Return the windows' corners, and for windows of random size their height and width."""
         if augmentation.crop_position == "centre":
             return (centre_corners(sizes, self.short_side, self.crop),)
         whole = augmentation.crop_region == "whole-image"
         corners = np.zeros_like(sizes) if whole else square_corners(sizes, self.short_side)
         extents = sizes if whole else np.full_like(sizes, self.short_side)
-        places = plan.places[positions]
+        crop_fractions = plan.crop_fractions[positions]
         if augmentation.crop_size == "random":
             shapes = resized_shapes(extents, draw_attempts(self.seed, epoch, positions), augmentation.smallest_area)
-            return corners + placed_corners(extents, shapes, places), shapes
+            return corners + random_corners(extents, shapes, crop_fractions), shapes
         if whole:
-            return (placed_corners(extents, self.crop, places),)
+            return (random_corners(extents, self.crop, crop_fractions),)
         return (corners + plan.offsets[positions],)
 
 
-def _as_graphs_take_them(windows: Arguments, sizes: np.ndarray, crop: int) -> Arguments:
+def _to_graph_arguments(windows: AugmentParams, sizes: np.ndarray, crop: int) -> AugmentParams:
     """Return the places of windows, and heights and widths of those that have a shape of their own."""
     corners, *shapes = windows
     own = tuple(np.ascontiguousarray(shapes[0].T, np.float32)) if shapes else ()
-    return *places_of(corners, sizes, shapes[0] if shapes else crop), *own
+    return *relative_offsets(corners, sizes, shapes[0] if shapes else crop), *own
 
 
-def central_windows(sizes: np.ndarray, short_side: int, side: int) -> Arguments:
+def central_windows(sizes: np.ndarray, short_side: int, side: int) -> AugmentParams:
     """Return the places of the central windows of `side` pixels, as the graphs take them."""
-    return places_of(centre_corners(sizes, short_side, side), sizes, side)
+    return relative_offsets(centre_corners(sizes, short_side, side), sizes, side)
 
 
-def evaluation_inputs(samples: int, short_side: int, side: int) -> EpochInputs:
+def eval_epoch_plan(samples: int, short_side: int, side: int) -> EpochPlan:
     """Return the inputs of `eval_graph`: all samples in order, of each the central window of `side` pixels."""
-    return EpochInputs(np.arange(samples), lambda _, sizes: central_windows(sizes, short_side, side))
+    return EpochPlan(np.arange(samples), lambda _, sizes: central_windows(sizes, short_side, side))
 
 
-def kept_evaluation_inputs(
-    samples: int, slack: int, crops: int, means: np.ndarray, divisors: np.ndarray
-) -> EpochInputs:
+def cached_eval_epoch_plan(samples: int, slack: int, crops: int, means: np.ndarray, divisors: np.ndarray) -> EpochPlan:
     """Return the inputs of the pass over a cache in evaluation: all samples in order, `crops` views of each.
 
     Args:
@@ -126,7 +124,7 @@ def kept_evaluation_inputs(
     """
     views = (*view_corners(slack, crops), np.tile(means, (crops, 1)), np.tile(divisors, (crops, 1)))
 
-    def arguments(_: slice, sizes: np.ndarray) -> Arguments:
+    def arguments(_: slice, sizes: np.ndarray) -> AugmentParams:
         return tuple(np.concatenate([values] * len(sizes)) for values in views)
 
-    return EpochInputs(np.arange(samples), arguments)
+    return EpochPlan(np.arange(samples), arguments)

@@ -19,18 +19,18 @@ import torch
 
 from errors import InputError, check_choice, check_count
 from pipeline.augment import Augmentation, Mean, Units, check_units, mean_crop, read_mean_image
-from pipeline.cache.filler import Filling
+from pipeline.cache.filler import CacheFiller
 from pipeline.cache.memory import CacheKind
 from pipeline.cache.store import Cache
-from pipeline.cache.stream import CachedStream
+from pipeline.cache.stream import CachedBatchStream
 from pipeline.crops import default_crop
 from pipeline.graphs import CPU_ENVIRONMENT, SPARE_THREADS, square_graph
 from pipeline.inputs import central_windows
-from pipeline.rank_plan import Shown, Work, evaluation_work, training_work
-from pipeline.reading.dali_stream import Graph, Stream, to_torch
+from pipeline.rank_plan import RankPlan, ViewSpec, eval_rank_plan, train_rank_plan
+from pipeline.reading.dali_stream import DaliStream, Graph, to_torch
 from pipeline.reading.jpeg_size import jpeg_size
 from pipeline.reading.read_ahead import ReadAhead
-from pipeline.reading.samples import Example, Samples
+from pipeline.reading.samples import Samples, StoredSample
 from preprocess.manifest import ColorStats, Manifest, manifest_digest, read_manifest
 
 Mode = Literal["train", "eval"]
@@ -40,8 +40,8 @@ IMAGES_AT_A_TIME = 64
 """How many images `load_images` decodes at once."""
 
 
-class Batches(Protocol):
-    """A rank's batches in the order of its epochs, from any position: `Stream` or `CachedStream`."""
+class BatchStream(Protocol):
+    """A rank's batches in the order of its epochs, from any position: `DaliStream` or `CachedBatchStream`."""
 
     skipped: int
     """Samples left out of the batches that were given out."""
@@ -85,7 +85,7 @@ class Loader:
     """
 
     def __init__(
-        self, samples: Samples, stream: Batches, batches: int, identity: Callable[[int], dict[str, Any]]
+        self, samples: Samples, stream: BatchStream, batches: int, identity: Callable[[int], dict[str, Any]]
     ) -> None:
         self._samples = samples
         self._stream = stream
@@ -115,7 +115,7 @@ class Loader:
         """Count the samples that were left out of the batches given out so far by this loader."""
         return self._stream.skipped
 
-    def example(self, index: int) -> Example:
+    def example(self, index: int) -> StoredSample:
         """Return one sample of the split as it is stored; evaluation gives them in this order."""
         return self._samples.example(index)
 
@@ -256,44 +256,46 @@ def make_loader(
     check_choice("cache", cache, get_args(CacheKind))
     side = _checked_crop(crop, manifest.short_side)
     subtracted = _mean_crop(Path(data), manifest, mean, mean_image, side)
-    shown = Shown(manifest.short_side, side, crops, manifest.color_stats, units, subtracted)
+    view = ViewSpec(manifest.short_side, side, crops, manifest.color_stats, units, subtracted)
     ranks = {"batch_size": batch_size, "rank": rank, "world_size": world_size}
     if mode == "train":
         check_choice("crops", crops, [1])
         check_count("seed", seed, 0)
         augmentation = augmentation or Augmentation()
-        work = training_work(samples, shown, augmentation, seed, cached=cache != "none", **ranks)
+        plan = train_rank_plan(samples, view, augmentation, seed, cached=cache != "none", **ranks)
     else:
         check_choice("augmentation", augmentation, [None])
         check_choice("crops", crops, (1, 10))
-        work = evaluation_work(samples, shown, cached=cache != "none", **ranks)
-    stream = _open_stream(samples, shown, work, batch_size, cache, _checked_device(device), num_threads, on_error)
+        plan = eval_rank_plan(samples, view, cached=cache != "none", **ranks)
+    stream = _open_stream(samples, view, plan, batch_size, cache, _checked_device(device), num_threads, on_error)
     identity = {"data": manifest_digest(data), "split": split, "mode": mode, "seed": seed}
     identity |= {"batch_size": batch_size, "world_size": world_size, "crop": side, "crops": crops}
-    identity |= {"units": units, "mean": mean, "order": work.order}
-    return Loader(samples, stream, len(work.share), partial(_identity, identity, augmentation))
+    identity |= {"units": units, "mean": mean, "order": plan.order}
+    return Loader(samples, stream, len(plan.rank_slice), partial(_identity, identity, augmentation))
 
 
 def _open_stream(
     samples: Samples,
-    shown: Shown,
-    work: Work,
+    view: ViewSpec,
+    plan: RankPlan,
     batch_size: int,
     kind: CacheKind,
     device: torch.device,
     num_threads: int | None,
     on_error: OnError,
-) -> Batches:
+) -> BatchStream:
     skip = on_error == "skip"
     if kind == "none":
-        source = ReadAhead(samples, work.share, work.inputs, endless=lambda: work.endless, skip=skip)
-        return Stream(source, samples, _placed(work.graph, device, num_threads), batch_size, device, skip=skip)
-    squares = work.squares
+        source = ReadAhead(samples, plan.rank_slice, plan.inputs, endless=lambda: plan.endless, skip=skip)
+        return DaliStream(source, samples, _placed(plan.graph, device, num_threads), batch_size, device, skip=skip)
+    pixel_format = plan.pixel_format
     where = device if kind == "device" else torch.device("cpu")
-    cache = Cache(work.members, len(samples), squares, where)
-    graph = _placed(partial(square_graph, side=squares.side), device, num_threads)
-    filling = Filling(cache, samples, work.share, work.inputs, graph, shown.short_side, batch_size, device, skip=skip)
-    return CachedStream(cache, filling, work.share, work.inputs, shown, batch_size, device)
+    cache = Cache(plan.members, len(samples), pixel_format, where)
+    graph = _placed(partial(square_graph, side=pixel_format.side), device, num_threads)
+    filler = CacheFiller(
+        cache, samples, plan.rank_slice, plan.inputs, graph, view.short_side, batch_size, device, skip=skip
+    )
+    return CachedBatchStream(cache, filler, plan.rank_slice, plan.inputs, view, batch_size, device)
 
 
 def _identity(common: dict[str, Any], augmentation: Augmentation | None, epoch: int) -> dict[str, Any]:
@@ -332,7 +334,7 @@ def load_images(
     side = _checked_crop(crop, short_side)
     check_choice("crops", crops, (1, 10))
     check_units(units, "channel" if mean_image is None else "image")
-    shown = Shown(
+    view = ViewSpec(
         short_side, side, crops, color_stats, units, None if mean_image is None else mean_crop(mean_image, side)
     )
     parts = iter(jpegs[i : i + IMAGES_AT_A_TIME] for i in range(0, len(jpegs), IMAGES_AT_A_TIME))
@@ -340,9 +342,9 @@ def load_images(
     def source() -> tuple[Any, ...]:
         part = next(parts)
         sizes = np.array([jpeg_size(jpeg) for jpeg in part], np.int32)
-        return [np.frombuffer(jpeg, np.uint8) for jpeg in part], *central_windows(sizes, short_side, shown.eval_window)
+        return [np.frombuffer(jpeg, np.uint8) for jpeg in part], *central_windows(sizes, short_side, view.eval_window)
 
-    pipeline = _placed(shown.eval_graph(), target, num_threads)(
+    pipeline = _placed(view.eval_graph(), target, num_threads)(
         source=source,
         batch_size=min(len(jpegs), IMAGES_AT_A_TIME),
         prefetch_queue_depth=1,

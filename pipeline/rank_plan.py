@@ -11,17 +11,17 @@ import numpy as np
 
 from errors import InputError
 from pipeline.augment import Augmentation, Units, channel_mean, divisor
-from pipeline.cache.formats import RgbSquares, Squares, YccSquares
+from pipeline.cache.formats import PixelFormat, Rgb888, YCbCr420
 from pipeline.graphs import eval_graph, train_graph
-from pipeline.inputs import EpochInputs, TrainingInputs, evaluation_inputs, kept_evaluation_inputs
+from pipeline.inputs import AugmentSampler, EpochPlan, cached_eval_epoch_plan, eval_epoch_plan
 from pipeline.reading.dali_stream import Graph
 from pipeline.reading.samples import Samples
-from pipeline.sampler import Partition, Share
+from pipeline.sampler import Partition, RankSlice
 from preprocess.manifest import ColorStats
 
 
 @dataclass(frozen=True)
-class Shown:
+class ViewSpec:
     """What of an image is handed out, and in which units."""
 
     short_side: int
@@ -54,11 +54,11 @@ class Shown:
 
 
 @dataclass(frozen=True)
-class Work:
+class RankPlan:
     """One rank's work."""
 
-    share: Share
-    inputs: Callable[[int], EpochInputs]
+    rank_slice: RankSlice
+    inputs: Callable[[int], EpochPlan]
     """The plan of an epoch by its number: for `graph`, or for the pass over a cache."""
     order: Literal["shards", "permutation", "stored"]
     """Shuffled within groups of shards, permuted as a whole, or as stored: part of what a loader's state must match."""
@@ -66,15 +66,15 @@ class Work:
     """Whether the next epoch's first samples are read while the last batches of one are decoded."""
     graph: Graph
     """Makes batches without a cache."""
-    squares: Squares
+    pixel_format: PixelFormat
     """What a cache keeps of an image: its central window."""
     members: np.ndarray
     """The samples that a cache keeps, int64, ascending; none without a cache."""
 
 
-def training_work(
+def train_rank_plan(
     samples: Samples,
-    shown: Shown,
+    view: ViewSpec,
     augmentation: Augmentation,
     seed: int,
     *,
@@ -82,64 +82,62 @@ def training_work(
     batch_size: int,
     rank: int,
     world_size: int,
-) -> Work:
+) -> RankPlan:
     """Return what a rank does in training.
 
     Raises:
         InputError: ranks or batch size are not valid, or what a cache keeps is not enough for the augmentation.
     """
-    share = Share.of_training(len(samples), batch_size, rank, world_size)
+    rank_slice = RankSlice.of_training(len(samples), batch_size, rank, world_size)
     partition = Partition(len(samples), batch_size, world_size, seed) if cached else None
     if cached:
         _check_fits_cache(augmentation)
-    inputs = TrainingInputs(
+    inputs = AugmentSampler(
         shard_samples=samples.shard_samples,
         seed=seed,
         global_batch=batch_size * world_size,
-        short_side=shown.short_side,
-        crop=shown.crop,
+        short_side=view.short_side,
+        crop=view.crop,
         augmentation=augmentation,
-        color_stats=shown.color_stats,
-        units=shown.units,
-        mean="channel" if shown.mean_crop is None else "image",
+        color_stats=view.color_stats,
+        units=view.units,
+        mean="channel" if view.mean_crop is None else "image",
         partition=partition,
     )
     resized = augmentation.crop_size == "random"
-    return Work(
-        share=share,
+    return RankPlan(
+        rank_slice=rank_slice,
         inputs=lru_cache(maxsize=2)(inputs),  # the decoding and the pass of a cache ask for the same epoch
         order="shards" if partition is None else "permutation",
         endless=True,
-        graph=partial(train_graph, crop=shown.crop, resized=resized, mean_crop=shown.mean_crop),
-        squares=YccSquares(shown.short_side),
+        graph=partial(train_graph, crop=view.crop, resized=resized, mean_crop=view.mean_crop),
+        pixel_format=YCbCr420(view.short_side),
         members=np.arange(0) if partition is None else partition.members(rank),
     )
 
 
-def evaluation_work(
-    samples: Samples, shown: Shown, *, cached: bool, batch_size: int, rank: int, world_size: int
-) -> Work:
+def eval_rank_plan(
+    samples: Samples, view: ViewSpec, *, cached: bool, batch_size: int, rank: int, world_size: int
+) -> RankPlan:
     """Return what a rank does in evaluation: with a cache, on the very pixels that it would decode.
 
     Raises:
         InputError: ranks or batch size are not valid.
     """
-    share = Share.of_evaluation(len(samples), batch_size, rank, world_size)
-    mean = np.asarray(
-        channel_mean(shown.color_stats, shown.units) if shown.mean_crop is None else (0, 0, 0), np.float32
-    )
-    divisors = np.asarray(divisor(shown.color_stats, shown.units), np.float32)
-    window = shown.eval_window
-    kept = kept_evaluation_inputs(len(samples), window - shown.crop, shown.crops, mean, divisors)
-    decoded = evaluation_inputs(len(samples), shown.short_side, window)
-    return Work(
-        share=share,
+    rank_slice = RankSlice.of_evaluation(len(samples), batch_size, rank, world_size)
+    mean = np.asarray(channel_mean(view.color_stats, view.units) if view.mean_crop is None else (0, 0, 0), np.float32)
+    divisors = np.asarray(divisor(view.color_stats, view.units), np.float32)
+    window = view.eval_window
+    kept = cached_eval_epoch_plan(len(samples), window - view.crop, view.crops, mean, divisors)
+    decoded = eval_epoch_plan(len(samples), view.short_side, window)
+    return RankPlan(
+        rank_slice=rank_slice,
         inputs=lambda _epoch: kept if cached else decoded,
         order="stored",
         endless=False,
-        graph=shown.eval_graph(),
-        squares=RgbSquares(window),
-        members=np.arange(share.first, share.end) if cached else np.arange(0),
+        graph=view.eval_graph(),
+        pixel_format=Rgb888(window),
+        members=np.arange(rank_slice.first, rank_slice.end) if cached else np.arange(0),
     )
 
 

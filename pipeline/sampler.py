@@ -14,7 +14,7 @@ import numpy as np
 
 from errors import InputError, check_count
 
-WINDOW_SHARDS = 16
+SHUFFLE_GROUP_SHARDS = 16
 """Shards are permuted each epoch, then samples inside groups of this many: a full permutation for data sets up to
 this size, and beyond it reads stay within few files at a time.
 
@@ -30,7 +30,7 @@ _ORDER, _OFFSETS, _FLIPS, _NORMALS, _PLACES, _ATTEMPTS, _OWNERS = range(7)
 
 
 @dataclass(frozen=True)
-class EpochPlan:
+class EpochDraws:
     """One epoch by global position."""
 
     order: np.ndarray
@@ -41,14 +41,16 @@ class EpochPlan:
     """int32 n: 1 for a mirrored image, else 0."""
     normals: np.ndarray
     """float32 n,3: standard normal numbers for the lighting noise."""
-    places: np.ndarray
+    crop_fractions: np.ndarray
     """float64 n,2: uniform in [0, 1), where (y, x) a window lies in an image of any size."""
 
-    def shared_by_chunks(self, global_batch: int, chunk: int) -> EpochPlan:
+    def shared_by_chunks(self, global_batch: int, chunk: int) -> EpochDraws:
         """Give each `chunk` consecutive positions of a global batch the window and the flip of its first one."""
         positions = np.arange(len(self.order))
         first = positions - positions % global_batch % chunk
-        return replace(self, offsets=self.offsets[first], flips=self.flips[first], places=self.places[first])
+        return replace(
+            self, offsets=self.offsets[first], flips=self.flips[first], crop_fractions=self.crop_fractions[first]
+        )
 
 
 @dataclass(frozen=True)
@@ -70,11 +72,11 @@ class Partition:
         return np.flatnonzero(self._owners() == rank)
 
     def order(self, epoch: int) -> np.ndarray:
-        """Return the order of an epoch by global position, int64 n, as `Share.of_training` divides it among ranks.
+        """Return the order of an epoch by global position, int64 n, as `RankSlice.of_training` divides it among ranks.
 
         What the last global batch leaves over comes at its end: each epoch's permutation chooses it anew.
         """
-        drawn = _stream(self.seed, epoch, _ORDER).permutation(self.samples)
+        drawn = _rng(self.seed, epoch, _ORDER).permutation(self.samples)
         owners = self._owners()[drawn]
         parts = [drawn[owners == rank] for rank in range(self.world_size)]
         used = self.samples // (self.batch_size * self.world_size) * self.batch_size
@@ -82,13 +84,13 @@ class Partition:
         return np.concatenate([batches.reshape(-1), *(part[used:] for part in parts)])
 
     def _owners(self) -> np.ndarray:
-        shuffled = _stream(self.seed, 0, _OWNERS).permutation(self.samples)
+        shuffled = _rng(self.seed, 0, _OWNERS).permutation(self.samples)
         return shuffled * self.world_size // max(self.samples, 1)
 
 
-def plan_training(
+def draw_epoch(
     shard_samples: Sequence[int], seed: int, epoch: int, slack: int, partition: Partition | None = None
-) -> EpochPlan:
+) -> EpochDraws:
     """Draw a training epoch.
 
     Each kind of number has a counter-based stream of its own: what is switched off changes nothing else.
@@ -101,12 +103,12 @@ def plan_training(
         partition: gives the order where each rank keeps a part of the samples; None shuffles shards.
     """
     samples = sum(shard_samples)
-    return EpochPlan(
-        order=partition.order(epoch) if partition else _shuffled(shard_samples, _stream(seed, epoch, _ORDER)),
-        offsets=_stream(seed, epoch, _OFFSETS).integers(0, slack, size=(samples, 2), dtype=np.int32, endpoint=True),
-        flips=_stream(seed, epoch, _FLIPS).integers(0, 2, size=samples, dtype=np.int32),
-        normals=_stream(seed, epoch, _NORMALS).standard_normal((samples, 3), dtype=np.float32),
-        places=_stream(seed, epoch, _PLACES).random((samples, 2)),
+    return EpochDraws(
+        order=partition.order(epoch) if partition else _shuffled(shard_samples, _rng(seed, epoch, _ORDER)),
+        offsets=_rng(seed, epoch, _OFFSETS).integers(0, slack, size=(samples, 2), dtype=np.int32, endpoint=True),
+        flips=_rng(seed, epoch, _FLIPS).integers(0, 2, size=samples, dtype=np.int32),
+        normals=_rng(seed, epoch, _NORMALS).standard_normal((samples, 3), dtype=np.float32),
+        crop_fractions=_rng(seed, epoch, _PLACES).random((samples, 2)),
     )
 
 
@@ -122,7 +124,7 @@ def draw_attempts(seed: int, epoch: int, positions: slice) -> np.ndarray:
 
 
 @dataclass(frozen=True)
-class Share:
+class RankSlice:
     """The positions of an epoch that one rank takes: batch b is [first + b * stride, + batch_size), cut at `end`."""
 
     first: int
@@ -131,7 +133,7 @@ class Share:
     batch_size: int
 
     @classmethod
-    def of_training(cls, samples: int, batch_size: int, rank: int, world_size: int) -> Share:
+    def of_training(cls, samples: int, batch_size: int, rank: int, world_size: int) -> RankSlice:
         """Divide each global batch of batch_size * world_size positions; a last, smaller one is left out.
 
         Raises:
@@ -147,7 +149,7 @@ class Share:
         return cls(rank * batch_size, whole, samples // whole * whole, batch_size)
 
     @classmethod
-    def of_evaluation(cls, samples: int, batch_size: int, rank: int, world_size: int) -> Share:
+    def of_evaluation(cls, samples: int, batch_size: int, rank: int, world_size: int) -> RankSlice:
         """Give rank r the samples [floor(r n / w), floor((r + 1) n / w)), the last batch as small as it gets.
 
         Raises:
@@ -174,7 +176,7 @@ def _check(batch_size: int, rank: int, world_size: int) -> None:
         raise InputError(f"rank is {rank!r}; valid: 0 to {world_size - 1}, below world_size")
 
 
-def _stream(seed: int, epoch: int, purpose: int) -> np.random.Generator:
+def _rng(seed: int, epoch: int, purpose: int) -> np.random.Generator:
     return np.random.Generator(np.random.Philox(np.random.SeedSequence((seed, epoch, purpose))))
 
 
@@ -183,8 +185,8 @@ def _shuffled(shard_samples: Sequence[int], rng: np.random.Generator) -> np.ndar
     starts = ends - shard_samples
     shards = rng.permutation(len(shard_samples))
     windows = []
-    for first in range(0, len(shards), WINDOW_SHARDS):
-        members = shards[first : first + WINDOW_SHARDS]
+    for first in range(0, len(shards), SHUFFLE_GROUP_SHARDS):
+        members = shards[first : first + SHUFFLE_GROUP_SHARDS]
         window = np.concatenate([np.arange(starts[shard], ends[shard]) for shard in members])
         rng.shuffle(window)
         windows.append(window)

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from pipeline.cache.buffers import Buffers
-from pipeline.cache.formats import Squares
-from pipeline.inputs import Arguments
+from pipeline.cache.formats import PixelFormat
+from pipeline.inputs import AugmentParams
 from pipeline.reading.dali_stream import to_device
 
 LOG = logging.getLogger(__name__)
@@ -23,11 +23,11 @@ GROUP_PIXELS = 1 << 19
 hold and the allocator keeps; the memory of a large batch it would get from the kernel anew, page by page."""
 
 
-class FusedPass:
+class CropFlipNormalize:
     """Makes batches of `images` views each, float32 images,3,crop,crop on the device.
 
     `torch.compile` makes it a few loops of vectors (one graph: all shapes are fixed). Where there is no compiler the
-    same lines run one after another, slower and to the same bits: what `Squares.levels` gives is exact, and one
+    same lines run one after another, slower and to the same bits: what `PixelFormat.to_rgb` gives is exact, and one
     subtraction at a time and one product are rounded the same everywhere.
 
     Args:
@@ -39,9 +39,9 @@ class FusedPass:
     """
 
     def __init__(
-        self, squares: Squares, images: int, crop: int, mean_crop: np.ndarray | None, device: torch.device
+        self, pixel_format: PixelFormat, images: int, crop: int, mean_crop: np.ndarray | None, device: torch.device
     ) -> None:
-        self._squares = squares
+        self._pixel_format = pixel_format
         self._device = device
         most = max(1, GROUP_PIXELS // crop**2) if device.type == "cpu" else images
         groups = math.ceil(images / most)
@@ -53,7 +53,7 @@ class FusedPass:
         self._buffers = Buffers(self._shape) if device.type == "cpu" else None
         self._fill: Callable[..., None] = torch.compile(_fill_views, dynamic=False, fullgraph=True)
 
-    def __call__(self, rows: Tensor, numbers: np.ndarray, arguments: Arguments) -> Tensor:
+    def __call__(self, rows: Tensor, numbers: np.ndarray, arguments: AugmentParams) -> Tensor:
         """Make a batch; on the CPU its memory is used again once nothing holds it.
 
         Args:
@@ -69,7 +69,7 @@ class FusedPass:
         images = self._buffers.take() if self._buffers else torch.empty(self._shape, device=self._device)
         with torch.no_grad():
             for group in zip(*(values.split(self._group) for values in (*given, images[: len(cycle)])), strict=True):
-                self._run(self._squares, self._mean_crop, rows, *group)
+                self._run(self._pixel_format, self._mean_crop, rows, *group)
         return images[: len(numbers)]
 
     def _run(self, *arguments: Any) -> None:
@@ -84,7 +84,7 @@ class FusedPass:
 
 
 def _fill_views(
-    squares: Squares,
+    pixel_format: PixelFormat,
     mean_crop: Tensor,
     rows: Tensor,
     numbers: Tensor,
@@ -95,12 +95,12 @@ def _fill_views(
     out: Tensor,
 ) -> None:
     crop = out.shape[-1]
-    places = torch.arange(crop, device=out.device)
-    words = squares.words(rows, numbers, corners[:, 0, None] + places.int(), corners[:, 1], crop)
-    mirrored = torch.where(flips[:, None, None] == 1, crop - 1 - places, places).expand(words.shape)
-    words = torch.empty_like(words).scatter_(2, mirrored, words)
-    levels = squares.levels(words)
-    out.copy_((levels - means[:, :, None, None] - mean_crop) * factors[:, :, None, None])
+    columns = torch.arange(crop, device=out.device)
+    packed = pixel_format.read_windows(rows, numbers, corners[:, 0, None] + columns.int(), corners[:, 1], crop)
+    mirrored = torch.where(flips[:, None, None] == 1, crop - 1 - columns, columns).expand(packed.shape)
+    packed = torch.empty_like(packed).scatter_(2, mirrored, packed)
+    rgb = pixel_format.to_rgb(packed)
+    out.copy_((rgb - means[:, :, None, None] - mean_crop) * factors[:, :, None, None])
 
 
 def _first_line(error: Exception) -> str:

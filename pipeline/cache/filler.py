@@ -9,14 +9,14 @@ import numpy as np
 import torch
 
 from pipeline.cache.store import Cache
-from pipeline.inputs import EpochInputs, central_windows
-from pipeline.reading.dali_stream import Graph, Stream
+from pipeline.inputs import EpochPlan, central_windows
+from pipeline.reading.dali_stream import DaliStream, Graph
 from pipeline.reading.read_ahead import ReadAhead, Wanted
 from pipeline.reading.samples import SampleError, Samples
-from pipeline.sampler import Share
+from pipeline.sampler import RankSlice
 
 
-class Filling:
+class CacheFiller:
     """Fills a cache ahead of need, until all of its samples are there.
 
     Args:
@@ -35,8 +35,8 @@ class Filling:
         self,
         cache: Cache,
         samples: Samples,
-        share: Share,
-        epoch_inputs: Callable[[int], EpochInputs],
+        rank_slice: RankSlice,
+        epoch_plan: Callable[[int], EpochPlan],
         graph: Graph,
         short_side: int,
         batch_size: int,
@@ -44,17 +44,19 @@ class Filling:
         *,
         skip: bool,
     ) -> None:
-        def windows(epoch: int) -> EpochInputs:
-            inputs = epoch_inputs(epoch)
-            return replace(inputs, arguments=lambda _, sizes: central_windows(sizes, short_side, cache.squares.side))
+        def windows(epoch: int) -> EpochPlan:
+            inputs = epoch_plan(epoch)
+            return replace(
+                inputs, arguments=lambda _, sizes: central_windows(sizes, short_side, cache.pixel_format.side)
+            )
 
         self._cache = cache
         self._skip = skip
         self._asked = cache.held.copy()
         self._source = ReadAhead(
-            samples, share, windows, endless=lambda: not self._asked.all(), wanted=self._missing, skip=skip
+            samples, rank_slice, windows, endless=lambda: not self._asked.all(), wanted=self._missing, skip=skip
         )
-        self._stream: Stream | None = Stream(self._source, samples, graph, batch_size, device, skip=skip)
+        self._stream: DaliStream | None = DaliStream(self._source, samples, graph, batch_size, device, skip=skip)
 
     def seek(self, epoch: int, number: int) -> None:
         """Decode from this batch on; what was under way is thrown away."""

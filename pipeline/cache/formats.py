@@ -1,12 +1,11 @@
-"""How decoded squares are kept: two forms, one byte a number, each image a row of bytes.
+"""Pixel formats of the cache: RGB and YCbCr 4:2:0, one byte per number, one row of bytes per image.
 
-A form says how many bytes an image takes, makes a row of an image (`pack`), reads windows out of rows (`words`: one
-int32 a pixel, so that mirroring moves one number) and makes grey levels of them (`levels`). All of it is exact:
-integers, or floats that hold whole multiples of a power of two below 24 bits. That is why a compiled pass, an eager one
-and a GPU give the same bits.
+A format packs images into rows (`pack`), reads windows from rows as one int32 per pixel, so that mirroring moves one
+number (`read_windows`), and converts them to grey levels (`to_rgb`). All of it is exact: integers, or floats that hold
+multiples of a power of two below 24 bits. A compiled kernel, an eager one and a GPU therefore give the same bits.
 
-The compiler makes vectors of a loop along x only where it reads neighbours, of 8, 32 or 64 bits each. So a window is
-read as a slice that begins at x (`unfold`), not pixel by pixel, and sums of chroma are 32 bits that hold both planes.
+The compiler vectorizes a loop along x only where it reads neighbours of 8, 32 or 64 bits each. A window is therefore
+read as a slice that begins at x (`unfold`), and sums of chroma are 32 bits that hold both planes.
 """
 
 from __future__ import annotations
@@ -34,7 +33,7 @@ CR = (32768, -27439, -5329)
 """RGB to YCbCr in 65536ths, full range; each adds up to 65536 or 0 (T.871)."""
 
 
-class Squares(Protocol):
+class PixelFormat(Protocol):
     """A form in which squares are kept."""
 
     @property
@@ -48,7 +47,7 @@ class Squares(Protocol):
     def pack(self, images: Tensor) -> Tensor:
         """Make rows of images: uint8 n,side,side,3 -> uint8 n,bytes."""
 
-    def words(self, rows: Tensor, numbers: Tensor, y: Tensor, x: Tensor, width: int) -> Tensor:
+    def read_windows(self, rows: Tensor, numbers: Tensor, y: Tensor, x: Tensor, width: int) -> Tensor:
         """Read windows: int32 n,height,width, all that the colour of a pixel needs.
 
         Args:
@@ -59,12 +58,12 @@ class Squares(Protocol):
             width: how many columns.
         """
 
-    def levels(self, words: Tensor) -> Tensor:
+    def to_rgb(self, packed: Tensor) -> Tensor:
         """Make red, green and blue of words, float32 n,3,height,width in grey levels, 0 to 255."""
 
 
 @dataclass(frozen=True)
-class RgbSquares:
+class Rgb888:
     """As they were decoded: nothing is lost."""
 
     side: int
@@ -78,20 +77,20 @@ class RgbSquares:
         """Make rows of images: uint8 n,side,side,3 -> uint8 n,bytes."""
         return images.flatten(1)
 
-    def words(self, rows: Tensor, numbers: Tensor, y: Tensor, x: Tensor, width: int) -> Tensor:
-        """Read windows: see `Squares`. A byte a colour, red lowest."""
+    def read_windows(self, rows: Tensor, numbers: Tensor, y: Tensor, x: Tensor, width: int) -> Tensor:
+        """Read windows: see `PixelFormat`. A byte a colour, red lowest."""
         windows = rows.unflatten(1, (self.side, self.side, 3)).unfold(2, width, 1)
         red, green, blue = windows[numbers[:, None], y, x[:, None]].int().unbind(2)
         return red | green << 8 | blue << 16
 
-    def levels(self, words: Tensor) -> Tensor:
-        """Make colours of words: see `Squares`."""
-        shifts = 8 * torch.arange(3, dtype=torch.int32, device=words.device)
-        return (words[:, None] >> shifts[:, None, None] & 255).float()
+    def to_rgb(self, packed: Tensor) -> Tensor:
+        """Make colours of words: see `PixelFormat`."""
+        shifts = 8 * torch.arange(3, dtype=torch.int32, device=packed.device)
+        return (packed[:, None] >> shifts[:, None, None] & 255).float()
 
 
 @dataclass(frozen=True)
-class YccSquares:
+class YCbCr420:
     """Full-range YCbCr 4:2:0, a plane after another: 1.5 bytes a pixel, 98,304 bytes for 256x256.
 
     Chroma is averaged over 2x2 pixels (an odd side's last row and column are repeated), and read back by the triangle
@@ -123,21 +122,21 @@ class YccSquares:
         chroma = [(_weighted(weights, fours) + (128 << 18) + (1 << 17) >> 18).clamp(max=255) for weights in (CB, CR)]
         return torch.cat([plane.flatten(1).to(torch.uint8) for plane in (luma, *chroma)], dim=1)
 
-    def words(self, rows: Tensor, numbers: Tensor, y: Tensor, x: Tensor, width: int) -> Tensor:
-        """Read windows: see `Squares`. Luma, and chroma as sums of sixteenths (`SUM_BITS`)."""
+    def read_windows(self, rows: Tensor, numbers: Tensor, y: Tensor, x: Tensor, width: int) -> Tensor:
+        """Read windows: see `PixelFormat`. Luma, and chroma as sums of sixteenths (`SUM_BITS`)."""
         luma = rows[:, : self.side**2].unflatten(1, (self.side, self.side)).unfold(2, width, 1)
         lines = self._chroma_lines(rows, numbers[:, None], y)
         image, line = (torch.arange(count, device=y.device) for count in y.shape)
         chroma = lines.unfold(2, width, 1)[image[:, None], line, x[:, None]]
         return luma[numbers[:, None], y, x[:, None]].int() << 2 * SUM_BITS | chroma
 
-    def levels(self, words: Tensor) -> Tensor:
-        """Make colours of words: see `Squares`."""
-        words = words[:, None]
-        luma = (words >> 2 * SUM_BITS & 255).float() * (16 << FRACTION_BITS)
-        blue_difference = ((words & SUM_MASK) - 16 * 128).float()
-        red_difference = ((words >> SUM_BITS & SUM_MASK) - 16 * 128).float()
-        channel = torch.arange(3, device=words.device)[:, None, None]
+    def to_rgb(self, packed: Tensor) -> Tensor:
+        """Make colours of words: see `PixelFormat`."""
+        packed = packed[:, None]
+        luma = (packed >> 2 * SUM_BITS & 255).float() * (16 << FRACTION_BITS)
+        blue_difference = ((packed & SUM_MASK) - 16 * 128).float()
+        red_difference = ((packed >> SUM_BITS & SUM_MASK) - 16 * 128).float()
+        channel = torch.arange(3, device=packed.device)[:, None, None]
         cb, cr = (_of_channel(channel, *weights) for weights in ((0, GREEN_CB, BLUE_CB), (RED_CR, GREEN_CR, 0)))
         colours = luma + cb * blue_difference + cr * red_difference
         return (colours * (2.0**-FRACTION_BITS / 16)).clamp(0, 255)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from errors import InputError
-from pipeline.cache.formats import Squares
+from pipeline.cache.formats import PixelFormat
 from pipeline.cache.memory import available_bytes, local_processes
 from pipeline.reading.dali_stream import to_device
 
@@ -33,8 +33,8 @@ class Cache:
         InputError: it does not fit.
     """
 
-    def __init__(self, members: np.ndarray, samples: int, squares: Squares, device: torch.device) -> None:
-        self.squares = squares
+    def __init__(self, members: np.ndarray, samples: int, pixel_format: PixelFormat, device: torch.device) -> None:
+        self.pixel_format = pixel_format
         """How images are kept."""
         self._numbers = np.full(samples, -1)
         self._numbers[members] = np.arange(len(members))
@@ -44,7 +44,7 @@ class Cache:
         self.held[members] = False
         self._check_fits(len(members), device)
         # Not touched until it is filled: the kernel gives memory page by page.
-        self._rows = torch.empty((len(members), squares.bytes), dtype=torch.uint8, device=device)
+        self._rows = torch.empty((len(members), pixel_format.bytes), dtype=torch.uint8, device=device)
         if device.type == "cpu":
             _KEPT.add(self)
 
@@ -53,8 +53,8 @@ class Cache:
         numbers = self._numbers[indices]
         at_once = len(images) if images.is_cuda else max(1, PACKED_PIXELS // (images.shape[1] * images.shape[2]))
         rows = to_device(numbers, self._rows.device).split(at_once)
-        for places, part in zip(rows, images.split(at_once), strict=True):
-            self._rows[places] = self.squares.pack(part).to(self._rows.device)
+        for numbers_of_part, part in zip(rows, images.split(at_once), strict=True):
+            self._rows[numbers_of_part] = self.pixel_format.pack(part).to(self._rows.device)
         self._labels[numbers] = labels
         self.held[indices] = True
 
@@ -74,13 +74,13 @@ class Cache:
         if self._rows.device == device:
             return self._rows, numbers
         # From pinned memory the copy does not wait for the work that is queued on the GPU.
-        staging = torch.empty((most, self.squares.bytes), dtype=torch.uint8, pin_memory=True)
+        staging = torch.empty((most, self.pixel_format.bytes), dtype=torch.uint8, pin_memory=True)
         torch.index_select(self._rows, 0, torch.from_numpy(numbers), out=staging[: len(numbers)])
         return staging.to(device, non_blocking=True), np.arange(len(numbers))
 
     def untouched_bytes(self) -> int:
         """Return how much memory it will take in addition to what it has."""
-        return int((~self.held).sum()) * self.squares.bytes
+        return int((~self.held).sum()) * self.pixel_format.bytes
 
     def close(self) -> None:
         """Give the memory back, whoever still holds this."""
@@ -88,16 +88,16 @@ class Cache:
         self._rows = torch.empty(0)
 
     def _check_fits(self, members: int, device: torch.device) -> None:
-        available, needed, others = available_bytes(device), members * self.squares.bytes, 0
+        available, needed, others = available_bytes(device), members * self.pixel_format.bytes, 0
         if device.type == "cpu":
             # What is promised is not taken yet: the other caches of this process, and those of its neighbours.
             others = sum(cache.untouched_bytes() for cache in _KEPT)
             others += (local_processes() - 1) * (needed + others)
         if needed + others > available:
-            beside = f" beside {_gb(others)} of other caches on this machine" if others else ""
+            reserved = f" in addition to {_gb(others)} of other caches on this machine" if others else ""
             raise InputError(
-                f"the cache does not fit: {members} images of {self.squares.bytes} bytes are {_gb(needed)}{beside}, "
-                f"and {_gb(available)} of memory are free on {device}; valid: cache none, or more ranks, each of which "
+                f"cache needs {_gb(needed)} for {members} images of {self.pixel_format.bytes} bytes{reserved}: only "
+                f"{_gb(available)} of memory are free on {device}; use --cache none, or more ranks, each of which "
                 "keeps a part"
             )
 

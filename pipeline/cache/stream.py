@@ -7,17 +7,17 @@ from collections.abc import Callable
 import numpy as np
 import torch
 
-from pipeline.cache.batch_kernel import FusedPass
-from pipeline.cache.filler import Filling
+from pipeline.cache.batch_kernel import CropFlipNormalize
+from pipeline.cache.filler import CacheFiller
 from pipeline.cache.store import Cache
-from pipeline.inputs import EpochInputs
-from pipeline.rank_plan import Shown
+from pipeline.inputs import EpochPlan
+from pipeline.rank_plan import ViewSpec
 from pipeline.reading.dali_stream import to_device
-from pipeline.sampler import Share
+from pipeline.sampler import RankSlice
 
 
-class CachedStream:
-    """What `Stream` is, from a cache: batches in the order of `epoch_inputs`, from any position.
+class CachedBatchStream:
+    """What `DaliStream` is, from a cache: batches in the order of `epoch_plan`, from any position.
 
     Args:
         cache: decoded squares.
@@ -32,20 +32,20 @@ class CachedStream:
     def __init__(
         self,
         cache: Cache,
-        filling: Filling,
-        share: Share,
-        epoch_inputs: Callable[[int], EpochInputs],
-        shown: Shown,
+        filler: CacheFiller,
+        rank_slice: RankSlice,
+        epoch_plan: Callable[[int], EpochPlan],
+        view: ViewSpec,
         batch_size: int,
         device: torch.device,
     ) -> None:
         self._cache = cache
-        self._filling = filling
-        self._fused = FusedPass(cache.squares, batch_size * shown.crops, shown.crop, shown.mean_crop, device)
-        self._share = share
-        self._epoch_inputs = epoch_inputs
+        self._filler = filler
+        self._kernel = CropFlipNormalize(cache.pixel_format, batch_size * view.crops, view.crop, view.mean_crop, device)
+        self._rank_slice = rank_slice
+        self._epoch_inputs = epoch_plan
         self._batch_size = batch_size
-        self._crops = shown.crops
+        self._crops = view.crops
         self._device = device
         self._coming: tuple[int, int] | None = None
         self.skipped = 0
@@ -54,7 +54,7 @@ class CachedStream:
     def seek(self, epoch: int, number: int) -> None:
         """Go on with this batch; costs nothing where it comes next anyway."""
         if (epoch, number) != self._coming:
-            self._filling.seek(epoch, number)
+            self._filler.seek(epoch, number)
             self._coming = epoch, number
 
     def next(self) -> tuple[torch.Tensor, torch.Tensor]:
@@ -65,21 +65,21 @@ class CachedStream:
         """
         assert self._coming is not None
         (epoch, number), self._coming = self._coming, None
-        inputs, positions = self._epoch_inputs(epoch), self._share.positions(number)
+        inputs, positions = self._epoch_inputs(epoch), self._rank_slice.positions(number)
         indices = inputs.order[positions]
-        kept = self._filling.fill(indices, epoch, number)
-        arguments = inputs.arguments(positions, np.full((len(indices), 2), self._cache.squares.side))
+        kept = self._filler.fill(indices, epoch, number)
+        arguments = inputs.arguments(positions, np.full((len(indices), 2), self._cache.pixel_format.side))
         arguments = tuple(values[np.repeat(kept, self._crops)] for values in arguments)
         indices = indices[kept]
         rows, numbers = self._cache.rows(indices, self._batch_size, self._device)
-        images = self._fused(rows, np.repeat(numbers, self._crops), arguments)
+        images = self._kernel(rows, np.repeat(numbers, self._crops), arguments)
         if self._crops > 1:
             images = images.unflatten(0, (-1, self._crops))
         self.skipped += int((~kept).sum())
-        self._coming = (epoch, number + 1) if number + 1 < len(self._share) else (epoch + 1, 0)
+        self._coming = (epoch, number + 1) if number + 1 < len(self._rank_slice) else (epoch + 1, 0)
         return images, to_device(self._cache.labels(indices), self._device)
 
     def close(self) -> None:
         """Let go of the threads and of the cache."""
-        self._filling.close()
+        self._filler.close()
         self._cache.close()

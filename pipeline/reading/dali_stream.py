@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from nvidia.dali.pipeline import Pipeline
 
-from pipeline.reading.read_ahead import Batch, ReadAhead
+from pipeline.reading.read_ahead import PendingBatch, ReadAhead
 from pipeline.reading.samples import SampleError, Samples
 
 BATCHES_DECODING = 2
@@ -19,7 +19,7 @@ Graph = Callable[..., Pipeline]
 """Builds a pipeline from `source`, `batch_size` and `prefetch_queue_depth`."""
 
 
-class Stream:
+class DaliStream:
     """Decoded batches in the order of a `ReadAhead`, from any position.
 
     Args:
@@ -68,7 +68,7 @@ class Stream:
         images, batch = self.decoded()
         return images, to_device(batch.labels, self._device)
 
-    def decoded(self) -> tuple[torch.Tensor, Batch]:
+    def decoded(self) -> tuple[torch.Tensor, PendingBatch]:
         """Return the next images, and the batch that they are.
 
         Raises:
@@ -133,7 +133,7 @@ class Stream:
             self._source.leave_out(culprit)
         self.seek_anew(batch.epoch, batch.number)
 
-    def _culprits(self, batch: Batch) -> list[SampleError]:
+    def _culprits(self, batch: PendingBatch) -> list[SampleError]:
         """Decode a failed batch one by one, to name the samples that failed: the first one, or all to skip."""
         found: list[SampleError] = []
         for place, index in enumerate(batch.indices.tolist()):
@@ -146,7 +146,7 @@ class Stream:
                     break
         return found
 
-    def _run_alone(self, batch: Batch, place: int) -> None:
+    def _run_alone(self, batch: PendingBatch, place: int) -> None:
         # A pipeline that failed does not go on: each sample gets one of its own.
         self._graph(source=lambda: batch.graph_inputs_of(place), batch_size=1, prefetch_queue_depth=1).run()
 

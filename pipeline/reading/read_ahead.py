@@ -13,28 +13,28 @@ from typing import Any
 import numpy as np
 from nvidia.dali.tensors import TensorCPU, TensorListCPU
 
-from pipeline.inputs import Arguments, EpochInputs
-from pipeline.reading.samples import Files, SampleError, Samples
-from pipeline.sampler import Share
+from pipeline.inputs import AugmentParams, EpochPlan
+from pipeline.reading.samples import EncodedSamples, SampleError, Samples
+from pipeline.sampler import RankSlice
 
 LOG = logging.getLogger(__name__)
 
 BATCHES_AHEAD = 4
 """Batches whose files are being read before the decoder asks for them, each in a thread of its own."""
 
-Read = tuple[Files, TensorListCPU]
+Read = tuple[EncodedSamples, TensorListCPU]
 """A batch's files, and their JPEGs as DALI takes them all at once."""
 Wanted = Callable[[np.ndarray], np.ndarray]
 """Samples, int64 -> which of them to read, bool."""
 
 
 @dataclass
-class Batch:
+class PendingBatch:
     """One rank's batch on its way through the loader."""
 
     epoch: int
     number: int
-    inputs: EpochInputs
+    inputs: EpochPlan
     positions: slice
     kept: np.ndarray
     """bool: which of its positions are given out; the others hold samples that are left out."""
@@ -66,7 +66,7 @@ class Batch:
         part = slice(place, place + 1)
         return files.jpegs[part], *(values[part] for values in self._arguments(files))
 
-    def _arguments(self, files: Files) -> Arguments:
+    def _arguments(self, files: EncodedSamples) -> AugmentParams:
         sizes = np.full((len(self.kept), 2), files.sizes[0])
         sizes[self.kept] = files.sizes
         arguments = self.inputs.arguments(self.positions, sizes)
@@ -89,25 +89,25 @@ class ReadAhead:
     def __init__(
         self,
         samples: Samples,
-        share: Share,
-        epoch_inputs: Callable[[int], EpochInputs],
+        rank_slice: RankSlice,
+        epoch_plan: Callable[[int], EpochPlan],
         *,
         endless: Callable[[], bool],
         wanted: Callable[[], Wanted] = lambda: lambda indices: np.ones(len(indices), bool),
         skip: bool = False,
     ) -> None:
         self._samples = samples
-        self._share = share
-        self._epoch_inputs = epoch_inputs
+        self._rank_slice = rank_slice
+        self._epoch_inputs = epoch_plan
         self._endless = endless
         self._wanted = wanted
         self._skip = skip
         self.left_out: dict[int, SampleError] = {}
         """Samples that are given out no more, with what is wrong with them."""
         self._threads = ThreadPoolExecutor(BATCHES_AHEAD, thread_name_prefix="read-ahead")
-        self._coming: Iterator[Batch] = iter(())
-        self._reading: deque[Batch] = deque()
-        self.taken: deque[Batch] = deque()
+        self._coming: Iterator[PendingBatch] = iter(())
+        self._reading: deque[PendingBatch] = deque()
+        self.taken: deque[PendingBatch] = deque()
         """Batches that the graph has taken and not given out yet."""
         self.error: Exception | None = None
         """What ended the row early; it is raised when the batches before it are out."""
@@ -151,23 +151,23 @@ class ReadAhead:
         self.taken.clear()
         self._threads.shutdown(wait=False, cancel_futures=True)
 
-    def _batches(self, epoch: int, number: int, wanted: Wanted) -> Iterator[Batch]:
+    def _batches(self, epoch: int, number: int, wanted: Wanted) -> Iterator[PendingBatch]:
         while True:
             inputs = self._epoch_inputs(epoch)
-            for number_in_epoch in range(number, len(self._share)):
-                kept = wanted(inputs.order[self._share.positions(number_in_epoch)])
+            for number_in_epoch in range(number, len(self._rank_slice)):
+                kept = wanted(inputs.order[self._rank_slice.positions(number_in_epoch)])
                 if kept.any():
                     yield self._begin(inputs, epoch, number_in_epoch, kept)
             if not self._endless():
                 return
             epoch, number = epoch + 1, 0
 
-    def _begin(self, inputs: EpochInputs, epoch: int, number: int, kept: np.ndarray) -> Batch:
-        positions = self._share.positions(number)
+    def _begin(self, inputs: EpochPlan, epoch: int, number: int, kept: np.ndarray) -> PendingBatch:
+        positions = self._rank_slice.positions(number)
         indices = inputs.order[positions]
         if self.left_out:
             kept = kept & ~np.isin(indices, list(self.left_out))
-        return Batch(epoch, number, inputs, positions, kept, self._threads.submit(self._files, indices[kept]))
+        return PendingBatch(epoch, number, inputs, positions, kept, self._threads.submit(self._files, indices[kept]))
 
     def _files(self, indices: np.ndarray) -> Read:
         # DALI would check and wrap each file of a list itself, slowly, in the thread that iterates: it gets one object.
@@ -175,7 +175,7 @@ class ReadAhead:
         jpegs = TensorListCPU(list(map(TensorCPU, files.jpegs)), contiguous=False)  # type: ignore[call-overload]
         return files, jpegs
 
-    def _read(self, batch: Batch) -> Batch:
+    def _read(self, batch: PendingBatch) -> PendingBatch:
         """Wait for a batch; where a sample is to be left out, read the others."""
         while True:
             if not batch.kept.any():

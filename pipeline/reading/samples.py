@@ -33,7 +33,7 @@ class SampleError(InputError):
         self.index = index
 
 
-class Files(NamedTuple):
+class EncodedSamples(NamedTuple):
     """Samples as they were read."""
 
     jpegs: list[memoryview]
@@ -56,7 +56,7 @@ class _Span(NamedTuple):
     label_bytes: int
 
 
-class Example(NamedTuple):
+class StoredSample(NamedTuple):
     """One stored sample."""
 
     key: str
@@ -94,7 +94,7 @@ class Samples:
         """Count the samples of the split."""
         return self._ends[-1] if self._ends else 0
 
-    def read(self, indices: np.ndarray) -> Files:
+    def read(self, indices: np.ndarray) -> EncodedSamples:
         """Read samples by number.
 
         Raises:
@@ -103,16 +103,16 @@ class Samples:
         """
         numbers, spans = self._spans(indices)
         starts, lengths, begins, sizes = spans[:, :4].T.tolist()
-        places = zip(indices.tolist(), numbers.tolist(), starts, lengths, strict=True)
-        contents = [self._read_span(*place) for place in places]
+        locations = zip(indices.tolist(), numbers.tolist(), starts, lengths, strict=True)
+        contents = [self._read_span(*location) for location in locations]
         jpegs = [memoryview(content)[at : at + size] for content, at, size in zip(contents, begins, sizes, strict=True)]
         for place in np.flatnonzero(self._sizes[indices, 0] == 0).tolist():
             index = int(indices[place])
             self._labels[index] = self._label(index, contents[place], _Span(*spans[place].tolist()))
             self._sizes[index] = self._size(index, jpegs[place])
-        return Files(jpegs, self._sizes[indices], self._labels[indices])
+        return EncodedSamples(jpegs, self._sizes[indices], self._labels[indices])
 
-    def example(self, index: int) -> Example:
+    def example(self, index: int) -> StoredSample:
         """Return one sample as it lies in its tar.
 
         Raises:
@@ -121,7 +121,7 @@ class Samples:
         number, row = self._locate(index)
         span = _Span(*self._table(number)[row].tolist())
         content = self._read_span(index, number, span.start, span.length)
-        return Example(self._key(index), bytes(_jpeg(content, span)), self._label(index, content, span))
+        return StoredSample(self._key(index), bytes(_jpeg(content, span)), self._label(index, content, span))
 
     def describe(self, index: int) -> str:
         """Name the shard and the key of one sample, for messages."""

@@ -59,15 +59,15 @@ def test_every_epoch_is_another_permutation_and_leaves_out_others(numbered):
 
 
 def test_an_order_is_a_permutation_of_the_whole_and_not_of_groups_of_shards():
-    from pipeline.sampler import WINDOW_SHARDS, Partition, plan_training
+    from pipeline.sampler import SHUFFLE_GROUP_SHARDS, Partition, draw_epoch
 
-    shards, each = 5 * WINDOW_SHARDS, 10
+    shards, each = 5 * SHUFFLE_GROUP_SHARDS, 10
     partition = Partition(shards * each, batch_size=7, world_size=1, seed=0)
-    orders = [plan_training([each] * shards, 0, epoch, 0, partition).order for epoch in range(2)]
+    orders = [draw_epoch([each] * shards, 0, epoch, 0, partition).order for epoch in range(2)]
     for order in orders:
         assert sorted(order) == list(range(shards * each))
-        window = order[: WINDOW_SHARDS * each] // each
-        assert len(set(window.tolist())) > 4 * WINDOW_SHARDS
+        window = order[: SHUFFLE_GROUP_SHARDS * each] // each
+        assert len(set(window.tolist())) > 4 * SHUFFLE_GROUP_SHARDS
     assert (orders[0] == orders[1]).mean() < 0.01
 
 

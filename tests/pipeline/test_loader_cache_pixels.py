@@ -9,8 +9,8 @@ from test_loader_switches import UNLIT
 
 import pipeline.sampler
 from pipeline.augment import Augmentation
-from pipeline.cache.batch_kernel import FusedPass
-from pipeline.cache.formats import RgbSquares, YccSquares
+from pipeline.cache.batch_kernel import CropFlipNormalize
+from pipeline.cache.formats import Rgb888, YCbCr420
 from pipeline.loader import make_loader
 from pipeline.reading.samples import Samples
 from preprocess.images.transform import encode_jpeg
@@ -38,7 +38,7 @@ def same_order(monkeypatch):
         monkeypatch.setattr(
             pipeline.sampler.Partition,
             "order",
-            lambda partition, epoch: pipeline.sampler.plan_training(shards, partition.seed, epoch, 0).order,
+            lambda partition, epoch: pipeline.sampler.draw_epoch(shards, partition.seed, epoch, 0).order,
         )
 
     return apply
@@ -135,7 +135,7 @@ def test_host_memory_feeds_a_gpu_with_the_bits_of_its_own(numbered, split):
 def test_planes_are_those_of_the_formula_and_a_grey_image_comes_back_exactly(side):
     rng = np.random.default_rng(side)
     images = rng.integers(0, 256, (3, side, side, 3), dtype=np.uint8)
-    squares = YccSquares(side)
+    squares = YCbCr420(side)
     rows = squares.pack(torch.from_numpy(images)).numpy()
     assert rows.shape == (3, squares.bytes)
     padded = np.pad(images, ((0, 0), (0, side % 2), (0, side % 2), (0, 0)), mode="edge").astype(np.float64)
@@ -147,7 +147,7 @@ def test_planes_are_those_of_the_formula_and_a_grey_image_comes_back_exactly(sid
     grey = torch.arange(side * side).view(1, side, side, 1).expand(-1, -1, -1, 3).to(torch.uint8) % 251
     assert torch.equal(view_of(squares, grey)[0].to(torch.uint8), grey[0].permute(2, 0, 1))
     coloured = torch.from_numpy(images)
-    assert torch.equal(view_of(RgbSquares(side), coloured), coloured.permute(0, 3, 1, 2).float())
+    assert torch.equal(view_of(Rgb888(side), coloured), coloured.permute(0, 3, 1, 2).float())
 
 
 def test_a_compiled_pass_gives_the_bits_of_an_eager_one_and_so_does_one_that_cannot_be_compiled(
@@ -183,7 +183,7 @@ def test_a_compiled_pass_gives_the_bits_of_an_eager_one_and_so_does_one_that_can
 @pytest.mark.parametrize("side", [9, 8])
 def test_windows_are_those_of_libjpegs_triangle_filter_wherever_they_begin_mirrored_or_not(side):
     rng = np.random.default_rng(side)
-    squares = YccSquares(side)
+    squares = YCbCr420(side)
     rows = rng.integers(0, 256, (5, squares.bytes), dtype=np.uint8)
     luma, chroma = np.split(rows.astype(np.float64), [side**2], axis=1)
     planes = np.pad(
@@ -201,7 +201,7 @@ def test_windows_are_those_of_libjpegs_triangle_filter_wherever_they_begin_mirro
         starts = np.arange(side - crop + 1)
         views = np.stack(np.meshgrid(np.arange(5), starts, starts, [0, 1], indexing="ij"), axis=-1).reshape(-1, 4)
         numbers, corners, flips = views[:, 0], views[:, 1:3].astype(np.int32), views[:, 3].astype(np.int32)
-        fused = FusedPass(squares, len(views), crop, None, torch.device("cpu"))
+        fused = CropFlipNormalize(squares, len(views), crop, None, torch.device("cpu"))
         found = fused(torch.from_numpy(rows), numbers, (corners, flips, *untreated(len(views))))
         for image, (number, y, x, flip) in zip(found, views, strict=True):
             window = expected[number, :, y : y + crop, x : x + crop]
@@ -210,12 +210,12 @@ def test_windows_are_those_of_libjpegs_triangle_filter_wherever_they_begin_mirro
 
 def test_views_made_in_groups_are_those_made_at_once(monkeypatch):
     rng = np.random.default_rng(0)
-    squares = YccSquares(16)
+    squares = YCbCr420(16)
     rows = torch.from_numpy(rng.integers(0, 256, (50, squares.bytes), dtype=np.uint8))
 
     def views(count):
         given = np.zeros((count, 2), np.int32), np.arange(count, dtype=np.int32) % 2, *untreated(count)
-        return FusedPass(squares, 50, 12, None, torch.device("cpu"))(rows, np.arange(count), given).clone()
+        return CropFlipNormalize(squares, 50, 12, None, torch.device("cpu"))(rows, np.arange(count), given).clone()
 
     at_once = views(50)
     assert len(at_once) == 50
@@ -226,13 +226,13 @@ def test_views_made_in_groups_are_those_made_at_once(monkeypatch):
 
 
 def test_256_pixels_take_98_304_bytes():
-    assert YccSquares(256).bytes == 98_304
+    assert YCbCr420(256).bytes == 98_304
 
 
 def view_of(squares, images):
     """The whole squares of images, in grey levels."""
     side, n = squares.side, len(images)
-    fused = FusedPass(squares, n, side, None, torch.device("cpu"))
+    fused = CropFlipNormalize(squares, n, side, None, torch.device("cpu"))
     corners, flips = np.zeros((n, 2), np.int32), np.zeros(n, np.int32)
     return fused(squares.pack(images), np.arange(n), (corners, flips, *untreated(n)))
 

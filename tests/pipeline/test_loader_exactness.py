@@ -8,7 +8,7 @@ import torch
 from shard_folders import cut, texture_jpegs, write_shards
 
 from pipeline.loader import make_loader
-from pipeline.sampler import WINDOW_SHARDS, Share, draw_attempts, plan_training
+from pipeline.sampler import SHUFFLE_GROUP_SHARDS, RankSlice, draw_attempts, draw_epoch
 
 TRAIN, VAL = 103, 53
 
@@ -71,14 +71,14 @@ def test_order_differs_between_epochs_and_seeds_and_repeats_for_the_same_seed(nu
 
 @pytest.mark.parametrize(("samples", "ranks"), [(53, 5), (60, 7), (3, 4)])
 def test_the_ranks_shares_of_an_evaluation_differ_by_one_sample_at_most(samples, ranks):
-    shares = [Share.of_evaluation(samples, 10, rank, ranks) for rank in range(ranks)]
+    shares = [RankSlice.of_evaluation(samples, 10, rank, ranks) for rank in range(ranks)]
     sizes = [share.end - share.first for share in shares]
     assert (sum(sizes), max(sizes) - min(sizes)) == (samples, 0 if samples % ranks == 0 else 1)
 
 
 def test_every_kind_of_random_number_differs_between_epochs_and_seeds():
     epochs = [(3, 0), (3, 1), (4, 0)]
-    plans = [plan_training([100], seed, epoch, slack=8) for seed, epoch in epochs]
+    plans = [draw_epoch([100], seed, epoch, slack=8) for seed, epoch in epochs]
     for kind in ("offsets", "flips", "normals", "places"):
         assert len({getattr(plan, kind).tobytes() for plan in plans}) == 3, kind
     assert len({draw_attempts(seed, epoch, slice(0, 9)).tobytes() for seed, epoch in epochs}) == 3
@@ -106,14 +106,14 @@ def test_global_batch_does_not_depend_on_the_number_of_ranks(numbered, world_siz
 
 
 def test_shards_are_permuted_and_samples_shuffled_inside_a_window_of_shards():
-    shards, each = 5 * WINDOW_SHARDS, 10
-    window = WINDOW_SHARDS * each
-    orders = [plan_training([each] * shards, seed=0, epoch=epoch, slack=0).order for epoch in range(2)]
+    shards, each = 5 * SHUFFLE_GROUP_SHARDS, 10
+    window = SHUFFLE_GROUP_SHARDS * each
+    orders = [draw_epoch([each] * shards, seed=0, epoch=epoch, slack=0).order for epoch in range(2)]
     for order in orders:
         assert sorted(order) == list(range(shards * each))
         members = [sorted({sample // each for sample in order[i : i + window]}) for i in range(0, len(order), window)]
-        assert all(len(window_shards) == WINDOW_SHARDS for window_shards in members)
-        assert members[0] != list(range(WINDOW_SHARDS))
+        assert all(len(window_shards) == SHUFFLE_GROUP_SHARDS for window_shards in members)
+        assert members[0] != list(range(SHUFFLE_GROUP_SHARDS))
         assert len({sample // each for sample in order[:each]}) > each // 2
     assert orders[0].tolist() != orders[1].tolist()
 
@@ -164,7 +164,7 @@ def met_again(orders, batch):
 
 def test_how_well_a_data_set_of_imagenet_s_size_is_shuffled():
     shards, each, batch = 1281, 1000, 128
-    orders = [plan_training([each] * shards, seed=0, epoch=epoch, slack=0).order for epoch in range(2)]
+    orders = [draw_epoch([each] * shards, seed=0, epoch=epoch, slack=0).order for epoch in range(2)]
     full = [np.random.default_rng(seed).permutation(shards * each) for seed in range(2)]
     places = [np.argsort(order) for order in orders]
     assert abs(abs(places[0] - places[1]).mean() / (shards * each) - 1 / 3) < 0.03

@@ -12,7 +12,7 @@ from torchvision.transforms.v2.functional import center_crop, ten_crop
 
 from pipeline.augment import Augmentation
 from pipeline.loader import load_images, make_loader
-from pipeline.sampler import plan_training
+from pipeline.sampler import draw_epoch
 from preprocess.manifest import read_manifest
 
 SLACK = SHORT_SIDE - CROP
@@ -84,7 +84,7 @@ def test_train_crops_and_flips_are_the_plan_s_and_reach_every_offset(numbered, s
     found = []
     for epoch in range(5):
         images, labels = batches(loader)
-        plan = plan_training([30, 1, 25, 40, 7], 8, epoch, SLACK)
+        plan = draw_epoch([30, 1, 25, 40, 7], 8, epoch, SLACK)
         assert labels.tolist() == plan.order.tolist()
         for place, (image, label) in enumerate(zip(grey_levels(images, statistics), labels, strict=True)):
             where, difference = located(image, squares[label])
@@ -111,7 +111,7 @@ def test_each_augmentation_can_be_switched_off_alone(numbered, statistics):
     reference = torch.stack([center_crop(decoded(loader, int(label)), [CROP, CROP]) for label in labels])
     assert mean_difference(grey_levels(images, statistics), reference) <= 1
     mirrored = first(crop_position="centre", lighting="off")
-    flips = torch.from_numpy(plan_training([30, 1, 25, 40, 7], 2, 0, SLACK).flips[:40]).bool()
+    flips = torch.from_numpy(draw_epoch([30, 1, 25, 40, 7], 2, 0, SLACK).flips[:40]).bool()
     assert torch.equal(torch.where(flips[:, None, None, None], images.flip(-1), images), mirrored)
     shift = first(crop_position="centre", flip=False) - images
     assert 0.1 < shift.abs().max() < 60
@@ -124,7 +124,7 @@ def test_lighting_is_the_formula_applied_to_the_plan_s_numbers(numbered, statist
     lit, labels = batches(make_loader(numbered, "train", 50, seed=6, device=device, augmentation=augmentation))
     augmentation = Augmentation(lighting="off")
     unlit, _ = batches(make_loader(numbered, "train", 50, seed=6, device=device, augmentation=augmentation))
-    normals = plan_training([30, 1, 25, 40, 7], 6, 0, SLACK).normals[: len(labels)].astype(np.float64)
+    normals = draw_epoch([30, 1, 25, 40, 7], 6, 0, SLACK).normals[: len(labels)].astype(np.float64)
     eigenvalues, vectors = np.array(statistics.color_stats.eigenvalues), np.array(statistics.color_stats.eigenvectors)
     if lighting == "paper":
         delta = np.stack([vectors @ (0.1 * z * eigenvalues / 255) for z in normals])
@@ -140,7 +140,7 @@ def test_lighting_is_the_formula_applied_to_the_plan_s_numbers(numbered, statist
 def test_lighting_noise_has_the_covariance_of_the_training_colours(statistics):
     from pipeline.augment import lighting_shift
 
-    normals = plan_training([100_000], seed=0, epoch=0, slack=0).normals
+    normals = draw_epoch([100_000], seed=0, epoch=0, slack=0).normals
     shift = lighting_shift(normals, statistics.color_stats, "code-2012")
     covariance = 0.01 * np.array(statistics.color_stats.covariance)
     assert abs(np.cov(shift.T) - covariance).max() < 0.02 * covariance.max()

@@ -13,7 +13,7 @@ from torchvision.transforms.v2.functional import center_crop, resized_crop
 from pipeline.augment import Augmentation
 from pipeline.crops import resized_shapes
 from pipeline.loader import load_images, make_loader
-from pipeline.sampler import ATTEMPTS, draw_attempts, plan_training
+from pipeline.sampler import ATTEMPTS, draw_attempts, draw_epoch
 
 SHARDS = [30, 1, 25, 40, 7]
 SLACK = SHORT_SIDE - CROP
@@ -66,7 +66,7 @@ def test_crops_of_the_whole_image_reach_both_ends_of_every_side(numbered, statis
 
 
 def test_a_chunk_shares_windows_and_flips_but_not_the_noise():
-    plan = plan_training([70], 0, 0, SLACK)
+    plan = draw_epoch([70], 0, 0, SLACK)
     shared = plan.shared_by_chunks(64, 32)
     for kind in ("offsets", "flips", "places"):
         values = getattr(shared, kind)
@@ -81,7 +81,7 @@ def test_resized_crops_are_torchvision_s_of_the_same_window(numbered, statistics
     )
     loader = make_loader(numbered, "train", 25, seed=4, device=device, augmentation=augmentation)
     images, labels = batches(loader)
-    plan, attempts = plan_training(SHARDS, 4, 0, SLACK), draw_attempts(4, 0, slice(0, 103))
+    plan, attempts = draw_epoch(SHARDS, 4, 0, SLACK), draw_attempts(4, 0, slice(0, 103))
     for place, (image, label) in enumerate(zip(grey_levels(images, statistics), labels, strict=True)):
         file = decoded(loader, int(label))
         if region == "central-square":
