@@ -1,7 +1,7 @@
 """`python -m benchmarks.ablations --data SHARDS`: what the parts of the network of 2012 are worth on a small data set.
 
 Each variant changes one switch of the base network and trains it with the recipe for the shards' short side, by the
-loop of `training.loop.worker`,
+loop of `training.loop.train`,
 once for each seed: a table of top-1 on the val split, whatever it says. Runs are short, so
 it compares how fast variants learn, not where they would end.
 """
@@ -25,7 +25,8 @@ from errors import InputError
 from preprocess.manifest import read_manifest
 from training.cli import run_command
 from training.config import Config
-from training.loop.worker import Session, open_session, train
+from training.loop.state import TrainState, build_state
+from training.loop.train import train
 from training.parallel.layout import Layout
 from training.recipes import RECIPES
 
@@ -85,10 +86,10 @@ def run(config: Config, layout: Layout, threads: int) -> dict[str, float]:
     def log(metrics: dict[str, float], _step: int) -> None:
         seen.update(metrics)
 
-    def save(_session: Session, _metrics: dict[str, float]) -> None:
+    def save(_session: TrainState, _metrics: dict[str, float]) -> None:
         """Keep nothing."""
 
-    train(open_session(config, layout, threads), log, save)
+    train(build_state(config, layout, threads), log, save)
     return {
         "top1": seen["val/top1"],
         "train_loss": seen["train/loss"],

@@ -1,6 +1,6 @@
 """`python -m benchmarks.fed_step --data SHARDS`: the training of a recipe, fed by the loader and by its cache.
 
-In one run, in turn: `training.loop.worker.train_epoch` on one batch that stays on the device, on the loader's batches,
+In one run, in turn: `training.loop.train.train_epoch` on one batch that stays on the device, on the loader's batches,
 and on those of a loader that has its samples in the cache of the device. A recipe whose augmentation a cache refuses is
 shown fixed windows of the central square there, and by the loader too in a row of its own. The time that ImageNet would
 take is computed from the rate.
@@ -28,7 +28,8 @@ from pipeline.cache.memory import CacheKind
 from pipeline.loader import Loader, make_loader
 from training.cli import run_command
 from training.config import Config
-from training.loop.worker import Session, open_session, train_epoch
+from training.loop.state import TrainState, build_state
+from training.loop.train import train_epoch
 from training.parallel.layout import Layout
 from training.recipes import RECIPES
 
@@ -71,23 +72,23 @@ def main(arguments: Sequence[str]) -> None:
 
 def measure(config: Config, device: torch.device, threads: int, rounds: int, images: int) -> dict[str, list[float]]:
     """Return images per second of each kind of feed, `rounds` times, kinds in turn."""
-    session = open_session(config, Layout(device), threads)
-    feeds = open_feeds(session, device, threads)
+    state = build_state(config, Layout(device), threads)
+    feeds = open_feeds(state, device, threads)
     steps = max(1, images // config.batch_size)
     for name, batches in feeds.items():
         print(f"warming up: {config.recipe}, {name}", file=sys.stderr)
-        rate(session, batches, WARM_UP)
+        rate(state, batches, WARM_UP)
     rates: dict[str, list[float]] = {name: [] for name in feeds}
     for number in range(rounds):
         for name, batches in feeds.items():
-            rates[name].append(rate(session, batches, steps))
+            rates[name].append(rate(state, batches, steps))
             print(f"round {number}  {name}: {rates[name][-1]:.0f} images/s", file=sys.stderr)
     return rates
 
 
-def open_feeds(session: Session, device: torch.device, threads: int) -> dict[str, Iterator[Batch]]:
+def open_feeds(state: TrainState, device: torch.device, threads: int) -> dict[str, Iterator[Batch]]:
     """Return endless batches of each kind; fill the cache, and say how long that took."""
-    config = session.config
+    config = state.config
     fitting = replace(config.augmentation, crop_region="central-square", crop_size="fixed")
 
     def fixed(cache: CacheKind) -> Loader:
@@ -105,7 +106,7 @@ def open_feeds(session: Session, device: torch.device, threads: int) -> dict[str
             num_threads=threads,
         )
 
-    batches = endless(session.train_loader)
+    batches = endless(state.train_loader)
     feeds = {RESIDENT: itertools.repeat(next(batches)), LOADER: batches}
     if fitting != config.augmentation:
         feeds[FIXED] = endless(fixed("none"))
@@ -129,14 +130,14 @@ def endless(batches: Iterable[Any]) -> Iterator[Any]:
         yield from batches
 
 
-def rate(session: Session, batches: Iterator[Batch], steps: int) -> float:
+def rate(state: TrainState, batches: Iterator[Batch], steps: int) -> float:
     """Train on the next batches by the product's own loop; return images per second, until the device is done."""
-    session.train_loader = itertools.islice(batches, steps)  # type: ignore[assignment]  # the loop wants to iterate
+    state.train_loader = itertools.islice(batches, steps)  # type: ignore[assignment]  # the loop wants to iterate
     synchronize()
     started = time.perf_counter()
-    train_epoch(session, nobody_listens)
+    train_epoch(state, nobody_listens)
     synchronize()
-    return steps * session.config.batch_size / (time.perf_counter() - started)
+    return steps * state.config.batch_size / (time.perf_counter() - started)
 
 
 def nobody_listens(_metrics: dict[str, float], _step: int) -> None:

@@ -61,7 +61,7 @@ def main(arguments: Sequence[str]) -> None:
 
 def bare_in_a_process(config: Config, threads: int) -> float:
     """Return images per second of `bare` in a process that starts as a worker of Ray Train does."""
-    from training.launch import RAY_TRAIN_SETTINGS  # Ray takes seconds to import: --help does without
+    from training.launch.ray_train import RAY_TRAIN_SETTINGS  # imports Ray, which takes seconds
 
     kept = dict(os.environ)
     os.environ.update(RAY_TRAIN_SETTINGS, OMP_NUM_THREADS=str(threads))
@@ -77,28 +77,28 @@ def bare(config: Config, threads: int) -> float:
     """Train in a loop of nothing but loader and step; return images per second over all windows but the first."""
     import torch
 
+    from training.loop.state import build_state
     from training.loop.step import train_step
-    from training.loop.worker import open_session
     from training.parallel.layout import Layout
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    session = open_session(config, Layout(device), threads)
+    state = build_state(config, Layout(device), threads)
     windows = []
     for _ in range(config.epochs):
-        session.network.train()
+        state.network.train()
         since = time.perf_counter()
-        for step, (images, labels) in enumerate(session.train_loader, start=1):
+        for step, (images, labels) in enumerate(state.train_loader, start=1):
             loss = train_step(
-                session.network,
-                session.optimizer,
+                state.network,
+                state.optimizer,
                 images,
                 labels,
-                session.autocast,
+                state.autocast,
                 config.label_smoothing,
                 config.micro_batches,
-                session.mean_loss,
+                state.mean_loss,
             )
-            session.schedule.after_step()
+            state.schedule.after_step()
             if step % config.log_every == 0:
                 loss.item()  # waits for the device, as reading a curve does
                 now = time.perf_counter()

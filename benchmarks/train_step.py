@@ -211,11 +211,11 @@ def make_step(kind: Kind, network: str, batch: Batch) -> RankPlan:
     model = _network(kind, network, images.shape[-1], device)
     if kind.channels_last:
         model.to(memory_format=torch.channels_last)
-    mean_loss = make_mean_loss(kind.compile, device, whole=True)
+    mean_loss = make_mean_loss(kind.compile, device, fullgraph=True)
     context = autocast(kind.precision, device)
     if kind.own:
         optimizer = make_optimizer(model, Optimizer(learning_rate=1e-3))
-        return partial(train_step, model, optimizer, images, labels, context, mean_loss=mean_loss)
+        return partial(train_step, model, optimizer, images, labels, context, loss_function=mean_loss)
     if kind.channels_last:
         images = images.contiguous(memory_format=torch.channels_last)
     plain = SGD(model.parameters(), lr=1e-3, momentum=0.9, weight_decay=5e-4, fused=kind.fused or None)

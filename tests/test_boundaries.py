@@ -37,7 +37,7 @@ WITHOUT_RAY_AND_MLFLOW = (
     "training.parallel.layout",
     "training.optim.optimizer",
     "training.loop.step",
-    "training.loop.worker",
+    "training.loop.train",
 )
 """What a machine that has only torch and DALI can import."""
 

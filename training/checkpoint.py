@@ -1,14 +1,12 @@
-"""Checkpoints: folders that hold a whole training, independent of how many devices it ran on.
+"""Checkpoints: folders that hold a complete training, independent of the number of devices.
 
-checkpoint.json   what it is, with the SHA-256 of the other files: a copy that was cut short is found out
-model.pt          the single-device state dict that was validated: of the moving average, where one is kept;
-                  `--weights` takes this file too
-optimizer.pt      velocities and learning rates by parameter name, the schedule, and beside an average the weights
+checkpoint.json   the description, with the SHA-256 of the other files
+model.pt          single-device state dict that was validated: the EMA weights if there are any; `--weights` takes it
+optimizer.pt      optimizer state and learning rates by parameter name, the schedule, and with an EMA the raw weights
 """
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import json
 import shutil
@@ -20,18 +18,20 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from atomic_files import write_whole
 from errors import InputError
 from pipeline.augment import read_mean_image
-from preprocess.manifest import ClassEntry, ColorStats, color_stats_from_json, manifest_digest, read_manifest
-from training.config import Config, config_from_dict
+from preprocess.manifest import ClassEntry, ColorStats, manifest_digest, read_manifest
+from training.config import Config
+from typed_json import parse_json, to_json_values
 
-SCHEMA = 1
+SCHEMA = 2
 PAGE, MODEL, OPTIMIZER, MEAN = "checkpoint.json", "model.pt", "optimizer.pt", "mean.npy"
 
 
 @dataclass(frozen=True)
-class TrainedOn:
-    """What using a network on new images takes to know of its data set."""
+class DatasetInfo:
+    """The facts about a data set that its network needs for new images."""
 
     name: str
     manifest_sha256: str
@@ -43,13 +43,13 @@ class TrainedOn:
     color_stats: ColorStats
     """Colour statistics of the train split, in 0-255 units."""
     apply_exif: bool = False
-    """Whether its images were turned as their EXIF orientation says."""
+    """Images were turned as their EXIF orientation says."""
 
 
-def describe_data(folder: str) -> TrainedOn:
-    """Return what a checkpoint keeps of the data set in `folder`; `InputError` if it is not a whole one."""
+def describe_data(folder: str) -> DatasetInfo:
+    """Return the facts about the data set in `folder`; raise `InputError` if it is incomplete."""
     manifest = read_manifest(folder)
-    return TrainedOn(
+    return DatasetInfo(
         name=manifest.name,
         manifest_sha256=manifest_digest(folder),
         short_side=manifest.short_side,
@@ -65,15 +65,23 @@ class Checkpoint:
     """The description of a checkpoint, as `checkpoint.json` holds it."""
 
     config: Config
-    data: TrainedOn
+    data: DatasetInfo
     run_id: str
-    """The MLflow run that it belongs to."""
+    """Id of the MLflow run."""
     epoch: int
-    """Epochs that are done."""
+    """Completed epochs."""
     step: int
-    """Optimiser steps that are done."""
+    """Completed optimizer steps."""
     metrics: dict[str, float]
     """Validation metrics after this epoch."""
+
+
+@dataclass(frozen=True)
+class _Page(Checkpoint):
+    """`checkpoint.json`."""
+
+    schema: int
+    sha256: dict[str, str]
 
 
 def write_checkpoint(folder: Path, checkpoint: Checkpoint, model: dict[str, Tensor], optimizer: dict[str, Any]) -> None:
@@ -84,35 +92,22 @@ def write_checkpoint(folder: Path, checkpoint: Checkpoint, model: dict[str, Tens
     if checkpoint.config.mean == "image":
         shutil.copyfile(Path(checkpoint.config.data, checkpoint.data.color_stats.mean_image), folder / MEAN)
         files.append(MEAN)
-    page = {
-        "schema": SCHEMA,
-        **dataclasses.asdict(checkpoint),
-        "sha256": {name: _sha256(folder / name) for name in files},
-    }
-    partial = folder / f".{PAGE}.partial"
-    partial.write_text(json.dumps(page, indent=1) + "\n", encoding="utf-8")
-    partial.replace(folder / PAGE)
+    digests = {name: _sha256(folder / name) for name in files}
+    page = {"schema": SCHEMA, **to_json_values(checkpoint), "sha256": digests}
+    write_whole(folder / PAGE, f"{json.dumps(page, indent=1)}\n".encode())
 
 
 def read_checkpoint(folder: Path) -> Checkpoint:
-    """Return the description of a checkpoint after checking that its files are whole.
+    """Return the description of a checkpoint after checking that its files are complete.
 
     Raises:
         InputError: not a checkpoint, another schema, or a file that is missing or damaged.
     """
     page = _read_page(folder)
-    for name, digest in page.pop("sha256").items():
+    for name, digest in page.sha256.items():
         if not (folder / name).is_file() or _sha256(folder / name) != digest:
-            raise InputError(f"{folder / name} is missing or damaged: the checkpoint is not whole")
-    del page["schema"]
-    try:
-        page["config"] = config_from_dict(page["config"])
-        data = page["data"]
-        data["classes"] = tuple(ClassEntry(**entry) for entry in data["classes"])
-        data["color_stats"] = color_stats_from_json(data["color_stats"])
-        return Checkpoint(**{**page, "data": TrainedOn(**data)})
-    except (KeyError, TypeError) as error:
-        raise InputError(f"{folder / PAGE} is not a checkpoint of this version: {error!r}") from error
+            raise InputError(f"{folder / name} is missing or damaged: the checkpoint is incomplete; use another one")
+    return Checkpoint(page.config, page.data, page.run_id, page.epoch, page.step, page.metrics)
 
 
 def read_model(path: Path) -> dict[str, Tensor]:
@@ -133,14 +128,14 @@ def read_model(path: Path) -> dict[str, Tensor]:
 
 
 def read_mean(folder: Path, checkpoint: Checkpoint) -> np.ndarray | None:
-    """Return the mean image that the network was trained with, None where it was trained with the channel mean."""
+    """Return the mean image that was subtracted in training; None for the channel mean."""
     if checkpoint.config.mean == "channel":
         return None
     return read_mean_image(folder / MEAN, checkpoint.data.short_side)
 
 
 def read_optimizer(folder: Path) -> dict[str, Any]:
-    """Return what `write_checkpoint` was given as `optimizer`, on the CPU."""
+    """Return the `optimizer` argument of `write_checkpoint`, on the CPU."""
     state: dict[str, Any] = torch.load(folder / OPTIMIZER, map_location="cpu", weights_only=True)
     return state
 
@@ -151,20 +146,24 @@ def check_fits(model: dict[str, Tensor], wanted: dict[str, Tensor], source: str)
         found = tuple(model[name].shape) if name in model else "nothing"
         expected = tuple(wanted[name].shape) if name in wanted else "nothing"
         if found != expected:
-            raise InputError(f"{source} is of another network: it has {found} as {name}, this one {expected}")
+            raise InputError(f"{source} is of another network: {name} is {found} instead of {expected}")
 
 
-def _read_page(folder: Path) -> dict[str, Any]:
+def _read_page(folder: Path) -> _Page:
     path = folder / PAGE
     try:
-        page = json.loads(path.read_text(encoding="utf-8"))
+        text = path.read_bytes()
+        page = json.loads(text)
     except FileNotFoundError as error:
         raise InputError(f"{folder} is not a checkpoint: it has no {PAGE}") from error
     except (OSError, ValueError) as error:
         raise InputError(f"{path} cannot be read as JSON: {error}") from error
-    if not isinstance(page, dict) or page.get("schema") != SCHEMA:
-        raise InputError(f"{path} is not a checkpoint of schema {SCHEMA}")
-    return page
+    schema = page.get("schema") if isinstance(page, dict) else None
+    if schema != SCHEMA:
+        raise InputError(
+            f"{path} has schema {schema}, which this version cannot read; use a checkpoint of schema {SCHEMA}"
+        )
+    return parse_json(_Page, text, str(path))
 
 
 def _sha256(path: Path) -> str:

@@ -20,7 +20,7 @@ from errors import InputError
 from pipeline.loader import Loader, make_loader
 from preprocess.manifest import Manifest, manifest_digest, read_manifest
 from training.cli import run_command
-from training.load_model import Trained, add_choice, load_trained, make_dense
+from training.load_model import LoadedModel, add_model_arguments, load_model, make_dense
 from training.loop.step import TOP_K, log_probabilities
 from training.project import resolve
 from training.report.examples import Example
@@ -32,7 +32,7 @@ from training.report.metrics import Predictions, Report, summarise
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
     """Return the parsed command line; exits with code 2 where it makes no sense."""
     parser = argparse.ArgumentParser(prog="python -m training.evaluate", description="Measure a network on a split.")
-    add_choice(parser)
+    add_model_arguments(parser)
     parser.add_argument("--data", required=True, metavar="DIR", help="folder of shards")
     parser.add_argument("--split", default="val", help="(default: val)")
     parser.add_argument("--crops", type=int, choices=(1, 10), default=1, help="1: the centre; 10: as in 2012")
@@ -53,7 +53,7 @@ def main(arguments: Sequence[str]) -> None:
     """Evaluate, write the report, log it into the run, and say where it is."""
     options, project = parse(arguments), Path.cwd()
     data = resolve("--data", options.data, project, must_exist=True)
-    trained = load_trained(options, project, data)
+    trained = load_model(options, project, data)
     manifest = read_manifest(data)
     check_data(trained, manifest, data)
     view = "dense" if options.dense else f"{options.crops}{'crop' if options.crops == 1 else 'crops'}"
@@ -99,7 +99,7 @@ def main(arguments: Sequence[str]) -> None:
     print(f"report {folder / 'report.html'}")
 
 
-def check_data(trained: Trained, manifest: Manifest, folder: str) -> None:
+def check_data(trained: LoadedModel, manifest: Manifest, folder: str) -> None:
     """Raise `InputError` unless the data set has the classes and the short side that the network was trained on."""
     theirs, ours = ([entry.id for entry in classes] for classes in (manifest.classes, trained.data.classes))
     if theirs != ours:
@@ -116,7 +116,7 @@ def check_data(trained: Trained, manifest: Manifest, folder: str) -> None:
         )
 
 
-def predict_all(trained: Trained, loader: Loader) -> Predictions:
+def predict_all(trained: LoadedModel, loader: Loader) -> Predictions:
     """Return what the network says about every sample of the loader, in the order of the split."""
     labels, losses, classes, probabilities = [], [], [], []
     for images, truth in tqdm(loader, desc="evaluate", unit="batch", disable=None):
@@ -134,7 +134,7 @@ def predict_all(trained: Trained, loader: Loader) -> Predictions:
     )
 
 
-def describe(trained: Trained, manifest: Manifest) -> Subject:
+def describe(trained: LoadedModel, manifest: Manifest) -> Subject:
     """Return what the report says of the network and shows of its first layer."""
     layer = trained.network.architecture.first_layer
     first = trained.network.get_parameter(f"{layer}.weight").detach().cpu().float().numpy()
@@ -162,7 +162,7 @@ def log_report(run_id: str, report: Report, folder: Path, view: str) -> None:
         client.log_artifact(run_id, str(folder / path), str(Path("evaluation", label, path).parent))
 
 
-def _file_name(trained: Trained) -> str:
+def _file_name(trained: LoadedModel) -> str:
     return trained.run_id or Path(trained.name).stem
 
 

@@ -13,7 +13,7 @@ import torch
 
 from errors import InputError
 from pipeline.augment import read_mean_image
-from training.checkpoint import MODEL, TrainedOn, check_fits, describe_data, read_checkpoint, read_mean, read_model
+from training.checkpoint import MODEL, DatasetInfo, check_fits, describe_data, read_checkpoint, read_mean, read_model
 from training.config import Config
 from training.loop.precision import autocast, resolve_precision
 from training.models import AlexNet, Architecture, LeNet5, build, to_fully_convolutional
@@ -21,12 +21,12 @@ from training.recipes import RECIPES
 
 
 @dataclass(frozen=True)
-class Trained:
+class LoadedModel:
     """A single-device network in eval mode on `device`, with what is needed to feed it."""
 
     network: AlexNet | LeNet5
     config: Config
-    data: TrainedOn
+    data: DatasetInfo
     mean_image: np.ndarray | None
     """What it was trained with: float32 short_side,short_side,3 in grey levels, or None for the channel mean."""
     device: torch.device
@@ -41,7 +41,7 @@ class Trained:
         return autocast(resolve_precision(self.config.precision, self.device), self.device)
 
 
-def add_choice(parser: argparse.ArgumentParser) -> None:
+def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments that choose a trained network: one of --run, --checkpoint, --weights."""
     choice = parser.add_mutually_exclusive_group(required=True)
     choice.add_argument("--run", metavar="RUN_ID", help="an MLflow run, with --which of its checkpoints")
@@ -52,8 +52,8 @@ def add_choice(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (default: auto)")
 
 
-def load_trained(choice: argparse.Namespace, project: Path, data: str | None) -> Trained:
-    """Return the network that the arguments of `add_choice` name.
+def load_model(choice: argparse.Namespace, project: Path, data: str | None) -> LoadedModel:
+    """Return the network that the arguments of `add_model_arguments` name.
 
     Args:
         choice: the parsed arguments.
@@ -73,7 +73,7 @@ def load_trained(choice: argparse.Namespace, project: Path, data: str | None) ->
         if config.mean == "image":
             mean_image = read_mean_image(Path(data, known.color_stats.mean_image), known.short_side)
         network = _load(choice.weights, config, len(known.classes), device, str(choice.weights))
-        return Trained(network, config, known, mean_image, device, str(choice.weights), None)
+        return LoadedModel(network, config, known, mean_image, device, str(choice.weights), None)
     if choice.checkpoint is not None:
         return _from_checkpoint(choice.checkpoint, device, str(choice.checkpoint), None)
     which: Literal["last", "best"] = choice.which or "last"
@@ -86,7 +86,7 @@ def load_trained(choice: argparse.Namespace, project: Path, data: str | None) ->
         return _from_checkpoint(fetched, device, f"run {choice.run}, {which} checkpoint", choice.run)
 
 
-def make_dense(trained: Trained) -> Trained:
+def make_dense(trained: LoadedModel) -> LoadedModel:
     """Return the same network for the whole central square: fc6 to fc8 are convolutions, and their map is averaged.
 
     At 256 pixels and crops of 224 the map of the networks of 2012 has 2x2 positions, 32 pixels apart.
@@ -132,11 +132,11 @@ def _device(name: str) -> torch.device:
     return device
 
 
-def _from_checkpoint(folder: Path, device: torch.device, name: str, run_id: str | None) -> Trained:
+def _from_checkpoint(folder: Path, device: torch.device, name: str, run_id: str | None) -> LoadedModel:
     checkpoint = read_checkpoint(folder)
     config, data = checkpoint.config, checkpoint.data
     network = _load(folder / MODEL, config, len(data.classes), device, name)
-    return Trained(network, config, data, read_mean(folder, checkpoint), device, name, run_id)
+    return LoadedModel(network, config, data, read_mean(folder, checkpoint), device, name, run_id)
 
 
 def _load(weights: Path, config: Config, classes: int, device: torch.device, name: str) -> AlexNet | LeNet5:

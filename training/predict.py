@@ -11,18 +11,18 @@ from errors import InputError
 from pipeline.loader import load_images
 from preprocess.images.transform import UnreadableImage, make_sample
 from training.cli import run_command
-from training.load_model import Trained, add_choice, load_trained
+from training.load_model import LoadedModel, add_model_arguments, load_model
 from training.loop.step import TOP_K, log_probabilities
 
 
 def main(arguments: Sequence[str]) -> None:
     """Print the top-5 class names and probabilities of each image."""
     parser = argparse.ArgumentParser(prog="python -m training.predict", description="Name what images show.")
-    add_choice(parser)
+    add_model_arguments(parser)
     parser.add_argument("--data", metavar="DIR", help="with --weights: shards with the same classes")
     parser.add_argument("images", nargs="+", type=Path, metavar="IMAGE", help="image files")
     options = parser.parse_args(arguments)
-    trained = load_trained(options, Path.cwd(), options.data)
+    trained = load_model(options, Path.cwd(), options.data)
     samples = [read_sample(path, trained) for path in options.images]
     for path, guesses in zip(options.images, predict(trained, samples), strict=True):
         print(path)
@@ -30,7 +30,7 @@ def main(arguments: Sequence[str]) -> None:
             print(f"  {probability:7.2%}  {name}")
 
 
-def read_sample(path: Path, trained: Trained) -> bytes:
+def read_sample(path: Path, trained: LoadedModel) -> bytes:
     """Return the JPEG that the build would have made of this file; `InputError` if it cannot."""
     try:
         data = path.read_bytes()
@@ -42,7 +42,7 @@ def read_sample(path: Path, trained: Trained) -> bytes:
         raise InputError(f"image {path} cannot be used: {error}") from error
 
 
-def predict(trained: Trained, samples: Sequence[bytes]) -> list[list[tuple[str, float]]]:
+def predict(trained: LoadedModel, samples: Sequence[bytes]) -> list[list[tuple[str, float]]]:
     """Return class names and probabilities of the best classes, best first, for each sample."""
     images = load_images(
         samples,

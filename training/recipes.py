@@ -83,7 +83,7 @@ def alexnet_paper() -> Config:
         mean="image",
         network=Network(dropout_form="2012"),
         # Section 5 writes the learning rate into the velocity, and changes it by hand.
-        optimizer=Optimizer(schedule="plateau", form="2012"),
+        optimizer=Optimizer(schedule="plateau", momentum_form="2012"),
     )
 
 
@@ -110,13 +110,13 @@ def alexnet_2012() -> Config:
         ),
         augmentation=Augmentation(granularity="chunk", lighting="code-2012", lighting_off_epoch=67),
         optimizer=Optimizer(
-            schedule="script",
-            form="2012",
-            bias_rate=2.0,
+            schedule="piecewise",
+            momentum_form="2012",
+            bias_lr_scale=2.0,
             bias_decay=False,
-            drops={25: 1e-3, 51: 1e-4, 79: 1e-5},
-            bias_drops={25: 2e-3},
-            layer_drops={"conv1": {67: 1e-5}},
+            milestones={25: 1e-3, 51: 1e-4, 79: 1e-5},
+            bias_milestones={25: 2e-3},
+            layer_milestones={"conv1": {67: 1e-5}},
             freeze={"conv1": 72},
         ),
     )
@@ -152,7 +152,9 @@ def alexnet_owt() -> Config:
         label_smoothing=0.1,
         network=Network(name="alexnet-owt"),
         augmentation=Augmentation(crop_region="whole-image", crop_size="random", lighting="off"),
-        optimizer=Optimizer(learning_rate=0.08, schedule="cosine", warmup_epochs=5.0, bias_decay=False, ema=0.9999),
+        optimizer=Optimizer(
+            learning_rate=0.08, schedule="cosine", warmup_epochs=5.0, bias_decay=False, ema_decay=0.9999
+        ),
     )
 
 

@@ -38,7 +38,7 @@ def parse(arguments: Sequence[str]) -> Config:
 def main(arguments: Sequence[str]) -> None:
     """Train, then say where the run is."""
     config = parse(arguments)
-    from training.launch import TrainingError, launch  # Ray and MLflow take seconds to import: --help does without
+    from training.launch.launcher import TrainingError, launch  # imports Ray and MLflow, which takes seconds
 
     try:
         run_id = launch(config, Path.cwd())

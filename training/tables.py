@@ -1,4 +1,4 @@
-"""Tables on the command line: `--optimizer.drops 25 1e-3 51 1e-4`, `--optimizer.layer-drops conv1 67 1e-5`.
+"""Tables on the command line: `--optimizer.milestones 25 1e-3 51 1e-4`, `--optimizer.layer-milestones conv1 67 1e-5`.
 
 A table that is given replaces the recipe's, and without values it is empty. (What tyro itself makes of a table that is
 not empty takes the keys that are there and no others.)

@@ -34,7 +34,8 @@ def checkpoint(tiny_shards: Path, tmp_path_factory: pytest.TempPathFactory) -> P
     import torch
 
     from training.checkpoint import write_checkpoint
-    from training.loop.worker import Session, open_session, snapshot, train
+    from training.loop.state import TrainState, build_state, capture_checkpoint
+    from training.loop.train import train
     from training.parallel.layout import Layout
     from training.recipes import RECIPES
 
@@ -50,9 +51,9 @@ def checkpoint(tiny_shards: Path, tmp_path_factory: pytest.TempPathFactory) -> P
         optimizer=dataclasses.replace(base.optimizer, learning_rate=0.005),
     )
 
-    def save(session: Session, metrics: dict[str, float]) -> None:
-        if session.epoch == config.epochs:
-            write_checkpoint(folder, *snapshot(session, "run", metrics))
+    def save(state: TrainState, metrics: dict[str, float]) -> None:
+        if state.epoch == config.epochs:
+            write_checkpoint(folder, *capture_checkpoint(state, "run", metrics))
 
-    train(open_session(config, Layout(torch.device("cpu")), 1), lambda _metrics, _step: None, save)
+    train(build_state(config, Layout(torch.device("cpu")), 1), lambda _metrics, _step: None, save)
     return folder

@@ -17,8 +17,9 @@ from errors import InputError
 from training.config import Config, Optimizer, Parallel
 from training.loop.compile import Compile, check_compiler, make_mean_loss, resolve_compile
 from training.loop.precision import autocast
+from training.loop.state import TrainState, build_state
 from training.loop.step import mean_loss, train_step
-from training.loop.worker import Session, open_session, train
+from training.loop.train import train
 from training.models import architecture, build
 from training.optim.optimizer import make_optimizer
 from training.parallel.layout import Layout, gather_full, take_shard
@@ -47,7 +48,13 @@ def freezing(data: Path) -> Config:
         precision="float32",
         network=dataclasses.replace(base.network, dropout=0.0),
         optimizer=Optimizer(
-            0.002, schedule="script", drops={2: 2e-4}, form="2012", bias_rate=2.0, freeze={"conv1": 1}, ema=0.8
+            0.002,
+            schedule="piecewise",
+            milestones={2: 2e-4},
+            momentum_form="2012",
+            bias_lr_scale=2.0,
+            freeze={"conv1": 1},
+            ema_decay=0.8,
         ),
     )
 
@@ -62,7 +69,7 @@ def test_compiled_it_has_eager_s_loss_and_gradients() -> None:
         return loss, list(torch.autograd.grad(loss, list(network.parameters())))
 
     loss, gradients = loss_and_gradients(mean_loss)
-    compiled_loss, compiled = loss_and_gradients(make_mean_loss("on", CPU, whole=True))
+    compiled_loss, compiled = loss_and_gradients(make_mean_loss("on", CPU, fullgraph=True))
     torch.testing.assert_close(compiled_loss, loss, rtol=1e-5, atol=0)
     for (name, _), one, other in zip(network.named_parameters(), compiled, gradients, strict=True):
         assert (one - other).norm() <= 1e-4 * other.norm(), name
@@ -77,15 +84,15 @@ class Run:
         torch.set_num_threads(1)
         self.graphs: list[int] = []
         counters.clear()
-        self.session = open_session(config, Layout(CPU), 1)
-        train(self.session, lambda _metrics, _step: None, self.save)
+        self.state = build_state(config, Layout(CPU), 1)
+        train(self.state, lambda _metrics, _step: None, self.save)
 
-    def save(self, _session: Session, _metrics: dict[str, float]) -> None:
+    def save(self, _session: TrainState, _metrics: dict[str, float]) -> None:
         self.graphs.append(counters["stats"]["unique_graphs"])
 
     @property
     def weights(self) -> dict[str, Tensor]:
-        return {**self.session.network.state_dict(), **self.session.result.state_dict(prefix="average.")}
+        return {**self.state.network.state_dict(), **self.state.eval_model.state_dict(prefix="average.")}
 
 
 @pytest.mark.slow
@@ -113,10 +120,10 @@ def train_steps(name: str, layout: Layout, compile: Compile) -> dict[str, Tensor
     network.load_state_dict(take_shard(initial, network, layout))
     optimizer = make_optimizer(network, Optimizer(learning_rate=0.004))
     for steps in (range(3), range(3, 4)):
-        replica, function = layout.replicate(network), make_mean_loss(compile, CPU, whole=False)
+        replica, function = layout.wrap_for_training(network), make_mean_loss(compile, CPU, fullgraph=False)
         for step in steps:
-            images, labels = (part.chunk(layout.positions)[layout.position] for part in batch(step))
-            train_step(replica, optimizer, images, labels, autocast("float32", CPU), mean_loss=function)
+            images, labels = (part.chunk(layout.num_batch_ranks)[layout.batch_rank] for part in batch(step))
+            train_step(replica, optimizer, images, labels, autocast("float32", CPU), loss_function=function)
         network.layer("conv1").requires_grad_(False)
     return gather_full(network.state_dict(), network, layout)
 
@@ -144,11 +151,11 @@ def test_auto_compiles_on_gpus_alone_and_is_what_the_fast_recipe_has() -> None:
     assert RECIPES["alexnet-owt"]().compile == "auto"
     assert resolve_compile("auto", CPU) == "off"
     assert resolve_compile("auto", torch.device("cuda", 0)) == "on"
-    assert make_mean_loss("auto", CPU, whole=True) is mean_loss
+    assert make_mean_loss("auto", CPU, fullgraph=True) is mean_loss
 
 
 def test_cuda_graphs_are_for_one_worker_on_a_gpu_and_undivided_batches() -> None:
-    with pytest.raises(InputError, match="compile is 'graphs', which needs a GPU; valid on CPUs are off, auto and on"):
+    with pytest.raises(InputError, match="compile is 'graphs', which needs a GPU; use off, auto or on"):
         check_compiler("graphs", CPU)
     config = dataclasses.replace(RECIPES["alexnet-owt"](), compile="graphs")
     with pytest.raises(InputError, match="goes with micro_batches 1 alone, not 2"):

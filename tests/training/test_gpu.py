@@ -15,8 +15,9 @@ from torch import Tensor
 from training.config import Optimizer
 from training.loop.compile import Compile, make_mean_loss
 from training.loop.precision import autocast, resolve_precision
+from training.loop.state import build_state
 from training.loop.step import log_probabilities, train_step
-from training.loop.worker import open_session, train
+from training.loop.train import train
 from training.models import architecture, build
 from training.optim.optimizer import freeze_layers, make_optimizer
 from training.parallel.layout import Layout
@@ -60,16 +61,16 @@ def weights_after_steps(compile: Compile) -> tuple[dict[str, Tensor], dict[str, 
     torch.manual_seed(0)
     network = build("alexnet-small", 10, init="he", dropout=0.0).to(GPU, memory_format=torch.channels_last)
     before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
-    config = Optimizer(learning_rate=0.004, form="2012", freeze={"conv1": 1})
+    config = Optimizer(learning_rate=0.004, momentum_form="2012", freeze={"conv1": 1})
     optimizer = make_optimizer(network, config)
     for epoch in range(2):
         freeze_layers(network, config, epoch)
-        mean_loss = make_mean_loss(compile, GPU, whole=True)
+        mean_loss = make_mean_loss(compile, GPU, fullgraph=True)
         for step in range(6):
             generator = torch.Generator().manual_seed(step)
             images = torch.randn(16, 3, 28, 28, generator=generator).to(GPU)
             labels = torch.randint(0, 10, (16,), generator=generator).to(GPU)
-            train_step(network, optimizer, images, labels, autocast("float32", GPU), mean_loss=mean_loss)
+            train_step(network, optimizer, images, labels, autocast("float32", GPU), loss_function=mean_loss)
     return before, network.state_dict()
 
 
@@ -94,8 +95,8 @@ def test_training_on_the_loader_learns_the_tiny_classes(tiny_shards: Path, compi
         optimizer=dataclasses.replace(base.optimizer, learning_rate=0.005),
     )
     seen: list[float] = []
-    session = open_session(config, Layout(GPU), num_threads=4)
-    train(session, lambda _metrics, _step: None, lambda _session, metrics: seen.append(metrics["val/top1"]))
+    state = build_state(config, Layout(GPU), num_threads=4)
+    train(state, lambda _metrics, _step: None, lambda _session, metrics: seen.append(metrics["val/top1"]))
     assert max(seen) > 0.6
 
 

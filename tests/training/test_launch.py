@@ -22,7 +22,8 @@ from mlflow.entities import Run
 from errors import InputError
 from training.checkpoint import MODEL, read_checkpoint, read_model
 from training.config import Config, Network, Parallel
-from training.launch import TrainingError, launch, place
+from training.launch.launcher import TrainingError, launch
+from training.launch.resources import Resources, resolve_resources
 from training.recipes import RECIPES
 from training.tracking import open_client, tracking_uri
 
@@ -202,7 +203,7 @@ def test_an_interrupted_command_keeps_what_is_whole(
     [
         ({"data": "/nowhere"}, "data folder /nowhere does not exist"),
         ({"short_side": 32, "crop": 28}, "has a short side of 64 pixels; recipe tiny-imagenet is for 32"),
-        ({"batch_size": 5}, "batch_size 5 cannot be shared by parallel.data 2 replicas; valid are multiples of 2"),
+        ({"batch_size": 5}, "batch_size 5 cannot be divided among parallel.data 2 replicas; use a multiple of 2"),
         ({"batch_size": 4096}, r"batch_size 4096 is more than the 14\d train samples"),
         ({"parallel": Parallel(data=3, model=2)}, "needs 6 cpu workers; the cluster has 4 CPU cores"),
         ({"parallel": Parallel(data=2, cpus_per_worker=3)}, "parallel.cpus_per_worker 3 for 2 workers"),
@@ -213,7 +214,7 @@ def test_an_interrupted_command_keeps_what_is_whole(
         ),
         (
             {"network": Network("alexnet-owt"), "crop": 64, "batch_size": 6, "parallel": Parallel(2, 2)},
-            "batch_size 6 cannot be shared by parallel.data 2 x parallel.model 2 devices; valid are multiples of 4",
+            "batch_size 6 cannot be divided among parallel.data 2 x parallel.model 2 devices; use a multiple of 4",
         ),
         ({"device": "cuda"}, "the cluster has 4 CPU cores and 0 GPUs"),
         ({"compile": "graphs", "parallel": Parallel(data=1)}, "compile is 'graphs', which needs a GPU"),
@@ -234,7 +235,7 @@ def test_peers_must_find_a_node_to_share(config: Config, nodes: list[int], group
     resources = [{"CPU": 16.0, "GPU": float(gpus)} for gpus in nodes]
     asked = dataclasses.replace(config, device="cuda", parallel=Parallel(2, 2, 1))
     if groups == 2:
-        assert place(asked, resources).parallel == asked.parallel
+        assert resolve_resources(asked, resources) == Resources("cuda", 2, 2, 1)
         return
     with pytest.raises(InputError, match=f"the nodes have room for {groups} groups of parallel.model 2 cuda"):
-        place(asked, resources)
+        resolve_resources(asked, resources)

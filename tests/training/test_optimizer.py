@@ -11,15 +11,15 @@ from training.config import Optimizer
 from training.loop.precision import autocast
 from training.loop.step import train_step
 from training.models import build
-from training.optim.ema import make_average
 from training.optim.optimizer import (
     check_layers,
     freeze_layers,
-    load_momentum,
-    load_rates,
+    load_lr,
+    load_optimizer_state,
+    lr_by_parameter,
+    make_ema,
     make_optimizer,
-    momentum_by_name,
-    rates_by_name,
+    optimizer_state,
 )
 
 CPU = torch.device("cpu")
@@ -50,7 +50,7 @@ def test_the_form_of_2012_keeps_its_velocity_over_a_drop() -> None:
     # Section 5: v <- 0.9 v - 0.0005 lr w - lr gradient; w <- w + v, with whatever lr is at that step.
     torch.manual_seed(0)
     layer = nn.Linear(1, 1, bias=False)
-    optimizer = make_optimizer(layer, Optimizer(0.1, form="2012"))
+    optimizer = make_optimizer(layer, Optimizer(0.1, momentum_form="2012"))
     weight, velocity = layer.weight.item(), 0.0
     for rate, gradient in ((0.1, 0.3), (0.1, -0.2), (0.01, 0.5), (0.01, 0.1), (0.001, -0.4), (0.001, 0.2)):
         set_rate(optimizer, rate)
@@ -66,7 +66,7 @@ def test_the_form_of_torch_shrinks_its_velocity_at_a_drop() -> None:
     for form in ("torch", "2012"):
         layer = nn.Linear(1, 1, bias=False)
         nn.init.zeros_(layer.weight)
-        optimizer = make_optimizer(layer, Optimizer(0.1, weight_decay=0.0, form=form))  # type: ignore[arg-type]
+        optimizer = make_optimizer(layer, Optimizer(0.1, weight_decay=0.0, momentum_form=form))  # type: ignore[arg-type]
         layer.weight.grad = torch.ones(1, 1)
         optimizer.step()
         before = layer.weight.item()
@@ -84,7 +84,7 @@ def test_both_forms_are_torch_s_sgd_while_the_rate_is_constant() -> None:
         if form is None:
             optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, weight_decay=5e-4, fused=True)
         else:
-            optimizer = make_optimizer(model, Optimizer(0.1, form=form))  # type: ignore[arg-type]
+            optimizer = make_optimizer(model, Optimizer(0.1, momentum_form=form))  # type: ignore[arg-type]
         for seed in range(20):
             step(model, optimizer, seed)
         results.append(model.state_dict())
@@ -98,10 +98,10 @@ def test_biases_and_layers_have_rates_and_decay_of_their_own() -> None:
         0.1,
         momentum=0.0,
         weight_decay=0.5,
-        bias_rate=2.0,
+        bias_lr_scale=2.0,
         bias_decay=False,
-        layer_rates={"conv1": 0.1},
-        layer_decays={"conv1": 0.25},
+        layer_lr_scale={"conv1": 0.1},
+        layer_weight_decay={"conv1": 0.25},
     )
     optimizer = make_optimizer(model, config)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
@@ -119,16 +119,16 @@ def test_biases_and_layers_have_rates_and_decay_of_their_own() -> None:
 
 
 def test_a_layer_that_the_network_has_not_is_named() -> None:
-    script = {"schedule": "script", "drops": {1: 0.1}}
+    script = {"schedule": "piecewise", "milestones": {1: 0.1}}
     for config in (
         Optimizer(freeze={"conv9": 3}),
-        Optimizer(layer_rates={"conv9": 0.5}),
-        Optimizer(layer_decays={"conv9": 0.5}),
-        Optimizer(layer_drops={"conv9": {1: 0.1}}, **script),  # type: ignore[arg-type]
+        Optimizer(layer_lr_scale={"conv9": 0.5}),
+        Optimizer(layer_weight_decay={"conv9": 0.5}),
+        Optimizer(layer_milestones={"conv9": {1: 0.1}}, **script),  # type: ignore[arg-type]
     ):
-        with pytest.raises(InputError, match="names a layer 'conv9'; this network has conv1, fc2"):
+        with pytest.raises(InputError, match="names the layer 'conv9', which is unknown; use conv1, fc2"):
             make_optimizer(network(), config)
-        with pytest.raises(InputError, match="names a layer 'conv9'; this network has conv1, fc2"):
+        with pytest.raises(InputError, match="names the layer 'conv9', which is unknown; use conv1, fc2"):
             check_layers(network(), config, epochs=9)
     check_layers(network(), Optimizer(freeze={"conv1": 3, "fc2": 9}), epochs=9)
     with pytest.raises(InputError, match=r"optimizer.freeze is \{.*\}: no layer is left to train until epoch 9"):
@@ -137,31 +137,31 @@ def test_a_layer_that_the_network_has_not_is_named() -> None:
 
 def test_a_frozen_layer_keeps_weights_and_velocity_and_others_go_on() -> None:
     model = network()
-    optimizer = make_optimizer(model, Optimizer(0.1, form="2012", freeze={"conv1": 2}))
+    optimizer = make_optimizer(model, Optimizer(0.1, momentum_form="2012", freeze={"conv1": 2}))
     step(model, optimizer, 0)
     assert not freeze_layers(model, Optimizer(freeze={"conv1": 2}), epoch=1)
     assert freeze_layers(model, Optimizer(freeze={"conv1": 2}), epoch=2)
     assert not freeze_layers(model, Optimizer(freeze={"conv1": 2}), epoch=3), "that is no news"
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    velocity = momentum_by_name(model, optimizer)["conv1.weight"].clone()
+    velocity = optimizer_state(model, optimizer).get("momentum_buffer", {})["conv1.weight"].clone()
     step(model, optimizer, 1)
     for name, tensor in model.state_dict().items():
         assert torch.equal(tensor, before[name]) == name.startswith("conv1."), name
-    assert torch.equal(momentum_by_name(model, optimizer)["conv1.weight"], velocity)
+    assert torch.equal(optimizer_state(model, optimizer).get("momentum_buffer", {})["conv1.weight"], velocity)
 
 
 @pytest.mark.parametrize("form", ["torch", "2012"])
 def test_velocities_and_rates_travel_by_name(form: str) -> None:
-    config = Optimizer(0.1, form=form, layer_rates={"conv1": 0.5})  # type: ignore[arg-type]
+    config = Optimizer(0.1, momentum_form=form, layer_lr_scale={"conv1": 0.5})  # type: ignore[arg-type]
     one, other = network(), network()
     first, second = make_optimizer(one, config), make_optimizer(other, config)
-    assert momentum_by_name(one, first) == {}
+    assert optimizer_state(one, first).get("momentum_buffer", {}) == {}
     for seed in range(2):
         step(one, first, seed)
     set_rate(first, 0.01)  # a drop between the last step and the checkpoint
     other.load_state_dict(one.state_dict())
-    load_momentum(other, second, momentum_by_name(one, first))
-    load_rates(other, second, rates_by_name(one, first))
+    load_optimizer_state(other, second, optimizer_state(one, first))
+    load_lr(other, second, lr_by_parameter(one, first))
     step(one, first, 2)
     step(other, second, 2)
     assert all(torch.equal(other.state_dict()[name], tensor) for name, tensor in one.state_dict().items())
@@ -169,11 +169,13 @@ def test_velocities_and_rates_travel_by_name(form: str) -> None:
 
 def test_a_velocity_is_kept_at_a_rate_of_zero() -> None:
     model = network()
-    optimizer = make_optimizer(model, Optimizer(0.1, form="2012"))
+    optimizer = make_optimizer(model, Optimizer(0.1, momentum_form="2012"))
     step(model, optimizer, 0)
-    before = {name: tensor.clone() for name, tensor in momentum_by_name(model, optimizer).items()}
+    before = {
+        name: tensor.clone() for name, tensor in optimizer_state(model, optimizer).get("momentum_buffer", {}).items()
+    }
     set_rate(optimizer, 0.0)
-    after = momentum_by_name(model, optimizer)
+    after = optimizer_state(model, optimizer).get("momentum_buffer", {})
     assert all(torch.equal(after[name], tensor) for name, tensor in before.items())
 
 
@@ -191,8 +193,10 @@ def test_a_velocity_is_taken_up_in_the_memory_format_of_its_weights() -> None:
     (one, first), (other, second) = convolution(), convolution()
     take_step(one, first)
     other.load_state_dict(one.state_dict())
-    stored = {name: tensor.contiguous() for name, tensor in momentum_by_name(one, first).items()}
-    load_momentum(other, second, stored)
+    stored = {
+        name: tensor.contiguous() for name, tensor in optimizer_state(one, first).get("momentum_buffer", {}).items()
+    }
+    load_optimizer_state(other, second, {"momentum_buffer": stored})
     take_step(one, first)
     take_step(other, second)
     assert all(torch.equal(other.state_dict()[name], tensor) for name, tensor in one.state_dict().items())
@@ -248,13 +252,13 @@ def test_micro_batches_of_unequal_size_take_the_step_of_the_whole_batch() -> Non
 def test_the_average_is_exponential_and_continues() -> None:
     model = network()
     optimizer = make_optimizer(model, Optimizer(0.1))
-    average, expected = make_average(model, 0.9), None
+    average, expected = make_ema(model, 0.9), None
     for seed in range(6):
         step(model, optimizer, seed)
         now = model.get_parameter("fc2.weight").detach().clone()
         expected = now if expected is None else 0.9 * expected + 0.1 * now
         if seed == 3:
-            resumed = make_average(average.module, 0.9, steps=4)
+            resumed = make_ema(average.module, 0.9, steps=4)
             average = resumed
         average.update_parameters(model)
     assert expected is not None

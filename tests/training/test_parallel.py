@@ -20,8 +20,7 @@ from training.config import Optimizer
 from training.loop.precision import autocast
 from training.loop.step import train_step
 from training.models import architecture, build
-from training.optim.ema import make_average
-from training.optim.optimizer import load_momentum, make_optimizer, momentum_by_name
+from training.optim.optimizer import load_optimizer_state, make_ema, make_optimizer, optimizer_state
 from training.parallel.layout import Layout, gather_full, take_shard
 
 STEPS = 5
@@ -60,15 +59,17 @@ def train_steps(name: str, layout: Layout, steps: range, start: State | None) ->
     network.to(layout.device)
     optimizer = make_optimizer(network, Optimizer(learning_rate=0.004))
     if start:
-        load_momentum(network, optimizer, take_shard(start["momentum"], network, layout))
-    replica, average = layout.replicate(network), make_average(network, 0.5)
+        load_optimizer_state(network, optimizer, {"momentum_buffer": take_shard(start["momentum"], network, layout)})
+    replica, average = layout.wrap_for_training(network), make_ema(network, 0.5)
     for step in steps:
-        images, labels = (part.chunk(layout.positions)[layout.position].to(layout.device) for part in batch(step))
+        images, labels = (
+            part.chunk(layout.num_batch_ranks)[layout.batch_rank].to(layout.device) for part in batch(step)
+        )
         train_step(replica, optimizer, images, labels, autocast("float32", layout.device), 0.1, micro_batches=2)
         average.update_parameters(network)
     return {
         "model": gather_full(network.state_dict(), network, layout),
-        "momentum": gather_full(momentum_by_name(network, optimizer), network, layout),
+        "momentum": gather_full(optimizer_state(network, optimizer).get("momentum_buffer", {}), network, layout),
         "average": gather_full(average.module.state_dict(), network, layout),
     }
 
@@ -112,7 +113,7 @@ def order_of_a_step(layout: Layout) -> list[str]:
     network = build("alexnet-owt", 12, links=layout.links(), **SWITCHES["alexnet-owt"])
     network.layer("fc6").register_forward_hook(lambda *_: order.append("fc6"))
     network.layer("fc6").register_full_backward_hook(lambda *_: order.append("fc6 backward"))
-    images, labels = (part.chunk(layout.positions)[layout.position] for part in batch(0))
+    images, labels = (part.chunk(layout.num_batch_ranks)[layout.batch_rank] for part in batch(0))
     with (
         mock.patch.object(dist, "all_gather_into_tensor", spy("send", dist.all_gather_into_tensor)),
         mock.patch.object(dist, "reduce_scatter_tensor", spy("send back", dist.reduce_scatter_tensor)),

@@ -14,7 +14,8 @@ from torch import Tensor
 
 from training.checkpoint import write_checkpoint
 from training.config import Config, Network, Optimizer, Parallel
-from training.loop.worker import Session, open_session, snapshot, train
+from training.loop.state import TrainState, build_state, capture_checkpoint
+from training.loop.train import train
 from training.models import NETWORKS, AlexNet, architecture
 from training.recipes import RECIPES
 
@@ -34,7 +35,9 @@ FREEZE = {
 
 def make_config(data: Path, name: str, **network: Any) -> Config:
     """Layers stop one after another, steps are computed in two parts, and weights are averaged."""
-    optimizer = Optimizer(0.002, schedule="script", drops={2: 2e-4}, form="2012", bias_rate=2.0, ema=0.8)
+    optimizer = Optimizer(
+        0.002, schedule="piecewise", milestones={2: 2e-4}, momentum_form="2012", bias_lr_scale=2.0, ema_decay=0.8
+    )
     return dataclasses.replace(
         RECIPES["tiny-imagenet"](),
         data=str(data),
@@ -89,35 +92,35 @@ def process(rank: int, data: Path, folder: Path) -> None:
         own.mkdir(exist_ok=True)
         with in_group(rank, job.shape, own / "meeting", hybrid=job.name == "alexnet-owt") as layout:
             checkpoint = folder / job.checkpoint if job.checkpoint else None
-            session = open_session(job.config(data), layout, 1, checkpoint)
-            seen = first_masks(session) if job.dropout else train_through(session, own)
+            state = build_state(job.config(data), layout, 1, checkpoint)
+            seen = first_masks(state) if job.dropout else train_through(state, own)
         (own / f"rank-{rank}").write_bytes(pickle.dumps(seen))
 
 
-def train_through(session: Session, folder: Path) -> list[dict[str, Any]]:
+def train_through(state: TrainState, folder: Path) -> list[dict[str, Any]]:
     """Train; return what this process would give away after each epoch, and write the checkpoints."""
     after: list[dict[str, Any]] = []
 
-    def save(session: Session, metrics: dict[str, float]) -> None:
-        parts = snapshot(session, "run", metrics)
+    def save(state: TrainState, metrics: dict[str, float]) -> None:
+        parts = capture_checkpoint(state, "run", metrics)
         _, model, optimizer = parts
         state = {"average": model, "weights": optimizer["weights"], "momentum": optimizer["momentum"]}
         after.append(pickle.loads(pickle.dumps({**state, "metrics": metrics})))  # the tensors go on changing
-        if session.layout.is_first:
-            (folder / f"epoch-{session.epoch}").mkdir()
-            write_checkpoint(folder / f"epoch-{session.epoch}", *parts)
+        if state.layout.is_first:
+            (folder / f"epoch-{state.epoch}").mkdir()
+            write_checkpoint(folder / f"epoch-{state.epoch}", *parts)
 
-    train(session, lambda _metrics, _step: None, save)
+    train(state, lambda _metrics, _step: None, save)
     return after
 
 
-def first_masks(session: Session) -> dict[str, list[Tensor]]:
+def first_masks(state: TrainState) -> dict[str, list[Tensor]]:
     """Train; return which units the dropout of the first step has kept, layer by layer, and what fc7 saw."""
-    assert isinstance(session.network, AlexNet)
+    assert isinstance(state.network, AlexNet)
     seen: dict[str, list[Tensor]] = {"kept": [], "inputs": []}
-    session.network.dropout.register_forward_hook(lambda _module, _inputs, output: seen["kept"].append(output != 0))
-    session.network.layer("fc7").register_forward_pre_hook(lambda _module, inputs: seen["inputs"].append(*inputs))
-    train(session, lambda _metrics, _step: None, lambda _session, _metrics: None)
+    state.network.dropout.register_forward_hook(lambda _module, _inputs, output: seen["kept"].append(output != 0))
+    state.network.layer("fc7").register_forward_pre_hook(lambda _module, inputs: seen["inputs"].append(*inputs))
+    train(state, lambda _metrics, _step: None, lambda _session, _metrics: None)
     return {name: [tensor.detach().clone() for tensor in tensors[:2]] for name, tensors in seen.items()}
 
 

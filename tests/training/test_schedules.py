@@ -8,7 +8,7 @@ from torch import nn
 
 from errors import InputError
 from training.config import Optimizer
-from training.optim.optimizer import load_rates, make_optimizer, rates_by_name
+from training.optim.optimizer import load_lr, lr_by_parameter, make_optimizer
 from training.optim.schedules import Schedule
 from training.recipes import RECIPES
 
@@ -29,7 +29,7 @@ def all_rates(config: Optimizer, steps_per_epoch: int, errors: list[float]) -> l
     seen = []
     for error in errors:
         for _ in range(steps_per_epoch):
-            seen.append(rates_by_name(model, optimizer))
+            seen.append(lr_by_parameter(model, optimizer))
             assert schedule.learning_rate == seen[-1]["conv2.weight"]
             optimizer.step()
             schedule.after_step()
@@ -69,7 +69,7 @@ def test_cosine_falls_by_half_a_wave_after_its_warm_up() -> None:
 
 def test_plateau_divides_by_ten_when_the_error_stops_improving_and_three_times_only() -> None:
     errors = [0.9, 0.8, 0.8, 0.8] + [0.8] * 12
-    seen = all_rates(Optimizer(0.01, schedule="plateau", patience=1, bias_rate=2.0), 1, errors)
+    seen = all_rates(Optimizer(0.01, schedule="plateau", patience=1, bias_lr_scale=2.0), 1, errors)
     weights = [step["conv2.weight"] for step in seen]
     assert weights[:4] == pytest.approx([0.01] * 4)
     assert weights[4] == pytest.approx(0.001), "two epochs without a better error: one more than the patience"
@@ -107,11 +107,11 @@ def test_alexnet_2012_changes_its_rates_in_the_epochs_of_run_145() -> None:
 def test_a_layer_s_own_script_is_absolute_and_for_its_weights_alone() -> None:
     config = Optimizer(
         0.01,
-        schedule="script",
-        bias_rate=2.0,
-        layer_rates={"conv1": 0.5},
-        drops={1: 1e-3, 4: 1e-4},
-        layer_drops={"conv1": {2: 1e-5}},
+        schedule="piecewise",
+        bias_lr_scale=2.0,
+        layer_lr_scale={"conv1": 0.5},
+        milestones={1: 1e-3, 4: 1e-4},
+        layer_milestones={"conv1": {2: 1e-5}},
     )
     seen = all_rates(config, 1, [0.5] * 5)
     assert [step["conv1.weight"] for step in seen] == pytest.approx([5e-3, 5e-4, 1e-5, 1e-5, 1e-5])
@@ -119,9 +119,9 @@ def test_a_layer_s_own_script_is_absolute_and_for_its_weights_alone() -> None:
     assert [step["conv2.weight"] for step in seen] == pytest.approx([1e-2, 1e-3, 1e-3, 1e-3, 1e-4])
 
 
-def test_equal_plateaus_are_run_170_s() -> None:
+def test_geometric_are_run_170_s() -> None:
     # dexp[250,0,4] from 0.01, biases dexp[10,0,2] from 0.02; 95 epochs of 4 steps.
-    config = Optimizer(0.01, schedule="equal-plateaus", divisor=250, plateaus=4, bias_rate=2, bias_divisor=10)
+    config = Optimizer(0.01, schedule="geometric", lr_ratio=250, plateaus=4, bias_lr_scale=2, bias_lr_ratio=10)
     seen = all_rates(config, 4, [0.5] * 95)
     quarter = [0.01, 0.0015874, 0.00025198, 0.00004]
     for name, lasting in (("conv1.weight", quarter), ("conv2.bias", [0.02, 0.002])):
@@ -133,17 +133,23 @@ def test_equal_plateaus_are_run_170_s() -> None:
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"schedule": "script"}, "schedule is 'script' and optimizer.drops is empty; it needs one at least"),
-        ({"schedule": "linear", "drops": {3: 0.1}}, "drops is {3: 0.1}, which optimizer.schedule 'linear' would not"),
-        ({"bias_drops": {3: 0.1}}, "leave it empty, or choose script"),
+        ({"schedule": "piecewise"}, "schedule is 'piecewise' and optimizer.milestones is empty; it needs one at least"),
+        (
+            {"schedule": "linear", "milestones": {3: 0.1}},
+            "milestones is {3: 0.1}, which optimizer.schedule 'linear' would not",
+        ),
+        ({"bias_milestones": {3: 0.1}}, "leave it empty, or choose piecewise"),
         ({"warmup_epochs": 5.0}, "leave it at 0.0, or choose constant or linear or cosine"),
         ({"schedule": "cosine", "patience": 7}, "leave it at 3, or choose plateau"),
-        ({"schedule": "linear", "plateaus": 9}, "leave it at 4, or choose equal-plateaus"),
-        ({"schedule": "script", "drops": {3: 0}}, "drops 3 is 0; it must be above 0 and finite"),
-        ({"schedule": "script", "drops": {-3: 0.1}}, "the epoch of optimizer.drops is -3; it must be at least 0"),
+        ({"schedule": "linear", "plateaus": 9}, "leave it at 4, or choose geometric"),
+        ({"schedule": "piecewise", "milestones": {3: 0}}, "milestones 3 is 0; it must be above 0 and finite"),
+        (
+            {"schedule": "piecewise", "milestones": {-3: 0.1}},
+            "the epoch of optimizer.milestones is -3; it must be at least 0",
+        ),
         ({"weight_decay": float("nan")}, "weight_decay is nan; it must be at least 0 and finite"),
         ({"learning_rate": float("inf")}, "learning_rate is inf; it must be above 0 and finite"),
-        ({"layer_decays": {"fc8": -1.0}}, "layer_decays fc8 is -1.0; it must be at least 0 and finite"),
+        ({"layer_weight_decay": {"fc8": -1.0}}, "layer_weight_decay fc8 is -1.0; it must be at least 0 and finite"),
     ],
 )
 def test_what_a_schedule_would_not_read_and_rates_out_of_range_are_refused(
@@ -159,9 +165,9 @@ def test_what_a_schedule_would_not_read_and_rates_out_of_range_are_refused(
         Optimizer(0.1, schedule="constant"),
         Optimizer(0.1, schedule="linear"),
         Optimizer(0.1, schedule="cosine", warmup_epochs=1.5),
-        Optimizer(0.1, schedule="plateau", patience=2, bias_rate=2.0),
-        Optimizer(0.1, schedule="script", drops={2: 0.01, 4: 0.001}, layer_drops={"conv1": {3: 1e-5}}),
-        Optimizer(0.1, schedule="equal-plateaus"),
+        Optimizer(0.1, schedule="plateau", patience=2, bias_lr_scale=2.0),
+        Optimizer(0.1, schedule="piecewise", milestones={2: 0.01, 4: 0.001}, layer_milestones={"conv1": {3: 1e-5}}),
+        Optimizer(0.1, schedule="geometric"),
     ],
     ids=lambda config: config.schedule,
 )
@@ -178,12 +184,12 @@ def test_a_schedule_continues_from_its_state(config: Optimizer) -> None:
         schedule.after_epoch(error)
     second = make_optimizer(model, config)
     resumed = Schedule(second, config, 2, len(errors))
-    load_rates(model, second, rates_by_name(model, first))
+    load_lr(model, second, lr_by_parameter(model, first))
     resumed.load_state_dict(schedule.state_dict())
     seen = []
     for error in errors[3:]:
         for _ in range(2):
-            seen.append(rates_by_name(model, second))
+            seen.append(lr_by_parameter(model, second))
             second.step()
             resumed.after_step()
         resumed.after_epoch(error)

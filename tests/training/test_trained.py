@@ -8,7 +8,7 @@ import torch
 from preprocess.manifest import read_manifest
 from training.config import Config, Network
 from training.evaluate import describe
-from training.load_model import load_trained
+from training.load_model import load_model
 from training.models import build
 from training.recipes import RECIPES
 
@@ -25,7 +25,7 @@ def test_a_file_of_weights_of_any_network_is_taken_up_and_described(
     choice = argparse.Namespace(
         run=None, which=None, checkpoint=None, weights=tmp_path / "weights.pth", recipe="own", device="cpu"
     )
-    trained = load_trained(choice, tmp_path, str(tiny_shards))
+    trained = load_model(choice, tmp_path, str(tiny_shards))
     images = torch.randn(2, 3, 64, 64)
     torch.testing.assert_close(trained.network(images), network(images), rtol=1e-4, atol=1e-5)
     subject = describe(trained, manifest)

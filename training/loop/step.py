@@ -1,4 +1,4 @@
-"""What happens to one batch, in training and in evaluation. Needs torch alone."""
+"""The computation on one batch, in training and in evaluation; it needs only torch."""
 
 from __future__ import annotations
 
@@ -9,39 +9,38 @@ from contextlib import nullcontext
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.optim import SGD
+from torch.optim import Optimizer
 
 TOP_K = 5
-"""The k of top-k accuracy; with fewer than k classes it means nothing and is left out."""
+"""The k of top-k accuracy, which is left out with fewer than k classes."""
 
 
-def mean_loss(replica: nn.Module, images: Tensor, labels: Tensor, label_smoothing: float) -> Tensor:
-    """Return the mean cross-entropy of a batch; `training.loop.compile` has it compiled."""
-    return F.cross_entropy(replica(images), labels, label_smoothing=label_smoothing)
+def mean_loss(network: nn.Module, images: Tensor, labels: Tensor, label_smoothing: float) -> Tensor:
+    """Return the mean cross-entropy of a batch; `training.loop.compile` compiles it."""
+    return F.cross_entropy(network(images), labels, label_smoothing=label_smoothing)
 
 
 def train_step(
-    replica: nn.Module,
-    optimizer: SGD,
+    network: nn.Module,
+    optimizer: Optimizer,
     images: Tensor,
     labels: Tensor,
     autocast: torch.autocast,
     label_smoothing: float = 0.0,
     micro_batches: int = 1,
-    mean_loss: Callable[[nn.Module, Tensor, Tensor, float], Tensor] = mean_loss,
+    loss_function: Callable[[nn.Module, Tensor, Tensor, float], Tensor] = mean_loss,
 ) -> Tensor:
-    """Take one optimiser step on the mean cross-entropy of a batch; return that loss, detached, on the device.
+    """Take one optimizer step on the mean cross-entropy of a batch; return that loss, detached, on the device.
 
     Args:
-        replica: the network, or its data-parallel wrapper, whose backward averages gradients over the replicas.
-        optimizer: holds the same parameters.
+        network: the network, or its DDP wrapper, whose backward averages the gradients.
+        optimizer: of the same parameters.
         images: N,3,H,W float32.
         labels: N int64.
         autocast: from `training.loop.precision.autocast`.
-        label_smoothing: part of the target that is spread evenly over all classes, 0 to 1 (Szegedy et al. 2016,
-            section 7).
-        micro_batches: parts that the batch is computed in; gradients are summed over them and shared once.
-        mean_loss: the function of that name, or what `training.loop.compile.make_mean_loss` made of it.
+        label_smoothing: part of the target spread evenly over all classes, 0 to 1 (Szegedy et al. 2016, section 7).
+        micro_batches: parts in which the batch is computed; their gradients are summed and averaged over devices once.
+        loss_function: `mean_loss`, or the result of `training.loop.compile.make_mean_loss`.
     """
     images = images.contiguous(memory_format=torch.channels_last)
     optimizer.zero_grad(set_to_none=True)
@@ -49,10 +48,10 @@ def train_step(
     parts = list(zip(images.chunk(micro_batches), labels.chunk(micro_batches), strict=True))
     for index, (some, truth) in enumerate(parts):
         more_follow = index < len(parts) - 1
-        with getattr(replica, "no_sync", nullcontext)() if more_follow else nullcontext():
+        with getattr(network, "no_sync", nullcontext)() if more_follow else nullcontext():
             with autocast:
-                loss = mean_loss(replica, some, truth, label_smoothing)
-            # Parts may differ by an image: each counts for as much of the mean as it holds.
+                loss = loss_function(network, some, truth, label_smoothing)
+            # Parts may differ by an image: each is weighted by its number of images.
             loss = loss * (len(truth) / len(labels))
             loss.backward()
         total += loss.detach()

@@ -1,7 +1,7 @@
-"""SGD as in section 5 of the 2012 paper: its two forms, what is particular to a layer or to biases, and frozen layers.
+"""SGD of section 5 of the 2012 paper: momentum form, settings by layer and for biases, frozen layers, and the EMA.
 
-A layer is named as in the network (`conv1`, `features.0`): a parameter `conv1.bias` belongs to layer `conv1`. What a
-checkpoint keeps is by parameter name, so that it does not depend on the groups or on the layout.
+Layers are named as in the network (`conv1`, `features.0`): the parameter `conv1.bias` belongs to the layer `conv1`.
+State is saved by parameter name, so it depends neither on the parameter groups nor on the layout.
 """
 
 from __future__ import annotations
@@ -11,51 +11,51 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.optim import SGD
+from torch.optim import SGD, Optimizer
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from errors import InputError
-from training.config import Optimizer
+from training.config import Optimizer as OptimizerConfig
 
 MOMENTUM = "momentum_buffer"
 """The name that `torch.optim.SGD` gives to a parameter's velocity."""
 
 
 class Sgd2012(SGD):
-    """SGD whose velocity holds the learning rate: v <- m v - lr (g + decay w), w <- w + v (section 5 of the paper).
+    """SGD with the learning rate inside the velocity: v <- m v - lr (g + decay w), w <- w + v (paper, section 5).
 
-    torch keeps b = -v / lr instead. At a constant rate the two are the same; after a drop, torch's whole velocity
-    shrinks at once, while that of 2012 goes on with what it has gathered at the old rate. So here torch's buffer is
-    scaled by old rate / new rate whenever the rate of its group has changed, and all else is torch's.
+    torch keeps b = -v / lr instead. At a constant rate both are the same; when the rate drops, torch's velocity shrinks
+    at once, while that of 2012 keeps what it gathered at the old rate. So this class scales torch's buffer by
+    old rate / new rate whenever the rate of a group has changed.
     """
 
-    def settle(self) -> None:
-        """Express the velocities in the present learning rates, as `step` does first."""
+    def rescale_momentum(self) -> None:
+        """Rescale the momentum buffers to the present learning rates; `step` does so first."""
         for group in self.param_groups:
-            before, rate = group.get("settled_lr", group["lr"]), group["lr"]
+            before, rate = group.get("momentum_lr", group["lr"]), group["lr"]
             if rate == 0:
-                continue  # nothing can be expressed in it; `linear` and `cosine` end so, with no step to follow
+                continue  # `linear` and `cosine` end at 0, and no step follows
             if rate != before:
                 states = (self.state[parameter] for parameter in group["params"])
                 buffers = [state[MOMENTUM] for state in states if state.get(MOMENTUM) is not None]
                 if buffers:
                     torch._foreach_mul_(buffers, before / rate)
-            group["settled_lr"] = rate
+            group["momentum_lr"] = rate
 
     def step(self, closure: Any = None) -> Any:
         """Take one step; see `torch.optim.SGD.step`."""
-        self.settle()
+        self.rescale_momentum()
         return super().step(closure)
 
 
-def make_optimizer(model: nn.Module, config: Optimizer) -> SGD:
-    """Return SGD over the parameters of `model`, in one fused pass over each group.
+def make_optimizer(model: nn.Module, config: OptimizerConfig) -> SGD:
+    """Return fused SGD over the parameters of `model`.
 
-    Weights and biases are in groups of their own, and so are those of each layer that the configuration names. A group
-    has `layer` (empty: all that have none of their own) and `biases`; the first group is that of the plain weights,
-    where there are any.
+    Weights and biases have separate groups, and so has each layer that the configuration names. A group has the keys
+    `layer` (empty for all other layers) and `biases`; the first group holds the weights of all other layers, if any.
 
     Raises:
-        InputError: the configuration names a layer that `model` has not.
+        InputError: the configuration names a layer that `model` does not have.
     """
     named = _named_layers(config)
     _check_known(model, named)
@@ -63,7 +63,7 @@ def make_optimizer(model: nn.Module, config: Optimizer) -> SGD:
     for name, parameter in model.named_parameters():
         layer, _, kind = name.rpartition(".")
         groups.setdefault((layer if layer in named else "", kind == "bias"), []).append(parameter)
-    form = Sgd2012 if config.form == "2012" else SGD
+    form = Sgd2012 if config.momentum_form == "2012" else SGD
     return form(
         [_group(config, *key, groups[key]) for key in sorted(groups)],
         lr=config.learning_rate,
@@ -72,14 +72,14 @@ def make_optimizer(model: nn.Module, config: Optimizer) -> SGD:
     )
 
 
-def _group(config: Optimizer, layer: str, biases: bool, parameters: list[nn.Parameter]) -> dict[str, Any]:
-    rate = config.learning_rate * config.layer_rates.get(layer, 1.0) * (config.bias_rate if biases else 1.0)
-    decay = 0.0 if biases and not config.bias_decay else config.layer_decays.get(layer, config.weight_decay)
+def _group(config: OptimizerConfig, layer: str, biases: bool, parameters: list[nn.Parameter]) -> dict[str, Any]:
+    rate = config.learning_rate * config.layer_lr_scale.get(layer, 1.0) * (config.bias_lr_scale if biases else 1.0)
+    decay = 0.0 if biases and not config.bias_decay else config.layer_weight_decay.get(layer, config.weight_decay)
     return {"params": parameters, "lr": rate, "weight_decay": decay, "layer": layer, "biases": biases}
 
 
-def _named_layers(config: Optimizer) -> set[str]:
-    return {*config.layer_rates, *config.layer_decays, *config.layer_drops, *config.freeze}
+def _named_layers(config: OptimizerConfig) -> set[str]:
+    return {*config.layer_lr_scale, *config.layer_weight_decay, *config.layer_milestones, *config.freeze}
 
 
 def _layers(model: nn.Module) -> list[str]:
@@ -90,64 +90,81 @@ def _check_known(model: nn.Module, named: Iterable[str]) -> None:
     layers = _layers(model)
     for layer in sorted(named):
         if layer not in layers:
-            raise InputError(f"optimizer names a layer {layer!r}; this network has {', '.join(layers)}")
+            raise InputError(f"optimizer names the layer {layer!r}, which is unknown; use {', '.join(layers)}")
 
 
-def check_layers(model: nn.Module, config: Optimizer, epochs: int) -> None:
-    """Raise `InputError` unless `model` has the layers that are named, and one is left to train until the end."""
+def check_layers(model: nn.Module, config: OptimizerConfig, epochs: int) -> None:
+    """Raise `InputError` unless `model` has the named layers, and at least one layer trains until the end."""
     _check_known(model, _named_layers(config))
     if all(config.freeze.get(layer, epochs) < epochs for layer in _layers(model)):
         raise InputError(
-            f"optimizer.freeze is {config.freeze}: no layer is left to train until epoch {epochs}; leave one out"
+            f"optimizer.freeze is {config.freeze}: no layer is left to train until epoch {epochs}; leave out a layer"
         )
 
 
-def freeze_layers(model: nn.Module, config: Optimizer, epoch: int) -> bool:
-    """Freeze the layers whose time has come when `epoch` epochs are done; return whether that is news.
+def freeze_layers(model: nn.Module, config: OptimizerConfig, epoch: int) -> bool:
+    """Freeze the layers that are due after `epoch` epochs; return whether any layer was frozen now.
 
-    A frozen parameter has no gradient, so that the optimiser skips its update, decay and momentum alike, as the
-    released code does at a rate of 0 (weights.cu). A wrapper that waits for its gradient must be made anew.
+    A frozen parameter has no gradient, so the optimizer skips its update, decay and momentum, as the released code does
+    at a rate of 0 (weights.cu). A DDP wrapper that waits for its gradient must be made again.
     """
-    news = False
+    frozen = False
     for name, parameter in model.named_parameters():
         at = config.freeze.get(name.rpartition(".")[0])
         if at is not None and at <= epoch and parameter.requires_grad:
             parameter.requires_grad_(False)
             parameter.grad = None
-            news = True
-    return news
+            frozen = True
+    return frozen
 
 
-def momentum_by_name(model: nn.Module, optimizer: SGD) -> dict[str, Tensor]:
-    """Return torch's momentum buffer of each parameter that has one; empty before the first step.
+def optimizer_state(model: nn.Module, optimizer: Optimizer) -> dict[str, dict[str, Tensor]]:
+    """Return torch's state of the parameters by state key (such as `momentum_buffer`) and parameter name.
 
-    In the form of 2012 it is the velocity over the negative present learning rate.
+    It is empty before the first step. In the form of 2012 the momentum buffer is the velocity divided by the negative
+    present learning rate.
     """
     if isinstance(optimizer, Sgd2012):
-        optimizer.settle()
-    return {
-        name: optimizer.state[parameter][MOMENTUM]
-        for name, parameter in model.named_parameters()
-        if optimizer.state[parameter].get(MOMENTUM) is not None
-    }
-
-
-def load_momentum(model: nn.Module, optimizer: SGD, momentum: dict[str, Tensor]) -> None:
-    """Put buffers back that `momentum_by_name` gave, in the layout of this device's parameters."""
+        optimizer.rescale_momentum()
+    state: dict[str, dict[str, Tensor]] = {}
     for name, parameter in model.named_parameters():
-        if name in momentum:
-            # With the parameter's strides: the fused step reads all three tensors in the order of their memory.
-            optimizer.state[parameter][MOMENTUM] = torch.empty_like(parameter.detach()).copy_(momentum[name])
+        for key, value in optimizer.state.get(parameter, {}).items():
+            if isinstance(value, Tensor):
+                state.setdefault(key, {})[name] = value
+    return state
 
 
-def rates_by_name(model: nn.Module, optimizer: SGD) -> dict[str, float]:
+def load_optimizer_state(model: nn.Module, optimizer: Optimizer, state: dict[str, dict[str, Tensor]]) -> None:
+    """Restore what `optimizer_state` returned, in the layout of this device's parameters."""
+    for name, parameter in model.named_parameters():
+        for key, values in state.items():
+            if name in values:
+                # With the parameter's strides: the fused step reads all three tensors in the order of their memory.
+                like = parameter.detach() if values[name].shape == parameter.shape else values[name]
+                optimizer.state[parameter][key] = torch.empty_like(like).copy_(values[name])
+
+
+def lr_by_parameter(model: nn.Module, optimizer: Optimizer) -> dict[str, float]:
     """Return the present learning rate of each parameter."""
     rates = {id(parameter): group["lr"] for group in optimizer.param_groups for parameter in group["params"]}
     return {name: rates[id(parameter)] for name, parameter in model.named_parameters()}
 
 
-def load_rates(model: nn.Module, optimizer: SGD, rates: dict[str, float]) -> None:
-    """Put learning rates back that `rates_by_name` gave; to be called with the buffers of the same moment."""
+def load_lr(model: nn.Module, optimizer: Optimizer, rates: dict[str, float]) -> None:
+    """Restore what `lr_by_parameter` returned, together with the optimizer state of the same moment."""
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     for group in optimizer.param_groups:
-        group["lr"] = group["settled_lr"] = rates[names[id(group["params"][0])]]
+        group["lr"] = group["momentum_lr"] = rates[names[id(group["params"][0])]]
+
+
+def make_ema(network: nn.Module, decay: float, steps: int = 0) -> AveragedModel:
+    """Return an exponential moving average that begins with the present weights of `network`.
+
+    Args:
+        network: this device's part; its buffers are copied, not averaged.
+        decay: above 0 and below 1.
+        steps: steps already averaged; with 0 the first update copies the weights.
+    """
+    ema = AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(decay))
+    ema.n_averaged.fill_(steps)
+    return ema

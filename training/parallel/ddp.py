@@ -13,7 +13,7 @@ from torch.nn.parallel import DistributedDataParallel
 from training.models import AlexNet
 
 
-def average_gradients(module: nn.Module, device: torch.device, group: dist.ProcessGroup | None) -> nn.Module:
+def wrap_ddp(module: nn.Module, device: torch.device, group: dist.ProcessGroup | None) -> nn.Module:
     """Return `module`, its gradients averaged over `group`; as it is where there is nobody or nothing to average."""
     if group is None or not any(parameter.requires_grad for parameter in module.parameters()):
         return module
@@ -21,7 +21,7 @@ def average_gradients(module: nn.Module, device: torch.device, group: dist.Proce
     return DistributedDataParallel(module, device_ids=devices, process_group=group, gradient_as_bucket_view=True)
 
 
-class HybridReplica(nn.Module):
+class HybridDDP(nn.Module):
     """The hybrid: convolutions averaged over all devices, fully connected layers over those that hold the same units.
 
     Either is a DistributedDataParallel of its own, which sends the gradients that are ready while autograd computes
@@ -39,8 +39,8 @@ class HybridReplica(nn.Module):
         self.network = network
         convolutions = _Stage(network.maps, network.convolutions())
         fully_connected = _Stage(network.classify, network.fully_connected())
-        self.convolutions = average_gradients(convolutions, device, everybody)
-        self.fully_connected = average_gradients(fully_connected, device, same_units)
+        self.convolutions = wrap_ddp(convolutions, device, everybody)
+        self.fully_connected = wrap_ddp(fully_connected, device, same_units)
 
     def forward(self, images: Tensor) -> Tensor:
         """Return the logits (N,num_classes) of this device's images N,3,H,W."""

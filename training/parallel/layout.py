@@ -1,11 +1,10 @@
-"""Who does what on the `data` x `model` mesh, and the single-device state made of its shards and cut into them.
+"""The `data` x `model` mesh, and the conversion between shards and the single-device state.
 
-The towers are split as in 2012: every layer by its output channels over the `model` axis, whose devices see the same
-images. In the hybrid of 2014 the fully connected layers alone are split so; every device of the mesh has a share of
-the batch of its own, so that none decodes what another does, and a global batch is the same in every layout.
-Parameters are plain local tensors, so DistributedDataParallel works as ever over the devices that hold the same ones,
-and because a parameter is split along dimension 0 or not at all, "stack along dimension 0" turns the shards into the
-single-device state and `chunk` turns it back.
+Towers are split as in 2012: every layer by its output channels over the `model` axis, whose devices see the same
+images. In the hybrid of 2014 only the fully connected layers are split, and every device of the mesh has its own share
+of the batch, so that no two devices decode the same image. Parameters are plain local tensors, so
+DistributedDataParallel works unchanged over the devices that hold the same ones. A parameter is split along dimension
+0 or not at all: stacking the shards along dimension 0 gives the single-device state, and `chunk` gives the shards.
 """
 
 from __future__ import annotations
@@ -24,13 +23,13 @@ from torch.distributed.device_mesh import init_device_mesh
 
 from errors import InputError
 from training.models import AlexNet, Links
-from training.parallel.ddp import HybridReplica, average_gradients
+from training.parallel.ddp import HybridDDP, wrap_ddp
 from training.parallel.links import HybridLinks, TowerLinks
 
 
 @dataclass(frozen=True)
 class Layout:
-    """This process's place on the mesh; the groups are None on an axis of size 1."""
+    """The coordinates of this process on the mesh; the group of an axis of size 1 is None."""
 
     device: torch.device
     data_rank: int = 0
@@ -40,7 +39,7 @@ class Layout:
     data_group: dist.ProcessGroup | None = None
     model_group: dist.ProcessGroup | None = None
     hybrid: bool = False
-    """Whether the peers on a `model` axis of more than one device share the fully connected layers alone."""
+    """Split only the fully connected layers over a `model` axis of more than one device."""
 
     @property
     def global_rank(self) -> int:
@@ -49,47 +48,49 @@ class Layout:
 
     @property
     def is_first(self) -> bool:
-        """Whether this is the one process that logs and writes."""
+        """True on the process that logs and writes."""
         return self.global_rank == 0
 
     @property
-    def position(self) -> int:
-        """This process's rank among the shares of a batch: on the `data` axis, in the hybrid among all processes."""
+    def batch_rank(self) -> int:
+        """Rank among the shares of a batch: on the `data` axis, in the hybrid among all processes."""
         return self.global_rank if self.hybrid else self.data_rank
 
     @property
-    def positions(self) -> int:
-        """Number of shares that a batch is divided into."""
+    def num_batch_ranks(self) -> int:
+        """Number of shares of a batch."""
         return self.data_size * self.model_size if self.hybrid else self.data_size
 
     @property
-    def _positions_group(self) -> dist.ProcessGroup | None:
+    def _batch_group(self) -> dist.ProcessGroup | None:
         return dist.group.WORLD if self.hybrid else self.data_group
 
     def links(self) -> Links:
-        """Return what connects this device's part of the network with its peers'."""
+        """Return the communication between this device's part of the network and its peers'."""
         if self.model_group is None:
             return Links()
         return HybridLinks(self.model_group) if self.hybrid else TowerLinks(self.model_group)
 
-    def replicate(self, model: nn.Module) -> nn.Module:
-        """Return `model`, with each gradient averaged in backward over the devices that hold the same parameter."""
+    def wrap_for_training(self, model: nn.Module) -> nn.Module:
+        """Wrap `model` so that backward averages each gradient over the devices that hold the same parameter."""
         if self.hybrid:
             assert isinstance(model, AlexNet)
-            return HybridReplica(model, self.device, self._positions_group, self.data_group)
-        return average_gradients(model, self.device, self.data_group)
+            return HybridDDP(model, self.device, self._batch_group, self.data_group)
+        return wrap_ddp(model, self.device, self.data_group)
 
-    def sum_over_positions(self, values: Tensor) -> Tensor:
-        """Return `values` summed over all shares of a batch, in place."""
-        if self._positions_group is not None:
-            dist.all_reduce(values, group=self._positions_group)
+    def sum_over_batch_ranks(self, values: Tensor) -> Tensor:
+        """Sum `values` over all shares of a batch, in place, and return them."""
+        if self._batch_group is not None:
+            dist.all_reduce(values, group=self._batch_group)
         return values
 
-    def in_step(self, batches: Batches, shape: tuple[int, int, int, int]) -> Iterator[tuple[Tensor, Tensor]]:
-        """Give the same batches, in a form with which peers that compute together stay together.
+    def pad_to_equal_batches(
+        self, batches: SizedBatches, shape: tuple[int, int, int, int]
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """Pad the batches so that all peers run the same number of forward passes.
 
-        In the hybrid each has images of its own, and one may have fewer. There, zeros fill every batch up to `shape`
-        (N,3,H,W), and a peer without a batch where another has one gets zeros alone; labels are those of the batch.
+        In the hybrid each device has its own images, and one may have fewer. There, zeros fill every batch up to
+        `shape` (N,3,H,W), and a device that has run out of batches gets only zeros; labels are not padded.
         """
         if not self.hybrid:
             yield from batches
@@ -102,8 +103,8 @@ class Layout:
             yield F.pad(images, (0,) * 7 + (missing,)), labels
 
 
-class Batches(Protocol):
-    """What `in_step` needs of a loader: how many batches it has, and they."""
+class SizedBatches(Protocol):
+    """An iterable of batches with a length."""
 
     def __len__(self) -> int: ...
 
@@ -111,9 +112,9 @@ class Batches(Protocol):
 
 
 def make_layout(device: torch.device, data: int, model: int, hybrid: bool) -> Layout:
-    """Lay the processes of the default group out as a `data` x `model` mesh; model peers have adjacent ranks.
+    """Arrange the processes of the default group as a `data` x `model` mesh; model peers have adjacent ranks.
 
-    `hybrid` is how a network on several devices is shared, see `Architecture.hybrid`.
+    `hybrid` says how devices share a network, see `Architecture.hybrid`.
 
     Raises:
         RuntimeError: peers on the `model` axis sit on different nodes, or the group has another size.
@@ -138,33 +139,33 @@ def make_layout(device: torch.device, data: int, model: int, hybrid: bool) -> La
 
 
 def _check_peers_share_a_node(layout: Layout) -> None:
-    # Peers exchange activations in every step: over a network between nodes that is a mistake of placement.
+    # Peers exchange activations in every step, which is too slow over a network between nodes.
     if layout.model_group is None:
         return
     nodes: list[Any] = [None] * layout.model_size
     dist.all_gather_object(nodes, (dist.get_rank(), os.uname().nodename), group=layout.model_group)
     if len({node for _, node in nodes}) > 1:
-        places = ", ".join(f"rank {rank} on {node}" for rank, node in nodes)
-        raise RuntimeError(f"peers on the model axis must share a node, but {places}")
+        locations = ", ".join(f"rank {rank} on {node}" for rank, node in nodes)
+        raise RuntimeError(f"peers on the model axis must share a node, but there is {locations}")
 
 
 def take_shard(full: Mapping[str, Tensor], network: nn.Module, layout: Layout) -> dict[str, Tensor]:
-    """Return this device's part of single-device tensors: of what `network` splits, its chunk of dimension 0.
+    """Return this device's shard of single-device tensors: its chunk of dimension 0 where `network` is split.
 
     Args:
         full: tensors by the name of the parameter that each belongs to.
         network: this device's part of the network, or a copy of it.
-        layout: this device's place.
+        layout: of this device.
 
     Raises:
         InputError: a tensor does not divide by the size of the `model` axis.
     """
     split = _split_parameters(network, layout)
     for name, tensor in full.items():
-        if name in split and tensor.shape[0] % layout.model_size:
+        if name in split and tensor.dim() and tensor.shape[0] % layout.model_size:
             raise InputError(f"{name} of shape {tuple(tensor.shape)} cannot be split over {layout.model_size}")
     return {
-        name: tensor.chunk(layout.model_size)[layout.model_rank] if name in split else tensor
+        name: tensor.chunk(layout.model_size)[layout.model_rank] if name in split and tensor.dim() else tensor
         for name, tensor in full.items()
     }
 
@@ -173,18 +174,20 @@ def gather_full(shard: Mapping[str, Tensor], network: nn.Module, layout: Layout)
     """Undo `take_shard`, on the CPU; all peers on the `model` axis must call it together."""
     split = _split_parameters(network, layout)
     return {
-        name: (_stack(tensor.detach(), layout) if name in split else tensor.detach()).cpu()
+        name: (_stack(tensor.detach(), layout) if name in split and tensor.dim() else tensor.detach()).cpu()
         for name, tensor in shard.items()
     }
 
 
 def _split_parameters(network: nn.Module, layout: Layout) -> set[str]:
-    """Return the names of the parameters of which each peer on the `model` axis holds a part."""
+    """Return the names of the parameters that are split over the `model` axis."""
     if layout.model_group is None:
         return set()
     assert isinstance(network, AlexNet)
-    whole = {parameter for layer in network.convolutions() for parameter in layer.parameters()} if layout.hybrid else ()
-    return {name for name, parameter in network.named_parameters() if parameter not in whole}
+    unsplit = (
+        {parameter for layer in network.convolutions() for parameter in layer.parameters()} if layout.hybrid else ()
+    )
+    return {name for name, parameter in network.named_parameters() if parameter not in unsplit}
 
 
 def _stack(own: Tensor, layout: Layout) -> Tensor:

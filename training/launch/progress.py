@@ -1,4 +1,4 @@
-"""What a training says on the terminal: one line an epoch, and one now and then within a long one."""
+"""Terminal output of a training: a line per epoch, and one every 30 seconds within a long one."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ SECONDS_BETWEEN_LINES = 30.0
 
 
 class Progress:
-    """Prints the state of a training from its metrics."""
+    """Prints the progress of a training from its metrics."""
 
     def __init__(self, epochs: int) -> None:
         self._epochs = epochs
@@ -19,7 +19,7 @@ class Progress:
         self._val: dict[str, float] = {}
 
     def show(self, metrics: dict[str, float], step: int) -> None:
-        """Take metrics in; print them if there was no line for a while."""
+        """Keep the metrics; print them if there was no line for `SECONDS_BETWEEN_LINES`."""
         if "val/loss" in metrics:
             self._val = metrics
             return
@@ -28,7 +28,7 @@ class Progress:
             self._print(f"step {step}: {self._training()}")
 
     def epoch_done(self, epoch: int) -> None:
-        """Print the line of an epoch; `epoch` counts from 1."""
+        """Print the line of a completed epoch; `epoch` counts from 1."""
         if not self._val:
             return  # not the worker that logs
         if self._first_epoch is None:

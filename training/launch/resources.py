@@ -1,0 +1,110 @@
+"""The devices and cores that a training gets from the cluster, and the checks before it starts."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import torch
+
+from errors import InputError
+from preprocess.manifest import read_manifest
+from training.config import Config, Parallel, flatten
+from training.models import architecture, build
+from training.optim.optimizer import check_layers
+
+
+@dataclass(frozen=True)
+class Resources:
+    """The mesh of workers that a training runs on: one device per worker."""
+
+    device: Literal["cpu", "cuda"]
+    data: int
+    """Size of the `data` axis."""
+    model: int
+    """Size of the `model` axis."""
+    cpus_per_worker: int
+
+    @property
+    def num_workers(self) -> int:
+        """Number of workers."""
+        return self.data * self.model
+
+    def params(self, config: Config) -> dict[str, Any]:
+        """Return the flattened configuration with these resources filled in."""
+        parallel = Parallel(self.data, self.model, self.cpus_per_worker)
+        return flatten(replace(config, device=self.device, parallel=parallel))
+
+
+def check_data_and_network(config: Config) -> None:
+    """Raise `InputError` unless the data set has enough samples of the right size for the network and the batch."""
+    manifest = read_manifest(config.data)
+    if manifest.short_side != config.short_side:
+        raise InputError(
+            f"{config.data} has a short side of {manifest.short_side} pixels; "
+            f"recipe {config.recipe} is for {config.short_side}"
+        )
+    manifest.split("val")
+    samples = manifest.split("train").samples
+    if samples < config.batch_size:
+        raise InputError(f"batch_size {config.batch_size} is more than the {samples} train samples of {config.data}")
+    architecture(config.network.name, **config.switches()).check(len(manifest.classes), config.parallel.model)
+    with torch.device("meta"):  # only names: no memory, no random numbers
+        named = build(config.network.name, len(manifest.classes), **config.switches())
+    check_layers(named, config.optimizer, config.epochs)
+
+
+def resolve_resources(config: Config, nodes: list[dict[str, float]]) -> Resources:
+    """Choose what the configuration leaves open, and check that the cluster can run it.
+
+    Args:
+        config: `parallel` and `device` may leave values open.
+        nodes: the total `CPU` and `GPU` of each node of the cluster.
+
+    Raises:
+        InputError: too few devices or cores, no node with room for the peers of the `model` axis, or a batch that the
+            devices cannot divide.
+    """
+    gpus, cpus = (int(sum(node.get(kind, 0) for node in nodes)) for kind in ("GPU", "CPU"))
+    device = config.device if config.device != "auto" else ("cuda" if gpus else "cpu")
+    on_gpus, model = device == "cuda", config.parallel.model
+    data = config.parallel.data or max(1, (gpus if on_gpus else 2) // model)
+    workers = data * model
+    if workers > (gpus if on_gpus else cpus):
+        raise InputError(
+            f"parallel.data {data} x parallel.model {model} needs {workers} {device} workers; "
+            f"the cluster has {cpus} CPU cores and {gpus} GPUs"
+        )
+    _check_batch_divides(config, data)
+    threads = config.parallel.cpus_per_worker or max(1, cpus // (gpus if on_gpus else workers))
+    if threads * workers > cpus:
+        raise InputError(
+            f"parallel.cpus_per_worker {threads} for {workers} workers needs {threads * workers} cores; "
+            f"the cluster has {cpus}"
+        )
+    resources = Resources("cuda" if on_gpus else "cpu", data, model, threads)
+    _check_peers_fit(resources, nodes)
+    return resources
+
+
+def _check_batch_divides(config: Config, data: int) -> None:
+    model = config.parallel.model
+    hybrid = model > 1 and architecture(config.network.name).hybrid
+    shares = data * model if hybrid else data
+    if config.batch_size % shares:
+        of = f"parallel.data {data} x parallel.model {model} devices" if hybrid else f"parallel.data {data} replicas"
+        raise InputError(f"batch_size {config.batch_size} cannot be divided among {of}; use a multiple of {shares}")
+
+
+def _check_peers_fit(resources: Resources, nodes: list[dict[str, float]]) -> None:
+    workers_per_node = [int(node.get("CPU", 0) // resources.cpus_per_worker) for node in nodes]
+    if resources.device == "cuda":
+        gpus_per_node = [int(node.get("GPU", 0)) for node in nodes]
+        workers_per_node = [min(pair) for pair in zip(workers_per_node, gpus_per_node, strict=True)]
+    groups = sum(workers // resources.model for workers in workers_per_node)
+    if groups < resources.data:
+        raise InputError(
+            f"parallel.cpus_per_worker {resources.cpus_per_worker}: the nodes have room for {groups} groups of "
+            f"parallel.model {resources.model} {resources.device} worker(s) on one node, and parallel.data asks for "
+            f"{resources.data}"
+        )
