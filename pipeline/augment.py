@@ -1,5 +1,4 @@
-"""What training does to an image, as arithmetic on arrays: which switches there are, and how far the lighting noise
-shifts a colour."""
+"""The augmentation of training images: its switches, and the arithmetic of the lighting noise."""
 
 from __future__ import annotations
 
@@ -24,7 +23,7 @@ LIGHTING_STD = 0.1
 """Standard deviation of the lighting noise, in the paper (section 4.1) and in the released code alike."""
 
 CODE_2012_DIVISOR = 1 + LIGHTING_STD
-"""The released code divides an image that got lighting noise by 1.1, in training alone."""
+"""The released code divides an image that got lighting noise by 1.1, only in training."""
 
 TORCHVISION_MEAN = (0.485, 0.456, 0.406)
 TORCHVISION_STD = (0.229, 0.224, 0.225)
@@ -48,25 +47,24 @@ class Augmentation:
     """`random`: every offset inside the region, both ends included, is equally likely. `centre`: the crop that
     evaluation takes."""
     crop_region: CropRegion = "central-square"
-    """What a random crop is cut from: the central square of the short side, as in 2012, or the whole image."""
+    """Region of a random crop: the central square of the short side, as in 2012, or the whole image."""
     crop_size: CropSize = "fixed"
     """`fixed`: windows as large as the network's input. `random`: windows of random area and shape, resized to it, as
     torchvision's RandomResizedCrop (ratio 3/4 to 4/3, bilinear, antialiased) does."""
     smallest_area: float = 0.08
-    """Crops of random size alone: the smallest part of the region's area, above 0 up to 1; the largest is 1."""
+    """For crops of random size: the smallest fraction of the region's area, above 0 up to 1; the largest is 1."""
     flip: bool = True
     """Mirror half of the images left to right."""
     granularity: Granularity = "image"
-    """Who has a crop position and a flip of its own: each image, or each `chunk` of 32 consecutive images of the
-    batch of all ranks together, as in the code released with the paper."""
+    """Images that share a crop position and a flip: none (`image`), or each `chunk` of 32 consecutive images of the
+    global batch, as in the code released with the paper."""
     lighting: Lighting = "paper"
     """Noise along the principal components of the training set's colours, one shift for all pixels of an image:
     `paper` draws it from the eigenvalues of 0-1 pixels, `code-2012` from their square roots and then divides the
     image by 1.1, as the code released with the paper does."""
     lighting_off_epoch: int | None = None
-    """From this epoch on (the first is 0) there is no lighting noise, and no division by 1.1 either: what the
-    network is then shown has the scale of evaluation. A training that goes on from a checkpoint may set it anew for
-    the epochs to come. Default: noise in all epochs."""
+    """First epoch (from 0) without lighting noise and without the division by 1.1, so that training images have the
+    scale of evaluation. Default: noise in all epochs."""
 
     def __post_init__(self) -> None:
         """Check every field."""

@@ -1,8 +1,7 @@
-"""The DALI graphs. From JPEG files to a batch that a network takes: training, and evaluation beside it. From JPEG
-files to decoded squares, for the cache.
+"""The DALI graphs: JPEG files to training batches, to evaluation batches, and to decoded squares for the cache.
 
-Nothing in them is random: what varies between images comes in with the files (`pipeline.inputs`). The same lines run
-on a CPU (`device="cpu"`) and on a GPU, where the JPEGs are decoded in part by the GPU ("mixed").
+They contain no randomness: the parameters of each image come in with its file (`pipeline.augment`). The same graphs
+run on a CPU (`device="cpu"`) and on a GPU, which decodes part of the JPEGs ("mixed").
 """
 
 from __future__ import annotations
@@ -29,12 +28,11 @@ GPU_DECODER: dict[str, Any] = {
 """Options of DALI's decoder on a GPU; its own for memory padding made no difference."""
 
 SPARE_THREADS = 1
-"""Decoding threads beyond those asked for, on the processor alone: a core whose thread waits for the last image of a
-batch, or that the kernel has given no thread back to yet, has another."""
+"""Additional decoding threads on the CPU: they keep a core busy whose thread waits for the last image of a batch."""
 
 CPU_ENVIRONMENT = {"DALI_MALLOC_POOL_THRESHOLD": "1M"}
-"""What DALI reads before its first pipeline: blocks from this size on come from a pool of its own. Left to itself it
-keeps only a batch's output there; the decoded images go back to the kernel, and each batch waits for cleared pages."""
+"""Settings that DALI reads before its first pipeline. Blocks from this size on come from its memory pool; by
+default the decoded images return to the kernel, and each batch waits for zeroed pages."""
 
 JPEGS = (DALIDataType.UINT8, 1)
 PARTS = (DALIDataType.FLOAT, 0)

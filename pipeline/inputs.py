@@ -1,4 +1,4 @@
-"""What the graphs are given beside the JPEG files: windows, flips and colours of the images of a batch."""
+"""Per-image augmentation parameters of a batch: crops, flips and colour shifts."""
 
 from __future__ import annotations
 

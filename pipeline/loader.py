@@ -37,7 +37,7 @@ Mode = Literal["train", "eval"]
 OnError = Literal["raise", "skip"]
 
 IMAGES_AT_A_TIME = 64
-"""How many images `load_images` decodes at once."""
+"""Images that `load_images` decodes at once."""
 
 
 class BatchStream(Protocol):
@@ -183,7 +183,7 @@ class Loader:
     def _rest_of_epoch(self, iteration: object) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         while self._batch < self._batches:
             if iteration is not self._iteration:
-                raise RuntimeError("this epoch was given up: the loader was closed or iterated anew")
+                raise RuntimeError("this epoch was given up: the loader was closed or iterated again")
             images, labels = self._stream.next()
             self._batch += 1
             yield images, labels

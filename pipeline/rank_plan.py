@@ -1,4 +1,4 @@
-"""What decides the content of one rank's batches: which samples, drawn how, shown how."""
+"""The sampling and preprocessing plan of one rank."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from preprocess.manifest import ColorStats
 
 @dataclass(frozen=True)
 class ViewSpec:
-    """What of an image is handed out, and in which units."""
+    """The views of an image and their units."""
 
     short_side: int
     """Of the images, in pixels."""
@@ -33,7 +33,7 @@ class ViewSpec:
     color_stats: ColorStats
     units: Units
     mean_crop: np.ndarray | None
-    """What is subtracted pixel by pixel, float32 3,crop,crop, or None where it is the channel mean."""
+    """Mean image to subtract, float32 3,crop,crop; None for the channel mean."""
 
     def eval_graph(self) -> Graph:
         """Return the graph of evaluation, but for what `pipeline.reading.dali_stream.Graph` adds and where it runs."""
@@ -55,7 +55,7 @@ class ViewSpec:
 
 @dataclass(frozen=True)
 class RankPlan:
-    """One rank's work."""
+    """The plan of one rank: its samples, their order, and the graph that makes batches of them."""
 
     rank_slice: RankSlice
     inputs: Callable[[int], EpochPlan]
@@ -63,11 +63,11 @@ class RankPlan:
     order: Literal["shards", "permutation", "stored"]
     """Shuffled within groups of shards, permuted as a whole, or as stored: part of what a loader's state must match."""
     endless: bool
-    """Whether the next epoch's first samples are read while the last batches of one are decoded."""
+    """Read the next epoch's first samples while the last batches of this one are decoded."""
     graph: Graph
     """Makes batches without a cache."""
     pixel_format: PixelFormat
-    """What a cache keeps of an image: its central window."""
+    """Format in which a cache keeps the central window of an image."""
     members: np.ndarray
     """The samples that a cache keeps, int64, ascending; none without a cache."""
 
@@ -143,7 +143,7 @@ def eval_rank_plan(
 
 def _check_fits_cache(augmentation: Augmentation) -> None:
     for name, valid, reason in (
-        ("crop_region", "central-square", "of the images it keeps the central squares alone"),
+        ("crop_region", "central-square", "it keeps only the central squares of the images"),
         ("crop_size", "fixed", "its pass does not resize"),
     ):
         if (value := getattr(augmentation, name)) != valid:

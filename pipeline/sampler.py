@@ -1,4 +1,4 @@
-"""The order of an epoch and every random number in it, from (seed, epoch) alone.
+"""The order of an epoch and all of its random numbers, as a function of (seed, epoch).
 
 All of it is indexed by global position: place p of an epoch holds sample `order[p]`, cut at `offsets[p]`, whatever
 the number of ranks. Ranks only divide positions among themselves, so the same global batch comes out of any number
@@ -57,7 +57,7 @@ class EpochDraws:
 class Partition:
     """A fixed division of the samples among ranks, each of which keeps its own: their numbers differ by one at most.
 
-    It depends on (seed, samples, world_size) alone. In every epoch each rank goes through its part in the order of a
+    It depends only on (seed, samples, world_size). In every epoch each rank goes through its part in the order of a
     permutation of (seed, epoch): with one rank that is a true permutation of all samples.
     """
 
@@ -74,7 +74,7 @@ class Partition:
     def order(self, epoch: int) -> np.ndarray:
         """Return the order of an epoch by global position, int64 n, as `RankSlice.of_training` divides it among ranks.
 
-        What the last global batch leaves over comes at its end: each epoch's permutation chooses it anew.
+        Samples beyond the last global batch come at its end: each epoch leaves out different ones.
         """
         drawn = _rng(self.seed, epoch, _ORDER).permutation(self.samples)
         owners = self._owners()[drawn]

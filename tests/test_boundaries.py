@@ -21,7 +21,7 @@ OWN_IMPORTS = {
     "cluster": (),
     "benchmarks": ("preprocess", "pipeline", "training"),
 }
-"""What of the other folders a folder may import."""
+"""Modules of other folders that a folder may import."""
 LIBRARY_HOMES = {
     "ray": ("training", "benchmarks", "preprocess/run/ray_pool.py"),
     "mlflow": ("training", "benchmarks"),
@@ -39,7 +39,7 @@ WITHOUT_RAY_AND_MLFLOW = (
     "training.loop.step",
     "training.loop.train",
 )
-"""What a machine that has only torch and DALI can import."""
+"""Modules that a machine with only torch and DALI can import."""
 
 
 def modules() -> Iterator[tuple[str, Path]]:

@@ -1,4 +1,4 @@
-"""The environment is the lock's, Pillow is pillow-simd, and what Ray uploads is the code alone."""
+"""The environment is the lock's, Pillow is pillow-simd, and Ray uploads only the code."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def test_the_lock_satisfies_the_project() -> None:
 
 
 def test_what_is_installed_is_what_the_lock_says() -> None:
-    # Its own folder alone: Ray puts what it carries along on the path.
+    # Only its own folder: Ray puts what it carries along on the path.
     found = importlib.metadata.distributions(path=[sysconfig.get_path("purelib")])
     assert {canonicalize_name(distribution.name): distribution.version for distribution in found} == locked()
 

@@ -1,4 +1,4 @@
-"""How the commands of `training` end: exit codes and the one line that a mistake gets."""
+"""Exit codes and error lines of the commands of `training`."""
 
 from __future__ import annotations
 

@@ -265,7 +265,7 @@ class Config:
         workers = (self.parallel.data or 1) * self.parallel.model
         for name, value in (("micro_batches", self.micro_batches), ("parallel.data x parallel.model", workers)):
             if self.compile == "graphs" and value > 1:
-                raise InputError(f"compile is 'graphs', which goes with {name} 1 alone, not {value}; valid is on")
+                raise InputError(f"compile is 'graphs', which needs {name} 1, not {value}; use --compile on")
 
     @property
     def image_size(self) -> int:

@@ -28,7 +28,7 @@ class LoadedModel:
     config: Config
     data: DatasetInfo
     mean_image: np.ndarray | None
-    """What it was trained with: float32 short_side,short_side,3 in grey levels, or None for the channel mean."""
+    """Mean image of the training, float32 short_side,short_side,3 in grey levels; None for the channel mean."""
     device: torch.device
     name: str
     """Where the weights come from, for people."""
@@ -96,7 +96,9 @@ def make_dense(trained: LoadedModel) -> LoadedModel:
     """
     known, config = trained.network.architecture, replace(trained.config, crop=trained.data.short_side)
     if not isinstance(known, Architecture):
-        raise InputError(f"--dense is for the AlexNet family alone; {trained.name} is {config.network.name}")
+        raise InputError(
+            f"--dense needs a network of the AlexNet family, not {config.network.name} of {trained.name}; leave it out"
+        )
     side = known.last_side()
     switches = {**config.switches(), "fully_convolutional": True, "hybrid": False, "map_side": side}
     network = build(config.network.name, len(trained.data.classes), **switches)
@@ -107,7 +109,7 @@ def make_dense(trained: LoadedModel) -> LoadedModel:
 
 def _check_combination(choice: argparse.Namespace) -> None:
     if choice.which and not choice.run:
-        raise InputError(f"--which {choice.which} goes with --run alone")
+        raise InputError(f"--which {choice.which} needs --run")
     if (choice.recipe is None) != (choice.weights is None):
         raise InputError("--weights FILE and --recipe NAME go together: the file does not say what network it is")
 

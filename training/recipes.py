@@ -88,7 +88,7 @@ def alexnet_paper() -> Config:
 
 
 def alexnet_2012() -> Config:
-    """What run 145 of the released code did, the network of the paper's single-model numbers; 91 epochs of ImageNet.
+    """Run 145, a log book of the code released in 2012: the network of the paper's single-model numbers, 91 epochs.
 
     python -m training.run alexnet-2012 --data /data/imagenet-shards --parallel.data 1 --parallel.model 2
 

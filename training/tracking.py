@@ -31,7 +31,7 @@ SEND_SECONDS = 5.0
 BATCH_LIMIT = 1000
 """Metrics that MLflow takes in one request."""
 CLOSE_SECONDS = 60.0
-"""How long the end of a training waits for metrics that are not sent yet."""
+"""Longest wait at the end of a training for metrics that are not sent yet, in seconds."""
 
 logger = logging.getLogger(__name__)
 
@@ -70,7 +70,7 @@ def open_client(uri: str, *, create: bool = False) -> MlflowClient:
 def create_run(client: MlflowClient, experiment: str, name: str, params: dict[str, Any]) -> str:
     """Create a run with its parameters and return its id.
 
-    A SQLite store keeps artifacts in `mlartifacts/` beside its file; a server decides for itself.
+    A SQLite store keeps artifacts in `mlartifacts/` next to its file; a server decides for itself.
     """
     found = client.get_experiment_by_name(experiment)
     if found is None:

@@ -19,8 +19,8 @@ from pipeline.reading.dali_stream import to_device
 LOG = logging.getLogger(__name__)
 
 GROUP_PIXELS = 1 << 19
-"""Of the views that are made at once on the CPU. What lies between the loops is then a few megabytes, which the caches
-hold and the allocator keeps; the memory of a large batch it would get from the kernel anew, page by page."""
+"""Pixels of the views computed at once on the CPU: the intermediate results then fit into the CPU caches, and the
+allocator keeps their memory instead of returning it to the kernel."""
 
 
 class CropFlipNormalize:
@@ -34,7 +34,7 @@ class CropFlipNormalize:
         squares: how the squares are kept.
         images: views of a batch.
         crop: side of a view in pixels.
-        mean_crop: subtracted from every view beside the channel's shift, float32 3,crop,crop; None is nothing.
+        mean_crop: subtracted from every view in addition to the channel's shift, float32 3,crop,crop, or None.
         device: where the squares are, and the batch is made.
     """
 

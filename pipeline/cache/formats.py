@@ -154,7 +154,7 @@ class YCbCr420:
         # Beyond an edge is the edge's own column. Each part is summed apart: the whole would be written, then copied.
         parts = slice(0, 1), slice(None), slice(self.chroma_side - 1, None)
         sums = torch.cat([3 * both(columns, near) + both(columns, far) for columns in parts], dim=2)
-        left, right = (3 * sums[..., 1:-1] + beside for beside in (sums[..., :-2], sums[..., 2:]))
+        left, right = (3 * sums[..., 1:-1] + neighbour for neighbour in (sums[..., :-2], sums[..., 2:]))
         # Two neighbours are one number of 64 bits, the left one first in memory: loops store what they have in order.
         return (left.long() | right.long() << 32).view(torch.int32)
 

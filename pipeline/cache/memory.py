@@ -29,7 +29,7 @@ def local_processes() -> int:
 
 
 def _left_in_container() -> list[int]:
-    """What a container's limit (cgroup version 2) leaves, or version 1's; nothing where there is none."""
+    """Return the memory left under the container's limit (cgroup version 2 or 1); empty without a limit."""
     for limit, usage, stat, cached in (
         ("memory.max", "memory.current", "memory.stat", "inactive_file"),
         ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes", "memory/memory.stat", "total_inactive_file"),

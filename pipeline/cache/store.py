@@ -17,7 +17,7 @@ PACKED_PIXELS = 1 << 20
 """Pixels that are packed at once on the CPU: few enough for its own caches."""
 
 _KEPT: weakref.WeakSet[Cache] = weakref.WeakSet()
-"""What this process has set aside: its memory counts as available until it is filled."""
+"""The caches of this process: their memory counts as available until it is filled."""
 
 
 class Cache:
@@ -35,7 +35,7 @@ class Cache:
 
     def __init__(self, members: np.ndarray, samples: int, pixel_format: PixelFormat, device: torch.device) -> None:
         self.pixel_format = pixel_format
-        """How images are kept."""
+        """The format of the rows."""
         self._numbers = np.full(samples, -1)
         self._numbers[members] = np.arange(len(members))
         self._labels = np.empty(len(members), np.int64)

@@ -17,7 +17,7 @@ from pipeline.sampler import RankSlice
 
 
 class CachedBatchStream:
-    """What `DaliStream` is, from a cache: batches in the order of `epoch_plan`, from any position.
+    """Batches from a cache in the order of `epoch_plan`, from any position; the counterpart of `DaliStream`.
 
     Args:
         cache: decoded squares.

@@ -101,7 +101,7 @@ class DaliStream:
         return pipeline
 
     def _emptied(self) -> Pipeline:
-        """Throw away what is under way and return a pipeline that can start anew."""
+        """Discard the batches in flight and return a pipeline that can start again."""
         self._source.stop()
         if self._pipeline is not None:
             try:
@@ -122,7 +122,7 @@ class DaliStream:
         return None if self._device.type == "cpu" else torch.cuda.current_stream(self._device)
 
     def _after_failure(self, error: RuntimeError) -> None:
-        """Leave out what does not decode and read its batch anew, or raise what names the sample."""
+        """Skip the samples that do not decode and read the batch again, or raise an error that names them."""
         batch = self._source.taken[0]
         culprits = self._culprits(batch)
         if not culprits:

@@ -1,4 +1,4 @@
-"""The size of a JPEG image, from its header alone."""
+"""The size of a JPEG image, from its header."""
 
 from __future__ import annotations
 

@@ -61,7 +61,7 @@ class PendingBatch:
         return jpegs, *self._arguments(files)
 
     def graph_inputs_of(self, place: int) -> tuple[Any, ...]:
-        """Return the same for one sample of the batch alone."""
+        """Return the same for a single sample of the batch."""
         files, _ = self.reading.result()
         part = slice(place, place + 1)
         return files.jpegs[part], *(values[part] for values in self._arguments(files))
@@ -110,7 +110,7 @@ class ReadAhead:
         self.taken: deque[PendingBatch] = deque()
         """Batches that the graph has taken and not given out yet."""
         self.error: Exception | None = None
-        """What ended the row early; it is raised when the batches before it are out."""
+        """The error that ended reading early; it is raised after the batches before it."""
 
     def seek(self, epoch: int, number: int) -> None:
         """Begin to read from one batch of one epoch."""

@@ -182,7 +182,9 @@ def test_an_unknown_cache_is_refused(numbered):
 def test_a_cache_that_does_not_fit_is_refused_with_the_numbers(numbered, monkeypatch, kind, split, each):
     samples = {"train": TRAIN, "val": VAL}[split]
     monkeypatch.setattr(pipeline.cache.store, "available_bytes", lambda _: samples * each - 1)
-    with pytest.raises(InputError, match=rf"{samples} images of {each} bytes are 0.\d+ GB, and 0.\d+ GB of memory"):
+    with pytest.raises(
+        InputError, match=rf"needs 0.\d+ GB for {samples} images of {each} bytes: only 0.\d+ GB of memory"
+    ):
         make_loader(numbered, split, 10, cache=kind)
     monkeypatch.setattr(pipeline.cache.store, "available_bytes", lambda _: samples * each)
     make_loader(numbered, split, 10, cache=kind).close()
@@ -194,7 +196,7 @@ def test_caches_and_processes_on_one_machine_count_together(numbered, monkeypatc
     train = TRAIN * 1536
     monkeypatch.setattr(pipeline.cache.store, "available_bytes", lambda _: train + 1000)
     first = cached(numbered, "train", 10)
-    with pytest.raises(InputError, match=r"beside 0.\d+ GB of other caches on this machine"):
+    with pytest.raises(InputError, match=r"in addition to 0.\d+ GB of other caches on this machine"):
         cached(numbered, "val", 10)
     first.close()
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")

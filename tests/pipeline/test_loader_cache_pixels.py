@@ -1,4 +1,4 @@
-"""What a cache does to the pixels: within bounds of the decoded path in training, nothing in evaluation."""
+"""Pixels from a cache: within bounds of the decoded ones in training, equal in evaluation."""
 
 import numpy as np
 import pytest
@@ -238,5 +238,5 @@ def view_of(squares, images):
 
 
 def untreated(n):
-    """What is subtracted from grey levels, and what they are divided by."""
+    """Return the mean to subtract from grey levels, and their divisor."""
     return np.zeros((n, 3), np.float32), np.ones((n, 3), np.float32)

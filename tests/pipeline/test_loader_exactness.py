@@ -79,7 +79,7 @@ def test_the_ranks_shares_of_an_evaluation_differ_by_one_sample_at_most(samples,
 def test_every_kind_of_random_number_differs_between_epochs_and_seeds():
     epochs = [(3, 0), (3, 1), (4, 0)]
     plans = [draw_epoch([100], seed, epoch, slack=8) for seed, epoch in epochs]
-    for kind in ("offsets", "flips", "normals", "places"):
+    for kind in ("offsets", "flips", "normals", "crop_fractions"):
         assert len({getattr(plan, kind).tobytes() for plan in plans}) == 3, kind
     assert len({draw_attempts(seed, epoch, slice(0, 9)).tobytes() for seed, epoch in epochs}) == 3
 

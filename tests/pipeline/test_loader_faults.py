@@ -1,4 +1,4 @@
-"""What the user gave wrong, and what happens to files afterwards: one clear error, and never a hang."""
+"""Bad arguments and damaged files: one clear error, and never a hang."""
 
 import io
 import os

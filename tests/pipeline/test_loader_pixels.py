@@ -1,4 +1,4 @@
-"""What the loader does to an image, against Pillow, torchvision and numpy on the same files."""
+"""Pixels of the loader against Pillow, torchvision and numpy on the same files."""
 
 import io
 

@@ -68,7 +68,7 @@ def test_crops_of_the_whole_image_reach_both_ends_of_every_side(numbered, statis
 def test_a_chunk_shares_windows_and_flips_but_not_the_noise():
     plan = draw_epoch([70], 0, 0, SLACK)
     shared = plan.shared_by_chunks(64, 32)
-    for kind in ("offsets", "flips", "places"):
+    for kind in ("offsets", "flips", "crop_fractions"):
         values = getattr(shared, kind)
         assert all(len(np.unique(values[part], axis=0)) == 1 for part in (slice(0, 32), slice(32, 64), slice(64, 70)))
     assert np.array_equal(shared.normals, plan.normals)
@@ -88,7 +88,7 @@ def test_resized_crops_are_torchvision_s_of_the_same_window(numbered, statistics
             file = center_crop(file, [SHORT_SIDE, SHORT_SIDE])
         extent = np.array([file.shape[1:]])
         shape = resized_shapes(extent, attempts[place : place + 1], smallest_area)[0]
-        corner = np.floor(plan.places[place] * (extent[0] - shape + 1)).astype(int)
+        corner = np.floor(plan.crop_fractions[place] * (extent[0] - shape + 1)).astype(int)
         reference = resized_crop(file.float(), *corner.tolist(), *shape.tolist(), [CROP, CROP], antialias=True)
         assert mean_difference(image[None], reference[None]) <= 1.5
 

@@ -1,4 +1,4 @@
-"""How much memory a cache may take."""
+"""The memory limit of a cache."""
 
 from pathlib import Path
 

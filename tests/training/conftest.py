@@ -1,4 +1,4 @@
-"""What tests of the training share: shards for several devices, and a trained network for what comes after."""
+"""Fixtures of the training tests: shards for several devices, and a trained network."""
 
 import dataclasses
 import shutil

@@ -1,4 +1,4 @@
-"""How a command of `training` ends when it is told to."""
+"""Interrupted commands of `training`."""
 
 import signal
 import subprocess

@@ -1,4 +1,4 @@
-"""The update of 2012 beside torch's, what is particular to layers and biases, frozen layers, micro-batches."""
+"""The update of 2012 against torch's, settings of layers and biases, frozen layers, micro-batches."""
 
 from contextlib import AbstractContextManager, nullcontext
 

@@ -24,7 +24,7 @@ SMALL = {
     "alexnet-small": architecture("alexnet-small", **WIDTHS, lrn="off"),
     "alexnet-owt": architecture("alexnet-owt", **WIDTHS, first_kernel=5, first_stride=1, map_side=2),
 }
-"""What these trainings call by the names of the networks: of many maxima some would be ties, broken by rounding."""
+"""Networks of these trainings by name: of many maxima some would be ties, broken by rounding."""
 FREEZE = {
     "alexnet-small": {"conv1": 1},
     # In the end all that the devices of the hybrid have in common.
@@ -104,8 +104,9 @@ def train_through(state: TrainState, folder: Path) -> list[dict[str, Any]]:
     def save(state: TrainState, metrics: dict[str, float]) -> None:
         parts = capture_checkpoint(state, "run", metrics)
         _, model, optimizer = parts
-        state = {"average": model, "weights": optimizer["weights"], "momentum": optimizer["momentum"]}
-        after.append(pickle.loads(pickle.dumps({**state, "metrics": metrics})))  # the tensors go on changing
+        momentum = optimizer["state"]["momentum_buffer"]
+        given = {"average": model, "weights": optimizer["weights"], "momentum": momentum, "metrics": metrics}
+        after.append(pickle.loads(pickle.dumps(given)))  # the tensors go on changing
         if state.layout.is_first:
             (folder / f"epoch-{state.epoch}").mkdir()
             write_checkpoint(folder / f"epoch-{state.epoch}", *parts)
@@ -126,7 +127,7 @@ def first_masks(state: TrainState) -> dict[str, list[Tensor]]:
 
 @pytest.fixture(scope="module")
 def trained(four_classes: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What every job has left, in a folder of its name: `rank-N`, and the checkpoints `epoch-N`."""
+    """The output of every job, in a folder of its name: `rank-N`, and the checkpoints `epoch-N`."""
     folder = tmp_path_factory.mktemp("trained")
     mp.spawn(process, (four_classes, folder), nprocs=4)
     return folder

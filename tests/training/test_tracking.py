@@ -1,4 +1,4 @@
-"""What MLflow has of a training while it runs."""
+"""The MLflow run while its training runs."""
 
 import time
 from pathlib import Path

@@ -30,7 +30,7 @@ from training.parallel.layout import make_layout
 COLLECTIVE_TIMEOUT_SECONDS = 300
 """A worker that waits longer for its peers fails, and the training restarts from its checkpoint."""
 METRICS_SECONDS = 10.0
-"""How long a checkpoint waits for MLflow to take earlier metrics; training does not stop for a dead server."""
+"""Longest wait of a checkpoint for MLflow to take earlier metrics; training does not stop for a dead server."""
 RAY_TRAIN_SETTINGS = {
     # Interval of Ray Train's health checks in seconds; every report of a checkpoint waits for one.
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",

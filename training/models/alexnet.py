@@ -33,7 +33,7 @@ class AlexNet(nn.Module):
     """Five convolutions, three fully connected layers; N,3,image_size,image_size float -> N,num_classes logits.
 
     Parameters are named conv1 to conv5 and fc6 to fc8, or as in torchvision. With `links.width` devices this module
-    holds its device's 1/width of every layer's output channels, or in the hybrid of fc6 to fc8's alone; of a parameter
+    holds its device's 1/width of every layer's output channels, or in the hybrid only of fc6 to fc8's; of a parameter
     that is split, those of all devices stacked along dimension 0 are the single device's.
 
     Raises:

@@ -34,7 +34,7 @@ class Architecture:
     towers: int = 2
     """1: every convolution sees all channels (`alexnet-single`)."""
     hybrid: bool = False
-    """Devices share fc6 to fc8 alone, any number of them; each computes the convolutions for images of its own."""
+    """Any number of devices split only fc6 to fc8; each computes the convolutions for its own images."""
     first_kernel: int = 11
     """Side of conv1's kernels in pixels."""
     first_stride: int = 4
@@ -43,7 +43,7 @@ class Architecture:
     """Zeros around conv1's input, its output's side rounded down. `same`: TensorFlow's. None: nothing, or half the
     kernel at strides of 1 and 2, and its output's side rounded up as in the code of 2012."""
     rounding: Literal["up", "down"] = "up"
-    """How the pooling rounds its output's side: that of 2012 and PaddlePaddle up, torchvision and TensorFlow down."""
+    """Rounding of the pooling's output side: up in 2012 and PaddlePaddle, down in torchvision and TensorFlow."""
     image_size: int = 224
     """Side of the square input in pixels; it fixes the number of fc6's inputs unless `map_side` does."""
     map_side: int | None = None
@@ -64,9 +64,9 @@ class Architecture:
     lrn_beta: float = 0.75
     """Exponent of the denominator."""
     order1: Order = "act-lrn-pool"
-    """What follows conv1, in order. Run 145: lrn-pool-act."""
+    """Operations after conv1. Run 145 of the released code: lrn-pool-act."""
     order2: Order = "act-lrn-pool"
-    """What follows conv2, in order."""
+    """Operations after conv2."""
     spatial_norm: bool = False
     """Run 145's normalisation over 5x5 pixels of the same map, after stage 2's LRN; the paper has none."""
     pooling: Literal["overlapping", "disjoint"] = "overlapping"

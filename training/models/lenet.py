@@ -14,7 +14,7 @@ from training.models.initial import Init, initialise
 
 @dataclass(frozen=True)
 class LeNetArchitecture:
-    """What can be chosen of LeNet-5; the sizes are those of 1998, for three colours."""
+    """The switches of LeNet-5; the sizes are those of 1998, for three colours."""
 
     image_size: int = 32
     """Side of the square input in pixels; it fixes the number of fc3's inputs."""

@@ -31,7 +31,7 @@ class LocalResponseNorm(nn.Module):
         per_tower = channels // towers
         distance = torch.arange(per_tower)[:, None] - torch.arange(per_tower)[None, :]
         band = (distance.abs() <= size // 2).float()
-        # Derived from the arguments alone: it is no part of a checkpoint.
+        # It follows from the arguments, so it is not part of a checkpoint.
         blocks = torch.block_diag(*[band] * towers)
         self.register_buffer("band", blocks[:, :, None, None], persistent=False)
 
@@ -55,7 +55,7 @@ class SpatialResponseNorm(nn.Module):
 
 
 class _Normalise(torch.autograd.Function):
-    """The formula with its own backward, which keeps x and the denominators alone and does most else in place.
+    """The formula with a backward that keeps only x and the denominators and computes mostly in place.
 
     With d = k + alpha * S(x²), S the window's sum: y = x d^-beta, and since S is symmetric
     dx = g d^-beta - 2 alpha beta x S(g x d^-(beta + 1)).
@@ -112,7 +112,7 @@ def sum_of_views(values: Tensor, towers: int, size: int) -> Tensor:
 
 
 def _inverse_power(base: Tensor, exponent: float) -> Tensor:
-    """Return base^-exponent, a new tensor; outside of autograd alone."""
+    """Return base^-exponent, a new tensor; only for use outside of autograd."""
     if exponent == 0.75:
         # d^-0.75 = d^-0.5 * (d^-0.5)^0.5: `pow` with a fraction costs several times as much.
         root = base.rsqrt()

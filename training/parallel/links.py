@@ -113,7 +113,7 @@ class _Gather(torch.autograd.Function):
 
 
 class _Exchange:
-    """What `_Send` and `_Receive` share: the collective that one of them starts and the other waits for."""
+    """The collective that `_Send` starts and `_Receive` waits for, and the reverse in backward."""
 
     def __init__(self, group: dist.ProcessGroup) -> None:
         self.group = group

@@ -111,7 +111,7 @@ class Exhibits:
 def choose_exhibits(
     predictions: Predictions, classes: Sequence[ClassEntry], read_example: ReadExample, seed: int
 ) -> Exhibits:
-    """Choose what to show and read it, each sample once; the random samples depend on `seed` alone."""
+    """Choose the samples to show and read each of them once; the random ones depend only on `seed`."""
 
     @functools.cache
     def card(position: int) -> Card:

@@ -34,7 +34,7 @@ EXTREMES = 10
 
 @dataclass(frozen=True)
 class Subject:
-    """What was evaluated: names for the page, and conv1's weights to draw.
+    """The evaluated network: names for the page, and conv1's weights to draw.
 
     `conv1` is (F, 3 or 1, k, k), None for a network without such a layer; its filters are `towers` equal parts.
     """

@@ -16,7 +16,7 @@ from training.loop.step import TOP_K
 
 @dataclass(frozen=True)
 class Predictions:
-    """What a network said about every sample of a split; row i is sample i in the order of the split.
+    """The predictions of a network for every sample of a split; row i is sample i in the order of the split.
 
     `labels` (N,) int64; `top_classes` (N, k) int64 and `top_probabilities` (N, k) float32, best first, with
     k = min(5, classes), softmax (its mean over the crops where there are several); `losses` (N,) float64, the
