@@ -24,7 +24,7 @@ def partial_path(path: Path) -> Path:
     return path.with_name(f".{path.name}.{host}-{os.getpid()}.partial")
 
 
-def write_whole(path: Path, data: Buffer) -> None:
+def atomic_write(path: Path, data: Buffer) -> None:
     """Write a file so that it has the name `path` when all of it is on disk, and not before.
 
     When that fails nothing is left, and what had the name before still has it.
@@ -41,7 +41,7 @@ def write_whole(path: Path, data: Buffer) -> None:
         raise
 
 
-def remove_partials(folder: Path, names: str = ".+") -> None:
+def remove_partial_files(folder: Path, names: str = ".+") -> None:
     """Remove what writers in `folder` did not finish, of files whose names match a regular expression."""
     pattern = re.compile(rf"\.({names}){PARTIAL_PATTERN}")
     for entry in list(folder.iterdir()):

@@ -12,7 +12,7 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 @contextlib.contextmanager
-def held_signals() -> Iterator[Callable[[], None]]:
+def defer_signals() -> Iterator[Callable[[], None]]:
     """Hold the signals back while the body runs; what has come by its end is handed over then.
 
     A second one does not wait. What is ignored stays so. Threads other than the main one get no signals and hold none.

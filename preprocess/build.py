@@ -1,20 +1,23 @@
-"""The build: one task for each planned shard, statistics merged, the manifest the commit.
+"""The build: one task for each planned shard, merged statistics, and the manifest as the commit.
 
-A task is one whole shard and the sums are exact, so neither the number of workers, nor the order in which they end,
-nor how often the build was interrupted shows in the bytes.
+A task is one complete shard and the sums are exact, so the bytes depend neither on the number or order of the workers,
+nor on interruptions.
 """
 
 from __future__ import annotations
 
 import shutil
 import sys
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 
-from atomic_files import flush_folder, write_whole
+from atomic_files import atomic_write, flush_folder
+from errors import InputError
 from preprocess import sample
 from preprocess.images import color_sums
-from preprocess.images.statistics import RgbSums
+from preprocess.images.statistics import ColorSums
 from preprocess.images.transform import CHROMA, RESAMPLE
 from preprocess.manifest import (
     MEAN_IMAGE_NAME,
@@ -26,118 +29,108 @@ from preprocess.manifest import (
     write_manifest,
 )
 from preprocess.plan import BuildOptions, Plan, PlannedShard, make_plan
-from preprocess.rejections import check_readable, check_rejected, describe
-from preprocess.run.pool import Counts
-from preprocess.run.progress import Progress
-from preprocess.run.run_with_progress import run_shown
-from preprocess.run.shard_task import ShardTask, build_shard, is_rejected_still
+from preprocess.run.pool import REASONS_SHOWN, Counts
+from preprocess.run.progress import Progress, run_with_progress
+from preprocess.run.shard_task import ShardTask, build_shard, still_rejected
 from preprocess.shards import label_width
-from preprocess.sources import SPLITS, RawFiles, printable, unpack
-from preprocess.state.build_fingerprint import identity
-from preprocess.state.build_state import ShardRecord, Unfinished, continued
-from preprocess.state.changed_source import changed_shards
-from preprocess.state.output import Existing, look_at_output
-from preprocess.state.output_folder import claimed, remove_leftovers, remove_strays
+from preprocess.sources import SPLITS, Catalogue, RawFiles, printable, unpack
+from preprocess.state.build_state import BuildState, ShardRecord, changed_shards, resume_build
+from preprocess.state.fingerprint import build_fingerprint
+from preprocess.state.output import OutputState, claim_output, inspect_output, remove_leftovers, remove_stray_files
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a build has come to."""
+    """The result of a build."""
 
     manifest: Manifest
     shards: int
-    """How many shards the plan has."""
+    """Number of shards in the plan."""
     built: int
-    """How many of them this run has built."""
+    """Number of shards that this run has built."""
     counts: Counts
-    """The images that it built them from."""
+    """The images that they were built from."""
     nothing_to_do: bool = False
-    """Whether the folder was complete and whole."""
+    """True if the folder was complete and intact."""
 
 
 def build(options: BuildOptions) -> Outcome:
-    """Build the folder of shards that `options` describe, or what of it is not there yet, or broken.
+    """Build the folder of shards that `options` describe: all of it, or the missing or broken parts.
 
     Raises:
-        InputError: bad input, or an output folder that holds anything else.
+        InputError: bad input, or an output folder with different content.
         WorkerDiedError: a worker process was killed.
         OSError: the output cannot be written, e.g. a full disk.
     """
     plan = make_plan(options)
     if plan.source is not None and plan.source.ignored:
         names = ", ".join(map(printable, plan.source.ignored))
-        print(f"build_shards: not looked at in {options.input}: the folders {names}", file=sys.stderr)
-    existing = look_at_output(plan)
-    if existing.is_whole:
+        print(f"build_shards: ignored in {options.input}: the folders {names}", file=sys.stderr)
+    existing = inspect_output(plan)
+    if existing.is_intact:
         remove_leftovers(options.output)
         return Outcome(existing.complete, len(plan.shards), 0, Counts(), nothing_to_do=True)
-    build_rest = _mend if existing.has_statistics else _build_or_continue
-    with claimed(options.output, complete=existing.manifest is not None):
+    build_rest = _repair if existing.has_statistics else _build_or_resume
+    with claim_output(options.output, complete=existing.manifest is not None):
         return build_rest(plan, existing)
 
 
-def _mend(plan: Plan, existing: Existing) -> Outcome:
-    """Build again the broken shards of a complete data set; its statistics stay what they are."""
+def _repair(plan: Plan, existing: OutputState) -> Outcome:
+    """Build the broken shards of a complete data set again; its statistics stay as they are."""
     options = plan.options
-    with continued(options.output, options.short_side, identity(plan), keep_records=False) as unfinished:
-        raw = _prepare_images(plan, unfinished)
+    with resume_build(options.output, options.short_side, build_fingerprint(plan), keep_records=False) as build_state:
+        raw = _prepare_images(plan, build_state)
         pending = [shard for shard in plan.shards if shard.stem in existing.broken]
         counts = _build_shards(plan, pending, {}, existing, raw)
         flush_folder(options.output)
     return Outcome(existing.complete, len(plan.shards), len(pending), counts)
 
 
-def _build_or_continue(plan: Plan, existing: Existing) -> Outcome:
-    """Build all shards but those that an earlier run has finished, then statistics and manifest."""
+def _build_or_resume(plan: Plan, existing: OutputState) -> Outcome:
+    """Build all shards that no earlier run has finished, then statistics and manifest."""
     options = plan.options
-    with continued(options.output, options.short_side, identity(plan), keep_records=True) as unfinished:
-        raw = _prepare_images(plan, unfinished)
-        kept = _kept_shards(plan, existing, unfinished, raw)
+    with resume_build(options.output, options.short_side, build_fingerprint(plan), keep_records=True) as build_state:
+        raw = _prepare_images(plan, build_state)
+        kept = _kept_shards(plan, existing, build_state, raw)
         pending = [shard for shard in plan.shards if shard.stem not in kept]
         counts = _build_shards(plan, pending, kept, existing, raw)
-        manifest = _finish(plan, unfinished)
+        manifest = _finish(plan, build_state)
         flush_folder(options.output)
     return Outcome(manifest, len(plan.shards), len(pending), counts)
 
 
-def _prepare_images(plan: Plan, unfinished: Unfinished) -> RawFiles:
-    """Return where the raw images are, after they were drawn or unpacked where they cannot be read in place."""
+def _prepare_images(plan: Plan, build_state: BuildState) -> RawFiles:
+    """Draw the embedded sample, or unpack the images that cannot be read in place; return where all of them are."""
     options = plan.options
     if plan.source is None:
-        shutil.rmtree(unfinished.drawn, ignore_errors=True)  # of a build that was killed: some may be half-written
-        drawing = sample.draw_tasks(unfinished.drawn, options.seed)
-        run_shown(sample.draw, drawing, options, Progress("drawing", plan.images))
-        return RawFiles(unfinished.drawn, unfinished.scratch)
-    unpacking = plan.source.unpack_tasks(unfinished.scratch)
+        shutil.rmtree(build_state.drawn, ignore_errors=True)  # of a build that was killed: some may be half-written
+        drawing = sample.draw_tasks(build_state.drawn, options.seed)
+        run_with_progress(sample.draw, drawing, options, Progress("drawing", plan.images))
+        return RawFiles(build_state.drawn, build_state.scratch)
+    unpacking = plan.source.unpack_tasks(build_state.scratch)
     if unpacking:
         progress = Progress("unpacking", sum(task.container.rows for task in unpacking))
-        run_shown(unpack, unpacking, options, progress)
-    return RawFiles(plan.source.root, unfinished.scratch)
+        run_with_progress(unpack, unpacking, options, progress)
+    return RawFiles(plan.source.root, build_state.scratch)
 
 
-def _kept_shards(plan: Plan, existing: Existing, unfinished: Unfinished, raw: RawFiles) -> dict[str, ShardRecord]:
-    """Return the shards that an earlier run has finished, by stem; remove whatever else it has left."""
-    unfinished.discard(existing.broken)
-    records = unfinished.finished(plan.shards)
-    if plan.source is not None:  # the sample is drawn, the same each time
-        other = changed_shards(plan.shards, records, raw, plan.options.output)
-        unfinished.discard(other)
-        records = {stem: record for stem, record in records.items() if stem not in other}
-    mended = {
-        shard.stem
-        for shard in plan.shards
-        if shard.stem in records and not is_rejected_still(shard, records[shard.stem], raw)
-    }
-    unfinished.discard(mended)
-    kept = {stem: record for stem, record in records.items() if stem not in mended}
+def _kept_shards(plan: Plan, existing: OutputState, build_state: BuildState, raw: RawFiles) -> dict[str, ShardRecord]:
+    """Return the shards that an earlier run has finished, by stem; remove everything else that it left."""
+    build_state.discard(existing.broken)
+    kept = build_state.finished(plan.shards)
+    stale = set() if plan.source is None else changed_shards(plan.shards, kept, raw, plan.options.output)
+    unchanged = [shard for shard in plan.shards if shard.stem in kept and shard.stem not in stale]
+    stale |= {shard.stem for shard in unchanged if not still_rejected(shard, kept[shard.stem], raw)}
+    build_state.discard(stale)
+    kept = {stem: record for stem, record in kept.items() if stem not in stale}
     if existing.manifest is None:
         shards = [record.shard for record in kept.values() if record.shard is not None]
-        remove_strays(plan.options.output, keep={name for shard in shards for name in (shard.tar, shard.index)})
+        remove_stray_files(plan.options.output, keep={name for shard in shards for name in (shard.tar, shard.index)})
     return kept
 
 
 def _build_shards(
-    plan: Plan, pending: Sequence[PlannedShard], kept: Mapping[str, ShardRecord], existing: Existing, raw: RawFiles
+    plan: Plan, pending: Sequence[PlannedShard], kept: Mapping[str, ShardRecord], existing: OutputState, raw: RawFiles
 ) -> Counts:
     options, width = plan.options, label_width(len(plan.catalogue.classes))
     tasks = [
@@ -156,30 +149,30 @@ def _build_shards(
     before = [entry for record in kept.values() for entry in record.rejected]
 
     def watch(counts: Counts) -> None:
-        check_rejected(plan, len(before) + counts.rejected, [*map(describe, before), *counts.reasons])
+        check_rejected(plan, len(before) + counts.rejected, [*(entry.describe() for entry in before), *counts.reasons])
 
     if pending:
         color_sums.prepare()
     done = sum(len(shard.images) for shard in plan.shards if shard.stem in kept)
     progress = Progress("building", done + sum(len(shard.images) for shard in pending), before=done)
-    return run_shown(build_shard, tasks, options, progress, watch=watch)
+    return run_with_progress(build_shard, tasks, options, progress, watch=watch)
 
 
-def _finish(plan: Plan, unfinished: Unfinished) -> Manifest:
-    """Put together what the shards have left, one at a time, and commit the folder as a data set."""
+def _finish(plan: Plan, build_state: BuildState) -> Manifest:
+    """Merge the statistics of all shards, one at a time, and commit the folder as a data set."""
     options = plan.options
-    sums = RgbSums(options.short_side)
+    sums = ColorSums(options.short_side)
     shards: dict[str, list[Shard]] = {split: [] for split in SPLITS}
     rejected: list[Rejection] = []
-    for planned, record, part in unfinished.load_all(plan.shards):
+    for planned, record, part in build_state.load_all(plan.shards):
         if record.shard is not None:
             shards[planned.split].append(record.shard)
         rejected.extend(record.rejected)
         if part is not None:
             sums.merge(part)
-    check_rejected(plan, len(rejected), map(describe, rejected))
+    check_rejected(plan, len(rejected), (entry.describe() for entry in rejected))
     check_readable(plan.catalogue, rejected)
-    write_whole(options.output / MEAN_IMAGE_NAME, sums.mean_image_file())
+    atomic_write(options.output / MEAN_IMAGE_NAME, sums.mean_image_file())
     manifest = Manifest(
         schema=SCHEMA,
         name=options.data_name,
@@ -198,3 +191,33 @@ def _finish(plan: Plan, unfinished: Unfinished) -> Manifest:
     flush_folder(options.output)
     write_manifest(options.output, manifest)
     return manifest
+
+
+def check_rejected(plan: Plan, rejected: int, reasons: Iterable[str]) -> None:
+    """Raise `InputError` when more images are rejected than the options allow.
+
+    The number only grows during a build, so the result depends only on the last call.
+
+    Args:
+        plan: of the build.
+        rejected: number of images rejected so far.
+        reasons: image and reason of each; the first ones are shown.
+    """
+    part, allowed = rejected / plan.images, plan.options.max_rejected
+    if part > allowed:
+        first = "; ".join(islice(reasons, REASONS_SHOWN))
+        raise InputError(
+            f"--max-rejected is {allowed:g}: {rejected} of {plan.images} images are rejected, {part:.2%}; "
+            f"repair the source, or use a larger value; e.g. {first}"
+        )
+
+
+def check_readable(catalogue: Catalogue, rejected: Sequence[Rejection]) -> None:
+    """Raise `InputError` for a class without a readable image in the train split."""
+    reasons = {entry.source: entry.reason for entry in rejected}
+    train = catalogue.split("train")
+    readable = Counter(image.label for image in train if printable(image.source) not in reasons)
+    for label, entry in enumerate(catalogue.classes):
+        if not readable[label]:
+            first = next(printable(image.source) for image in train if image.label == label)
+            raise InputError(f"class {entry.id!r} has no readable image, e.g. {first}: {reasons[first]}")

@@ -1,7 +1,6 @@
-"""`manifest.json`, the page that turns a folder of tars into a data set.
+"""`manifest.json`, the description that turns a folder of tars into a data set.
 
 The manifest is written last and by rename: a folder without it is not a data set, whatever else lies there.
-This module needs the standard library alone, so every other part can read a data set's description cheaply.
 """
 
 from __future__ import annotations
@@ -10,17 +9,21 @@ import hashlib
 import json
 import os
 from collections.abc import Iterator, Mapping
-from dataclasses import MISSING, asdict, dataclass, fields, is_dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from types import UnionType
-from typing import Any, get_args, get_origin, get_type_hints
+from typing import Annotated, Any
 
-from atomic_files import write_whole
+import pydantic
+
+from atomic_files import atomic_write
 from errors import InputError
+from typed_json import parse_json, to_json_values
 
 MANIFEST_NAME = "manifest.json"
 MEAN_IMAGE_NAME = "mean.npy"
 SCHEMA = 1
+
+_Count = Annotated[int, pydantic.Field(ge=0)]
 
 
 @dataclass(frozen=True)
@@ -37,8 +40,8 @@ class Shard:
 
     tar: str
     index: str
-    samples: int
-    bytes: int
+    samples: _Count
+    bytes: _Count
     sha256: str
 
 
@@ -46,7 +49,7 @@ class Shard:
 class Split:
     """The shards of one split, in order."""
 
-    samples: int
+    samples: _Count
     shards: tuple[Shard, ...]
 
 
@@ -58,51 +61,71 @@ class ColorStats:
     `mean_image` names a float32 file of short_side x short_side x 3 (HWC).
     """
 
-    pixels: int
+    pixels: _Count
     mean: tuple[float, ...]
     covariance: tuple[tuple[float, ...], ...]
     eigenvalues: tuple[float, ...]
     eigenvectors: tuple[tuple[float, ...], ...]
     mean_image: str
     mean_image_sha256: str | None = None
-    """Of that file, in hex; None in a manifest that an earlier version wrote."""
+    """SHA-256 of that file in hex; None in a manifest of an earlier version."""
+
+    def __post_init__(self) -> None:
+        """Raise `InputError` unless there are three channels."""
+        matrices = (self.covariance, self.eigenvectors)
+        triples = (self.mean, self.eigenvalues, *matrices, *(row for matrix in matrices for row in matrix))
+        if any(len(triple) != 3 for triple in triples):
+            raise InputError("rgb is not of three channels")
 
 
 @dataclass(frozen=True)
 class Rejection:
-    """A source image that did not become a sample, and why."""
+    """A source image that did not become a sample, with the reason."""
 
     split: str
     source: str
     reason: str
 
+    def describe(self) -> str:
+        """Return the image and the reason in one line."""
+        return f"{self.source}: {self.reason}"
+
 
 @dataclass(frozen=True)
 class Manifest:
-    """The description of a folder of shards (design contract, schema 1)."""
+    """The description of a folder of shards; a field's name in JSON is its own or its alias."""
 
     schema: int
     name: str
-    short_side: int
-    jpeg_quality: int
+    short_side: Annotated[int, pydantic.Field(ge=1)]
+    jpeg_quality: _Count
     chroma: str
     resample: str
     seed: int
-    classes: tuple[ClassEntry, ...]
+    classes: Annotated[tuple[ClassEntry, ...], pydantic.Field(min_length=1)]
     splits: Mapping[str, Split]
-    color_stats: ColorStats
+    color_stats: Annotated[ColorStats, pydantic.Field(alias="rgb")]
     rejected: tuple[Rejection, ...]
     apply_exif: bool = False
-    """Whether images are turned as their EXIF orientation says."""
+    """True if images were turned as their EXIF orientation says."""
+
+    def __post_init__(self) -> None:
+        """Raise `InputError` for the name of a file that is not in the folder itself."""
+        files = [name for shard in self.shards() for name in (shard.tar, shard.index)]
+        for name in (*files, self.color_stats.mean_image):
+            if Path(name).name != name or "\0" in name:
+                raise InputError(f"{name!r} is not the name of a file in the folder")
 
     def split(self, name: str) -> Split:
-        """Return the split `name`; raise `InputError` naming the ones that there are."""
+        """Return the split `name`; raise `InputError` naming the available ones."""
         if name not in self.splits:
-            raise InputError(f"split {name!r} is not in data set {self.name!r}; it has {', '.join(self.splits)}")
+            raise InputError(
+                f"split is {name!r}: data set {self.name!r} has no such split; use {', '.join(self.splits)}"
+            )
         return self.splits[name]
 
     def check_files(self, folder: Path) -> None:
-        """Raise `InputError` unless every file that the manifest names is there, tars by exact size."""
+        """Raise `InputError` unless every file in the manifest exists, tars with their exact size."""
         for shard in self.shards():
             _check_file(folder / shard.tar, shard.bytes)
             _check_file(folder / shard.index, None)
@@ -116,26 +139,24 @@ class Manifest:
 
 def _check_file(path: Path, expected_bytes: int | None) -> None:
     if not path.is_file():
-        raise InputError(f"{path} is missing, although {MANIFEST_NAME} lists it: build the shards again")
+        raise InputError(f"{path} is missing: {MANIFEST_NAME} lists it; build the shards again")
     if expected_bytes is not None and path.stat().st_size != expected_bytes:
         raise InputError(
-            f"{path} has {path.stat().st_size} bytes where {MANIFEST_NAME} says {expected_bytes}: "
-            "build the shards again"
+            f"{path} has {path.stat().st_size} bytes: {MANIFEST_NAME} says {expected_bytes}; build the shards again"
         )
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:
     """Commit `folder` as a data set: write `manifest.json` aside, flush it to disk, rename it."""
-    fields = {"rgb" if name == "color_stats" else name: value for name, value in asdict(manifest).items()}
-    page = json.dumps(fields, indent=1, ensure_ascii=False)
-    write_whole(folder / MANIFEST_NAME, f"{page}\n".encode())
+    page = json.dumps(to_json_values(manifest), indent=1, ensure_ascii=False)
+    atomic_write(folder / MANIFEST_NAME, f"{page}\n".encode())
 
 
 def read_manifest(folder: Path | str) -> Manifest:
     """Read and check the description of a data set.
 
     Raises:
-        InputError: as `parse_manifest` says, or a file is missing or of another size than the manifest says.
+        InputError: as `parse_manifest`, or a file is missing or has a different size.
     """
     manifest = parse_manifest(folder)
     manifest.check_files(Path(folder))
@@ -143,19 +164,27 @@ def read_manifest(folder: Path | str) -> Manifest:
 
 
 def parse_manifest(folder: Path | str) -> Manifest:
-    """Read the description of a data set without a look at the files that it names.
+    """Read the description of a data set; ignore the files that it names.
 
     Raises:
         InputError: no such folder, no manifest, not JSON, another schema, or a field that is missing, unknown or of
             another type.
     """
     folder = Path(folder)
-    if not os.path.isdir(folder):  # noqa: PTH112 - Path's raises where the system says no
+    if not os.path.isdir(folder):  # noqa: PTH112 - Path's raises where the system refuses access
         raise InputError(f"data folder {folder} does not exist; make one with python -m preprocess.build_shards")
     path = folder / MANIFEST_NAME
     if not os.path.isfile(path):  # noqa: PTH113
-        raise InputError(f"{folder} has no {MANIFEST_NAME}, so it is not a complete folder of shards")
-    return _parse(path)
+        raise InputError(f"{folder} has no {MANIFEST_NAME}: it is not a complete folder of shards")
+    try:
+        page = path.read_text(encoding="utf-8")
+        fields = json.loads(page)
+    except (OSError, ValueError, RecursionError) as error:
+        raise InputError(f"{path} cannot be read as JSON: {error}") from error
+    schema = fields.get("schema") if isinstance(fields, dict) else fields
+    if not isinstance(fields, dict) or schema != SCHEMA:
+        raise InputError(f"{path} has schema {schema!r}: this version reads schema {SCHEMA}")
+    return parse_json(Manifest, page, f"{path}")
 
 
 def manifest_digest(folder: Path | str) -> str:
@@ -163,71 +192,6 @@ def manifest_digest(folder: Path | str) -> str:
     return hashlib.sha256((Path(folder) / MANIFEST_NAME).read_bytes()).hexdigest()
 
 
-def _parse(path: Path) -> Manifest:
-    try:
-        page = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise InputError(f"{path} cannot be read as JSON: {error}") from error
-    if not isinstance(page, dict) or page.get("schema") != SCHEMA:
-        found = page.get("schema") if isinstance(page, dict) else page
-        raise InputError(f"{path} has schema {found!r}; this version reads schema {SCHEMA}")
-    try:
-        return _from_json(page)
-    except InputError as error:
-        raise InputError(f"{path} is not a valid manifest: {error}") from error
-
-
 def color_stats_from_json(page: Any) -> ColorStats:
     """Return the colour statistics that `dataclasses.asdict` and JSON turned into `page`; raise `InputError` if none"""
-    color_stats: ColorStats = _typed(page, ColorStats, "rgb")
-    _check_channels(color_stats)
-    return color_stats
-
-
-def _check_channels(color_stats: ColorStats) -> None:
-    triples = (
-        color_stats.mean,
-        color_stats.eigenvalues,
-        color_stats.covariance,
-        color_stats.eigenvectors,
-        *color_stats.covariance,
-        *color_stats.eigenvectors,
-    )
-    if any(len(triple) != 3 for triple in triples):
-        raise InputError("rgb is not of three channels")
-
-
-def _from_json(page: dict[str, Any]) -> Manifest:
-    page = {"color_stats" if name == "rgb" else name: value for name, value in page.items()}
-    manifest: Manifest = _typed(page, Manifest, "")
-    _check_channels(manifest.color_stats)
-    files = [name for shard in manifest.shards() for name in (shard.tar, shard.index)]
-    for name in (*files, manifest.color_stats.mean_image):
-        if Path(name).name != name or "\0" in name:
-            raise InputError(f"{name!r} is not the name of a file in the folder")
-    if manifest.short_side < 1 or not manifest.classes:
-        raise InputError(f"short_side is {manifest.short_side} and there are {len(manifest.classes)} classes")
-    return manifest
-
-
-def _typed(value: Any, kind: Any, place: str) -> Any:
-    """Turn what JSON gave into `kind`, a type as the dataclasses above have them; `InputError` where it is another."""
-    origin, inner = get_origin(kind), get_args(kind)
-    if is_dataclass(kind) and isinstance(kind, type) and isinstance(value, dict):
-        hints = get_type_hints(kind)
-        missing = [each.name for each in fields(kind) if each.default is MISSING and each.name not in value]
-        for name in (*missing, *(name for name in value if name not in hints)):
-            raise InputError(f"{place}.{name} is {'missing' if name in missing else 'unknown'}".lstrip("."))
-        return kind(**{name: _typed(each, hints[name], f"{place}.{name}".lstrip(".")) for name, each in value.items()})
-    if origin is tuple and isinstance(value, list):
-        return tuple(_typed(each, inner[0], f"{place}[{number}]") for number, each in enumerate(value))
-    if origin is Mapping and isinstance(value, dict):
-        return {name: _typed(each, inner[1], f"{place}.{name}") for name, each in value.items()}
-    if origin is UnionType and value is None:
-        return None
-    plain = inner[0] if origin is UnionType else kind
-    if plain is float and type(value) is int:
-        return float(value)
-    if type(value) is plain and (plain is not int or value >= 0 or place == "seed"):
-        return value
-    raise InputError(f"{place} is {str(value)[:40]!r}, not {getattr(plain, '__name__', plain)}")
+    return parse_json(ColorStats, json.dumps(page), "rgb")

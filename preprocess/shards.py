@@ -20,7 +20,7 @@ from tarfile import BLOCKSIZE, RECORDSIZE
 from types import TracebackType
 from urllib.parse import quote
 
-from atomic_files import partial_path, write_whole
+from atomic_files import atomic_write, partial_path
 from errors import InputError
 from preprocess.manifest import Shard
 
@@ -161,7 +161,7 @@ class ShardWriter:
                 f"{self._tar_path} is built with other bytes than the manifest says: the source has changed, or a "
                 "version of a library; choose another --output, or remove the folder"
             )
-        write_whole(self._index_path, _index_text(self._index).encode("ascii"))
+        atomic_write(self._index_path, _index_text(self._index).encode("ascii"))
         partial_path(self._tar_path).replace(self._tar_path)
         return shard
 

@@ -14,8 +14,7 @@ from PIL import Image
 from preprocess.manifest import MANIFEST_NAME, Manifest, Shard, parse_manifest
 from preprocess.plan import BuildOptions
 from preprocess.run.pool import Tally
-from preprocess.run.progress import Progress
-from preprocess.run.run_with_progress import run_shown
+from preprocess.run.progress import Progress, run_with_progress
 from preprocess.shards import index_of, label_width
 
 
@@ -70,7 +69,7 @@ def check_shards(
     tasks = [ShardCheck(options.output, shard, side, classes, deep) for shard in shards]
     found: dict[int, list[Fault]] = {}
     progress = Progress(what, sum(shard.samples for shard in shards), bad="broken")
-    run_shown(check_shard, tasks, options, progress, found.__setitem__)
+    run_with_progress(check_shard, tasks, options, progress, found.__setitem__)
     return {shard.tar: found[number] for number, shard in enumerate(shards)}
 
 

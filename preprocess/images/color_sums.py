@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from atomic_files import write_whole
+from atomic_files import atomic_write
 from preprocess.images.pixel_memory import pixel_memory
 
 _SOURCE = Path(__file__).with_suffix(".c")
@@ -112,7 +112,7 @@ def _compiled() -> bytes:
     if path is not None:
         with contextlib.suppress(OSError):
             path.parent.mkdir(parents=True, exist_ok=True)
-            write_whole(path, _sealed(content))
+            atomic_write(path, _sealed(content))
     return content
 
 

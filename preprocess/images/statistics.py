@@ -21,7 +21,7 @@ _DIGITS = 12  # LAPACK's last bits depend on the processor; the manifest's must 
 _SAVED = ("pixels", "images", "sums", "products", "square")
 
 
-class RgbSums:
+class ColorSums:
     """Exact sums over the pixels of images whose short side is `short_side`.
 
     Attributes:
@@ -73,7 +73,7 @@ class RgbSums:
         if self._recent_images == _LARGEST_RECENT:
             self._gather_recent()
 
-    def merge(self, other: RgbSums) -> None:
+    def merge(self, other: ColorSums) -> None:
         """Add the sums of other images."""
         self.pixels += other.pixels
         self.images += other.images
@@ -87,14 +87,14 @@ class RgbSums:
         return file.getbuffer()
 
     @staticmethod
-    def load(path: Path, short_side: int) -> RgbSums:
+    def load(path: Path, short_side: int) -> ColorSums:
         """Read a file that holds what `to_bytes` gave, of images of this short side.
 
         Raises:
             OSError: there is no such file.
             Exception: it is not whole, or not of such images.
         """
-        loaded = RgbSums(short_side)
+        loaded = ColorSums(short_side)
         with np.load(path, allow_pickle=False) as arrays:
             for name in _SAVED:
                 if arrays[name].shape != np.shape(getattr(loaded, name)):

@@ -19,7 +19,7 @@ import ray
 from ray.exceptions import RayError, RayTaskError
 
 from errors import InputError
-from interrupts import held_signals
+from interrupts import defer_signals
 from preprocess.run.pool import REASONS_SHOWN, Counts, Result, Task, WorkerDiedError
 
 _ATTEMPTS = 6  # of one task: nodes may die now and then, but an image that kills every worker must end the build
@@ -29,7 +29,7 @@ _CANCEL_SECONDS = 20.0
 _ANSWER_SECONDS = 5.0
 
 
-class LocalTally:
+class RayTally:
     """What a task calls after each image; the counts travel back with its result."""
 
     def __init__(self) -> None:
@@ -67,7 +67,7 @@ def run_tasks_on_ray(
         Exception: whatever `function`, `show` or `collect` raised first.
     """
     # Where a handler raises in the middle of a call, Ray hangs, aborts, or makes a SystemError of it.
-    with held_signals() as hand_over_signals, _joined(address):
+    with defer_signals() as hand_over_signals, _joined(address):
         compute: Any = ray.remote(_compute).options(max_retries=_ATTEMPTS - 1, scheduling_strategy="SPREAD")
         waiting = iter(enumerate(tasks))
         running: dict[Any, int] = {}
@@ -92,7 +92,7 @@ def run_tasks_on_ray(
 
 
 def _compute(function: Callable[[Task, Any], Result], task: Task) -> tuple[Result, Counts]:
-    tally = LocalTally()
+    tally = RayTally()
     return function(task, tally), tally.counts
 
 

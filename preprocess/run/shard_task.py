@@ -6,11 +6,10 @@ import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
-from preprocess.images.statistics import RgbSums
+from preprocess.images.statistics import ColorSums
 from preprocess.images.transform import UnreadableImage, make_sample
 from preprocess.manifest import Rejection, Shard
 from preprocess.plan import PlannedShard
-from preprocess.rejections import describe
 from preprocess.run.pool import Tally
 from preprocess.shards import ShardWriter
 from preprocess.sources import RawFiles, printable
@@ -39,10 +38,10 @@ def build_shard(task: ShardTask, tally: Tally) -> None:
         InputError: the shard does not become what is expected.
         OSError: it cannot be written, e.g. on a full disk.
     """
-    sums = RgbSums(task.short_side) if task.shard.split == "train" else None
+    sums = ColorSums(task.short_side) if task.shard.split == "train" else None
     rejected: list[Rejection] = []
     digests: list[str] = []
-    stamps = task.raw.stamps(image.ref for image in task.shard.images)  # before they are read
+    fingerprints = task.raw.fingerprints(image.ref for image in task.shard.images)  # before they are read
     with ShardWriter(task.output, task.shard.stem) as writer:
         for planned in task.shard.samples:
             data = b""
@@ -52,7 +51,7 @@ def build_shard(task: ShardTask, tally: Tally) -> None:
             except UnreadableImage as error:
                 rejected.append(Rejection(task.shard.split, printable(planned.source), str(error)))
                 digests.append(hashlib.sha256(data).hexdigest())
-                tally.count(size=len(data), rejected=describe(rejected[-1]))
+                tally.count(size=len(data), rejected=rejected[-1].describe())
                 continue
             if sums is not None:
                 sums.add(pixels)
@@ -60,11 +59,11 @@ def build_shard(task: ShardTask, tally: Tally) -> None:
             tally.count(size=len(data))
         shard = writer.commit(task.expected) if writer.samples else None
     index_bytes = (task.output / shard.index).stat().st_size if shard else 0
-    record = ShardRecord(shard, index_bytes, tuple(rejected), tuple(digests), tuple(stamps.values()))
+    record = ShardRecord(shard, index_bytes, tuple(rejected), tuple(digests), tuple(fingerprints.values()))
     save_record(task.output, task.shard.stem, record, sums)
 
 
-def is_rejected_still(shard: PlannedShard, record: ShardRecord, raw: RawFiles) -> bool:
+def still_rejected(shard: PlannedShard, record: ShardRecord, raw: RawFiles) -> bool:
     """Return whether the files of the images that a finished shard lacks are as they were: nobody has mended them."""
     places = {printable(image.source): image.ref for image in shard.images}
     for entry, digest in zip(record.rejected, record.digests, strict=True):

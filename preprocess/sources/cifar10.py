@@ -41,7 +41,7 @@ class _Unpickler(pickle.Unpickler):
         return getattr(importlib.import_module(_ALLOWED[module, name]), name)
 
 
-def fits(root: Path) -> bool:
+def detect(root: Path) -> bool:
     """Say whether `root` looks like it, complete or not."""
     return _folder(root) is not None
 

@@ -41,7 +41,7 @@ class _Devkit:
     """The WNID of each val image, in the order of their names."""
 
 
-def fits(root: Path) -> bool:
+def detect(root: Path) -> bool:
     """Say whether `root` looks like it, complete or not."""
     return any((root / name).is_file() for name in (TRAIN, VAL))
 

@@ -23,7 +23,7 @@ _SOLUTION = "LOC_val_solution.csv"
 _MAPPING = "LOC_synset_mapping.txt"
 
 
-def fits(root: Path) -> bool:
+def detect(root: Path) -> bool:
     """Say whether `root` looks like it, complete or not."""
     return _images(root) is not None
 

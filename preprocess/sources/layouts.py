@@ -12,11 +12,11 @@ from preprocess.sources.source import Source
 
 _FOLDERS = "folders"
 _OTHERS: dict[str, tuple[Callable[[Path], bool], Callable[[Path], Source]]] = {
-    "ilsvrc": (ilsvrc.fits, ilsvrc.read),
-    "kaggle": (kaggle.fits, kaggle.read),
-    "tiny-imagenet": (tiny_imagenet.fits, tiny_imagenet.read),
-    "parquet": (parquet.fits, parquet.read),
-    "cifar10": (cifar10.fits, cifar10.read),
+    "ilsvrc": (ilsvrc.detect, ilsvrc.read),
+    "kaggle": (kaggle.detect, kaggle.read),
+    "tiny-imagenet": (tiny_imagenet.detect, tiny_imagenet.read),
+    "parquet": (parquet.detect, parquet.read),
+    "cifar10": (cifar10.detect, cifar10.read),
 }
 LAYOUTS = ("auto", _FOLDERS, *_OTHERS)
 
@@ -55,7 +55,7 @@ def _opened(root: Path, layout: str, val_fraction: float | None, seed: int) -> S
 
 
 def _find(root: Path) -> str:
-    fitting = [layout for layout, (fits, _) in _OTHERS.items() if fits(root)]
+    fitting = [layout for layout, (detect, _) in _OTHERS.items() if detect(root)]
     # Tiny-ImageNet has a folder `train` by itself. Beside anything else it is a second account of the same images,
     # perhaps the beginning of an unpacked archive.
     if (root / "train").is_dir() and fitting != ["tiny-imagenet"]:

@@ -42,7 +42,7 @@ class _Rows:
     paths: list[str]
 
 
-def fits(root: Path) -> bool:
+def detect(root: Path) -> bool:
     """Say whether `root` looks like it, complete or not."""
     return any(files for files in _files(root).values())
 

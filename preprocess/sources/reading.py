@@ -9,8 +9,8 @@ from pathlib import Path
 
 from preprocess.images.decoding import MAX_BYTES, UnreadableImage
 from preprocess.sources.catalogue import ArchiveRef, FileRef, ImageRef, RowRef
-from preprocess.sources.records import record_span, unpacked_stamp
-from preprocess.state.file_fingerprint import Stamp, stamp
+from preprocess.sources.records import record_span, unpacked_fingerprint
+from preprocess.state.fingerprint import FileFingerprint, file_fingerprint
 
 
 @dataclass(frozen=True)
@@ -26,11 +26,11 @@ class RawFiles:
         """Read one raw image; raise `UnreadableImage` as `read_image` does."""
         return read_image(self.root, self.scratch, ref)
 
-    def stamps(self, refs: Iterable[ImageRef]) -> dict[str, Stamp]:
+    def fingerprints(self, refs: Iterable[ImageRef]) -> dict[str, FileFingerprint]:
         """Return the stamp of each file that the images are in; of a container, as it was when it was unpacked."""
         files = {ref.file: isinstance(ref, RowRef) for ref in refs}
         return {
-            file: unpacked_stamp(self.scratch, file) if unpacked else stamp(self.root / file)
+            file: unpacked_fingerprint(self.scratch, file) if unpacked else file_fingerprint(self.root / file)
             for file, unpacked in files.items()
         }
 

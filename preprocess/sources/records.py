@@ -18,11 +18,11 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 
-from atomic_files import partial_path, write_whole
+from atomic_files import atomic_write, partial_path
 from errors import InputError
 from preprocess.run.pool import Tally
 from preprocess.sources.catalogue import RowRef
-from preprocess.state.file_fingerprint import Stamp, stamp
+from preprocess.state.fingerprint import FileFingerprint, file_fingerprint
 
 Rows = Callable[[Path], Iterator[bytes]]
 """Yields the image files of a container, one for each row; a module's function, so that it can be pickled."""
@@ -56,8 +56,8 @@ def unpack(task: UnpackTask, tally: Tally) -> None:
     """
     container = task.container
     records, offsets, stamped = _paths(task.scratch, container.file)
-    now = stamp(task.root / container.file)
-    if records.is_file() and offsets.is_file() and unpacked_stamp(task.scratch, container.file) == now:
+    now = file_fingerprint(task.root / container.file)
+    if records.is_file() and offsets.is_file() and unpacked_fingerprint(task.scratch, container.file) == now:
         tally.count(container.rows)
         return
     task.scratch.mkdir(parents=True, exist_ok=True)
@@ -75,11 +75,11 @@ def unpack(task: UnpackTask, tally: Tally) -> None:
     partial_path(records).replace(records)
     array = io.BytesIO()
     np.save(array, np.array(begins, np.int64))
-    write_whole(offsets, array.getvalue())
-    write_whole(stamped, json.dumps(now).encode())
+    atomic_write(offsets, array.getvalue())
+    atomic_write(stamped, json.dumps(now).encode())
 
 
-def unpacked_stamp(scratch: Path, container: str) -> Stamp:
+def unpacked_fingerprint(scratch: Path, container: str) -> FileFingerprint:
     """Return the stamp of the container whose records lie in `scratch`; None where there are none."""
     try:
         size, time = json.loads(_paths(scratch, container)[2].read_bytes())

@@ -19,7 +19,7 @@ from preprocess.sources.source import Source
 _ANNOTATIONS = "val/val_annotations.txt"
 
 
-def fits(root: Path) -> bool:
+def detect(root: Path) -> bool:
     """Say whether `root` looks like it, complete or not."""
     # Many move the val images into class folders, as in train, and leave the annotations: those are class folders.
     return (root / _ANNOTATIONS).is_file() and (root / "val" / "images").is_dir()

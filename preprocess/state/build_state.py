@@ -1,10 +1,10 @@
-"""`.unfinished`, what a build keeps in its output folder until the manifest is there, so that it can be continued.
+"""`.unfinished`, the state that a build keeps in its output folder until the manifest is written.
 
-plan.json     what makes the build the same build, written first
+plan.json     fingerprint of the build, written first
 <stem>.npz    exact sums over the pixels of a shard of the train split
-<stem>.json   record of a finished shard, written last: with it, tar, index and sums are there, whole and on disk
-drawn/        the embedded sample's raw images, drawn anew by each run
-scratch/      what containers of the input were unpacked into
+<stem>.json   record of a finished shard, written last: tar, index and sums are then complete and on disk
+drawn/        raw images of the embedded sample, drawn again by each run
+scratch/      unpacked containers of the input
 """
 
 from __future__ import annotations
@@ -13,28 +13,31 @@ import contextlib
 import json
 import re
 import shutil
-from collections.abc import Iterable, Iterator
+import sys
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from atomic_files import flush_folder, remove_partials, write_whole
+from atomic_files import atomic_write, flush_folder, remove_partial_files
 from errors import InputError
-from preprocess.images.statistics import RgbSums
+from preprocess.images.statistics import ColorSums
 from preprocess.manifest import MANIFEST_NAME, Rejection, Shard
 from preprocess.plan import PlannedShard
-from preprocess.state.build_fingerprint import difference
-from preprocess.state.file_fingerprint import Stamp
-from preprocess.state.output_folder import UNFINISHED_NAME, remove_strays
+from preprocess.sources import RawFiles, printable
+from preprocess.state.fingerprint import FileFingerprint, difference
+from preprocess.state.output import UNFINISHED_NAME, remove_stray_files
+from typed_json import parse_json
 
 _PLAN_NAME = "plan.json"
 _DRAWN_NAME = "drawn"
 _SCRATCH_NAME = "scratch"
+_CHANGED_FILES = 1 / 8  # of all files: a source may be repaired, but with more changes it is another source
 
 
 @dataclass(frozen=True)
 class ShardRecord:
-    """What a finished shard is."""
+    """The record of a finished shard."""
 
     shard: Shard | None
     """None when every image was rejected."""
@@ -42,76 +45,68 @@ class ShardRecord:
     """Size of the index file."""
     rejected: tuple[Rejection, ...]
     digests: tuple[str, ...]
-    """Of what the files of the rejected images held."""
-    stamps: tuple[Stamp, ...]
+    """SHA-256 of the files of the rejected images."""
+    fingerprints: tuple[FileFingerprint, ...]
     """Of the files that it was built from, in the order in which the plan first names them."""
 
-    def lies_in(self, output: Path) -> bool:
-        """Return whether tar and index are there, with their sizes."""
+    def is_complete_in(self, output: Path) -> bool:
+        """Return True if tar and index are there, with their sizes."""
         if self.shard is None:
             return True
         sizes = ((self.shard.tar, self.shard.bytes), (self.shard.index, self.index_bytes))
         return all((output / name).is_file() and (output / name).stat().st_size == size for name, size in sizes)
 
 
-def save_record(output: Path, stem: str, record: ShardRecord, sums: RgbSums | None) -> None:
-    """Commit a shard as finished, after its tar and index have got their names."""
+def save_record(output: Path, stem: str, record: ShardRecord, sums: ColorSums | None) -> None:
+    """Commit a shard as finished; its tar and index must have their final names."""
     folder = output / UNFINISHED_NAME
     if sums is not None:
-        write_whole(folder / f"{stem}.npz", sums.to_bytes())
-    # After a power cut, no record may be there without what it is the record of.
+        atomic_write(folder / f"{stem}.npz", sums.to_bytes())
+    # After a power cut, no record may be there without the files that it describes.
     for changed in (output, folder):
         flush_folder(changed)
-    write_whole(folder / f"{stem}.json", json.dumps(asdict(record), ensure_ascii=False).encode())
+    atomic_write(folder / f"{stem}.json", json.dumps(asdict(record), ensure_ascii=False).encode())
 
 
-class Unfinished:
-    """The folder `.unfinished` in the output of a build that is at work."""
+class BuildState:
+    """The folder `.unfinished` in the output of a running build."""
 
     def __init__(self, output: Path, short_side: int) -> None:
         """Touch nothing yet."""
         self._output = output
         self._short_side = short_side
         self.folder = output / UNFINISHED_NAME
-
-    @property
-    def drawn(self) -> Path:
-        """Where the embedded sample is drawn."""
-        return self.folder / _DRAWN_NAME
-
-    @property
-    def scratch(self) -> Path:
-        """Where containers of the input are unpacked."""
-        return self.folder / _SCRATCH_NAME
+        self.drawn = self.folder / _DRAWN_NAME
+        self.scratch = self.folder / _SCRATCH_NAME
 
     def finished(self, shards: Iterable[PlannedShard]) -> dict[str, ShardRecord]:
-        """Return the records of those shards of which all is there, by stem."""
+        """Return the records of the shards that are complete, by stem."""
         records = {}
-        there = self._stems()
+        recorded = _stems(self.folder)
         for shard in shards:
             with contextlib.suppress(OSError):
-                if shard.stem in there:
+                if shard.stem in recorded:
                     record, _ = self._load(shard)
-                    if record.lies_in(self._output):
+                    if record.is_complete_in(self._output):
                         records[shard.stem] = record
         return records
 
-    def load_all(self, shards: Iterable[PlannedShard]) -> Iterator[tuple[PlannedShard, ShardRecord, RgbSums | None]]:
-        """Yield what each shard left, one at a time: its record, and its sums if it is of the train split.
+    def load_all(self, shards: Iterable[PlannedShard]) -> Iterator[tuple[PlannedShard, ShardRecord, ColorSums | None]]:
+        """Yield each shard with its record and, in the train split, its sums.
 
         Raises:
             OSError: one of them is not finished, or cannot be read.
         """
-        self._stems()  # a network file system may go on believing that a file is not there until the folder is listed
+        _stems(self.folder)  # network file systems may not see a new file until the folder is listed
         for shard in shards:
             yield shard, *self._load(shard)
 
     def discard(self, stems: Iterable[str]) -> None:
-        """Let shards count as not finished."""
+        """Count shards as not finished."""
         for stem in stems:
             (self.folder / f"{stem}.json").unlink(missing_ok=True)
 
-    def begin(self, identity: dict[str, Any]) -> None:
+    def begin(self, fingerprint: dict[str, Any]) -> None:
         """Continue the build that is there, or begin one.
 
         Raises:
@@ -119,99 +114,131 @@ class Unfinished:
         """
         path = self.folder / _PLAN_NAME
         if path.is_file():
-            self._check_same(path, identity)
+            self._check_same(path, fingerprint)
             self._remove_partials()
             return
         # The plan comes first: without it, there is nothing to continue.
         self.remove()
         self.folder.mkdir()
-        write_whole(path, json.dumps(identity, indent=1).encode())
+        atomic_write(path, json.dumps(fingerprint, indent=1).encode())
         for changed in (self.folder, self._output):
             flush_folder(changed)
 
-    def give_up(self, error: BaseException) -> None:
-        """Keep what is whole; where nothing is, or the input was found bad before a shard was, remove everything."""
+    def abandon(self, error: BaseException) -> None:
+        """Keep finished work; remove everything if there is none, or bad input was found before a shard was."""
         self._remove_partials()
         others = {path.name for path in self.folder.iterdir() if path.suffix != ".npz"} - {_PLAN_NAME, _DRAWN_NAME}
-        if not (self._stems() if isinstance(error, InputError) else others):
+        if not (_stems(self.folder) if isinstance(error, InputError) else others):
             self.remove()
             if not (self._output / MANIFEST_NAME).exists():
-                remove_strays(self._output, keep=())
+                remove_stray_files(self._output, keep=())
 
     def remove(self) -> None:
-        """Remove the folder, or what of it can be removed: beside a manifest it does no harm until the next run."""
+        """Remove the folder as far as possible: next to a manifest, the rest does no harm until the next run."""
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def _remove_partials(self) -> None:
         for folder in (self.folder, self.scratch):
             if folder.is_dir():
-                remove_partials(folder)
+                remove_partial_files(folder)
 
-    def _stems(self) -> set[str]:
-        return _stems(self.folder)
-
-    def _load(self, shard: PlannedShard) -> tuple[ShardRecord, RgbSums | None]:
+    def _load(self, shard: PlannedShard) -> tuple[ShardRecord, ColorSums | None]:
         path = self.folder / f"{shard.stem}.json"
         try:
-            page = json.loads(path.read_bytes())
-            record = ShardRecord(
-                shard=page["shard"] and Shard(**page["shard"]),
-                index_bytes=page["index_bytes"],
-                rejected=tuple(Rejection(**entry) for entry in page["rejected"]),
-                digests=tuple(page["digests"]),
-                stamps=tuple(entry and (entry[0], entry[1]) for entry in page["stamps"]),
-            )
-            sums = RgbSums.load(path.with_suffix(".npz"), self._short_side) if shard.split == "train" else None
+            record = parse_json(ShardRecord, path.read_bytes(), str(path))
+            sums = ColorSums.load(path.with_suffix(".npz"), self._short_side) if shard.split == "train" else None
         except OSError:
             raise
-        except Exception as error:  # what is broken raises nearly anything
-            raise OSError(f"{path} or the sums beside it cannot be read: {error}") from error
+        except Exception as error:  # NumPy raises nearly anything for a broken file
+            raise OSError(f"{path} or its sums cannot be read: {error}") from error
         return record, sums
 
-    def _check_same(self, path: Path, identity: dict[str, Any]) -> None:
+    def _check_same(self, path: Path, fingerprint: dict[str, Any]) -> None:
         try:
-            other = difference(json.loads(path.read_bytes()), identity)
+            other = difference(json.loads(path.read_bytes()), fingerprint)
         except (OSError, ValueError, AttributeError, KeyError, TypeError) as error:
-            raise InputError(
-                f"{path} cannot be read ({error}): choose another --output, or remove the folder"
-            ) from error
+            raise InputError(f"{path} cannot be read ({error}); use another --output, or remove the folder") from error
         if other:
             raise InputError(
-                f"output folder {self._output} holds an unfinished build with {other}: "
-                "continue that one, choose another --output, or remove the folder"
+                f"--output is {self._output}: it holds an unfinished build with {other}; "
+                "continue that one, use another folder, or remove it"
             )
 
 
 @contextlib.contextmanager
-def continued(output: Path, short_side: int, identity: dict[str, Any], keep_records: bool) -> Iterator[Unfinished]:
-    """Continue the build with this identity in a folder that is ours, or begin it; the body completes it.
+def resume_build(
+    output: Path, short_side: int, fingerprint: dict[str, Any], keep_records: bool
+) -> Iterator[BuildState]:
+    """Continue or begin the build with this fingerprint; remove its state when the body has completed it.
 
-    When the body raises, what is whole is kept for the next time.
+    When the body raises, finished work is kept for the next time.
 
     Args:
         output: the output folder, claimed.
-        short_side: of the samples.
-        identity: as `identity()` says.
-        keep_records: whether those of an earlier run count, and this one's stay if it ends early; not so where the
+        short_side: of the samples, in pixels.
+        fingerprint: from `build_fingerprint`.
+        keep_records: use the records of an earlier run, and keep those of this one if it ends early; False where the
             broken files of a complete folder are built again.
 
     Raises:
         InputError: another build is unfinished there; nothing is touched.
     """
-    unfinished = Unfinished(output, short_side)
+    build_state = BuildState(output, short_side)
     if not keep_records:
-        unfinished.remove()
-    unfinished.begin(identity)
+        build_state.remove()
+    build_state.begin(fingerprint)
     try:
-        yield unfinished
+        yield build_state
     except BaseException as error:
-        unfinished.give_up(error) if keep_records else unfinished.remove()
+        build_state.abandon(error) if keep_records else build_state.remove()
         raise
-    unfinished.remove()
+    build_state.remove()
+
+
+def changed_shards(
+    shards: Sequence[PlannedShard], records: Mapping[str, ShardRecord], raw: RawFiles, output: Path
+) -> set[str]:
+    """Return the stems of finished shards with a file whose size or time has changed, and name them on stderr.
+
+    A file that was touched counts as changed: that costs some shards, a mixture of two sources the data set.
+
+    Args:
+        shards: of the plan.
+        records: of the finished ones, by stem.
+        raw: the images.
+        output: the folder that holds the shards.
+
+    Raises:
+        InputError: so many files have changed that this is another source.
+    """
+    stems, changed, files = set(), [], 0
+    for shard in shards:
+        if shard.stem not in records:
+            continue
+        now = raw.fingerprints(image.ref for image in shard.images)
+        before = dict(zip(now, records[shard.stem].fingerprints, strict=True))
+        other = [file for file in now if now[file] != before[file]]
+        files += len(now)
+        changed += other
+        if other:
+            stems.add(shard.stem)
+    if len(changed) > _CHANGED_FILES * files:
+        raise InputError(
+            f"--output is {output}: it holds an unfinished build with other image files: {printable(changed[0])} and "
+            f"{len(changed) - 1} more have changed in size or time since; restore them with their times, use another "
+            "folder, or remove it"
+        )
+    if stems:
+        print(
+            f"build_shards: {printable(changed[0])!r} and {len(changed) - 1} more files have changed in size or time "
+            f"since their shards were finished: {len(stems)} shards are built again",
+            file=sys.stderr,
+        )
+    return stems
 
 
 def finished_shards(output: Path) -> int:
-    """Return how many shards of an unfinished build in `output` are finished."""
+    """Return the number of finished shards of an unfinished build in `output`."""
     try:
         return len(_stems(output / UNFINISHED_NAME))
     except OSError:

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from preprocess.images.statistics import RgbSums
+from preprocess.images.statistics import ColorSums
 from preprocess.images.transform import encode_jpeg
 from preprocess.manifest import ClassEntry, Manifest, Shard, Split, write_manifest
 from preprocess.shards import ShardWriter, shard_stem
@@ -26,7 +26,7 @@ def write_shards(
 ) -> Path:
     """Write each split as a list of shards of JPEG files; sample i of a split has label i modulo `classes`."""
     folder.mkdir(parents=True)
-    sums = RgbSums(short_side)
+    sums = ColorSums(short_side)
     sums.add(textured(np.random.default_rng(0), short_side * 3, short_side * 2))
     written = {}
     for name, shards in splits.items():

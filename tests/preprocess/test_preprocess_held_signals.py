@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from interrupts import held_signals
+from interrupts import defer_signals
 
 
 class Interrupted(BaseException):
@@ -26,7 +26,7 @@ def handler() -> Iterator[None]:
 
 
 def test_a_signal_waits_until_it_is_handed_over() -> None:
-    with held_signals() as hand_over:
+    with defer_signals() as hand_over:
         hand_over()
         signal.raise_signal(signal.SIGINT)
         with pytest.raises(Interrupted):
@@ -36,27 +36,27 @@ def test_a_signal_waits_until_it_is_handed_over() -> None:
 
 def test_a_signal_that_nobody_asks_for_comes_at_the_end() -> None:
     stack = contextlib.ExitStack()
-    stack.enter_context(held_signals())
+    stack.enter_context(defer_signals())
     signal.raise_signal(signal.SIGINT)
     with pytest.raises(Interrupted):
         stack.close()
 
 
 def test_a_second_signal_does_not_wait() -> None:
-    with held_signals():
+    with defer_signals():
         signal.raise_signal(signal.SIGINT)
         with pytest.raises(Interrupted):
             signal.raise_signal(signal.SIGINT)
 
 
 def test_without_a_signal_everything_is_as_before() -> None:
-    with held_signals() as hand_over:
+    with defer_signals() as hand_over:
         hand_over()
     assert signal.getsignal(signal.SIGINT) is interrupt
 
 
 def test_what_is_ignored_stays_so() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    with held_signals() as hand_over:
+    with defer_signals() as hand_over:
         signal.raise_signal(signal.SIGINT)
         hand_over()

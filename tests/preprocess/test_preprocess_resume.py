@@ -166,28 +166,28 @@ def left(raw_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def unfinished(left: Path, tmp_path: Path) -> Path:
+def build_state(left: Path, tmp_path: Path) -> Path:
     """A copy of it, free to be changed."""
     return Path(shutil.copytree(left, tmp_path / "out"))
 
 
 def test_finished_shards_are_taken_as_they_are(
-    raw_folder: Path, tiny_shards: Path, unfinished: Path, capsys: pytest.CaptureFixture[str]
+    raw_folder: Path, tiny_shards: Path, build_state: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    before = file_identities(unfinished)
+    before = file_identities(build_state)
     for name in ("train-000001.tar", "val-000000.idx"):  # as a file system that lost its last writes
-        os.truncate(unfinished / name, 100)
-    (unfinished / ".unfinished" / "train-000003.npz").write_bytes(b"PK")
-    (unfinished / ".unfinished" / "train-000004.json").write_bytes(b"")
-    assert build(raw_folder, unfinished) == 0
+        os.truncate(build_state / name, 100)
+    (build_state / ".unfinished" / "train-000003.npz").write_bytes(b"PK")
+    (build_state / ".unfinished" / "train-000004.json").write_bytes(b"")
+    assert build(raw_folder, build_state) == 0
     assert "3 rejected, 4 of 10 shards built, " in capsys.readouterr().out
-    assert folder_bytes(unfinished) == folder_bytes(tiny_shards)
+    assert folder_bytes(build_state) == folder_bytes(tiny_shards)
     built = {
         f"{stem}.{end}"
         for stem in ("train-000001", "train-000003", "train-000004", "val-000000")
         for end in ("tar", "idx")
     }
-    assert changed_files(unfinished, before) == {*built, "mean.npy", "manifest.json"}
+    assert changed_files(build_state, before) == {*built, "mean.npy", "manifest.json"}
 
 
 @pytest.mark.parametrize(
@@ -201,24 +201,24 @@ def test_finished_shards_are_taken_as_they_are(
     ],
 )
 def test_another_build_is_not_mixed_in(
-    raw_folder: Path, unfinished: Path, capsys: pytest.CaptureFixture[str], options: tuple, difference: str
+    raw_folder: Path, build_state: Path, capsys: pytest.CaptureFixture[str], options: tuple, difference: str
 ) -> None:
-    before = folder_bytes(unfinished)
-    assert build(raw_folder, unfinished, *options) == 2
+    before = folder_bytes(build_state)
+    assert build(raw_folder, build_state, *options) == 2
     assert capsys.readouterr().err == (
-        f"build_shards: output folder {unfinished} holds an unfinished build with {difference}: "
+        f"build_shards: output folder {build_state} holds an unfinished build with {difference}: "
         "continue that one, choose another --output, or remove the folder\n"
     )
-    assert folder_bytes(unfinished) == before
+    assert folder_bytes(build_state) == before
 
 
 def test_another_source_is_not_mixed_in(
-    raw_folder: Path, unfinished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    raw_folder: Path, build_state: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    before = folder_bytes(unfinished)
+    before = folder_bytes(build_state)
 
     def refusal(source: Path) -> str:
-        assert build(source, unfinished) == 2
+        assert build(source, build_state) == 2
         return capsys.readouterr().err
 
     blurred = tmp_path / "blurred" / "tiny"  # the same names, other files
@@ -233,39 +233,39 @@ def test_another_source_is_not_mixed_in(
     for split in ("train", "val"):
         (renamed / split / "red-square").rename(renamed / split / "red")
     assert "an unfinished build with other classes" in refusal(renamed)
-    assert folder_bytes(unfinished) == before
+    assert folder_bytes(build_state) == before
 
 
 def test_a_file_that_was_replaced_is_built_in_anew(
-    raw_folder: Path, unfinished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    raw_folder: Path, build_state: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     source = Path(shutil.copytree(raw_folder, tmp_path / "tiny"))  # with the times of the files
-    before = file_identities(unfinished)
-    key = indexed_keys(unfinished / "train-000002.idx")[0]
+    before = file_identities(build_state)
+    key = indexed_keys(build_state / "train-000002.idx")[0]
     (replaced,) = source.glob(f"{key}.*")
     replaced.write_bytes(encoded(Image.new("RGB", (80, 90), (9, 99, 0))))
-    assert build(source, unfinished) == 0
+    assert build(source, build_state) == 0
     name = replaced.relative_to(source)
     said = f"'{name}' and 0 more files have changed in size or time since their shards were finished: 1 shards are"
     assert said in capsys.readouterr().err
-    assert {"train-000002.tar", "train-000002.idx"} <= changed_files(unfinished, before)
+    assert {"train-000002.tar", "train-000002.idx"} <= changed_files(build_state, before)
     assert build(source, tmp_path / "anew") == 0
-    assert folder_bytes(unfinished) == folder_bytes(tmp_path / "anew")
+    assert folder_bytes(build_state) == folder_bytes(tmp_path / "anew")
 
 
 def test_a_copy_of_the_source_that_keeps_the_times_is_the_same_source(
-    raw_folder: Path, tiny_shards: Path, unfinished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    raw_folder: Path, tiny_shards: Path, build_state: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert build(Path(shutil.copytree(raw_folder, tmp_path / "tiny")), unfinished) == 0
+    assert build(Path(shutil.copytree(raw_folder, tmp_path / "tiny")), build_state) == 0
     assert "changed" not in capsys.readouterr().err
-    assert folder_bytes(unfinished) == folder_bytes(tiny_shards)
+    assert folder_bytes(build_state) == folder_bytes(tiny_shards)
 
 
-def test_another_codec_is_not_mixed_in(raw_folder: Path, unfinished: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    plan = unfinished / ".unfinished" / "plan.json"
+def test_another_codec_is_not_mixed_in(raw_folder: Path, build_state: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    plan = build_state / ".unfinished" / "plan.json"
     page = json.loads(plan.read_text())
     plan.write_text(json.dumps({**page, "Pillow": "1.1.7"}))
-    assert build(raw_folder, unfinished) == 2
+    assert build(raw_folder, build_state) == 2
     assert f"Pillow 1.1.7, not {page['Pillow']}" in capsys.readouterr().err
 
 
@@ -320,15 +320,15 @@ def test_a_rotten_source_is_given_up_as_soon_as_that_is_certain(
 
 
 def test_a_build_killed_at_its_very_end_is_tidied_up(
-    raw_folder: Path, tiny_shards: Path, unfinished: Path, capsys: pytest.CaptureFixture[str]
+    raw_folder: Path, tiny_shards: Path, build_state: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    shutil.copy(tiny_shards / "manifest.json", unfinished)
-    (unfinished / ".build.lock").touch()
-    (unfinished / ".train-000000.tar.node-1-2.partial").touch()
-    (unfinished / "notes.txt").write_text("mine")
-    assert build(raw_folder, unfinished) == 0
+    shutil.copy(tiny_shards / "manifest.json", build_state)
+    (build_state / ".build.lock").touch()
+    (build_state / ".train-000000.tar.node-1-2.partial").touch()
+    (build_state / "notes.txt").write_text("mine")
+    assert build(raw_folder, build_state) == 0
     assert "nothing to do" in capsys.readouterr().out
-    assert folder_bytes(unfinished) == {**folder_bytes(tiny_shards), "notes.txt": b"mine"}
+    assert folder_bytes(build_state) == {**folder_bytes(tiny_shards), "notes.txt": b"mine"}
 
 
 @pytest.mark.slow

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from preprocess.images import color_sums as color_sums
-from preprocess.images.statistics import RgbSums
+from preprocess.images.statistics import ColorSums
 
 SIDE = 24
 
@@ -36,8 +36,8 @@ def images() -> list[Image.Image]:
     return pictures
 
 
-def sums_of(images: list[Image.Image], side: int = SIDE) -> RgbSums:
-    sums = RgbSums(side)
+def sums_of(images: list[Image.Image], side: int = SIDE) -> ColorSums:
+    sums = ColorSums(side)
     for image in images:
         sums.add(image)
     return sums
@@ -106,7 +106,7 @@ def test_adding_an_image_neither_changes_nor_keeps_it() -> None:
 def test_any_division_of_the_work_gives_the_same(images: list[Image.Image]) -> None:
     whole = sums_of(images)
     for parts in ([images[:3], images[3:]], [[image] for image in images[::-1]], [images[4:], [], images[:4]]):
-        total = RgbSums(SIDE)
+        total = ColorSums(SIDE)
         for part in parts:
             total.merge(sums_of(part))
         assert total.finish("mean.npy") == whole.finish("mean.npy")
@@ -168,7 +168,7 @@ def test_channels_are_not_mixed_up() -> None:
 
 def test_no_pixels_are_an_error() -> None:
     with pytest.raises(ValueError, match="no pixels"):
-        RgbSums(SIDE).finish("mean.npy")
+        ColorSums(SIDE).finish("mean.npy")
 
 
 def test_an_image_smaller_than_the_square_is_an_error() -> None:
