@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from atomic_files import write_whole
+from atomic_files import atomic_write
 from errors import InputError
 from pipeline.augment import read_mean_image
 from preprocess.manifest import ClassEntry, ColorStats, manifest_digest, read_manifest
@@ -94,7 +94,7 @@ def write_checkpoint(folder: Path, checkpoint: Checkpoint, model: dict[str, Tens
         files.append(MEAN)
     digests = {name: _sha256(folder / name) for name in files}
     page = {"schema": SCHEMA, **to_json_values(checkpoint), "sha256": digests}
-    write_whole(folder / PAGE, f"{json.dumps(page, indent=1)}\n".encode())
+    atomic_write(folder / PAGE, f"{json.dumps(page, indent=1)}\n".encode())
 
 
 def read_checkpoint(folder: Path) -> Checkpoint:

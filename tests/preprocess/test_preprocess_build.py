@@ -240,7 +240,7 @@ def test_a_complete_folder_of_other_options_is_kept(
     before = folder_bytes(complete)
     assert build("--input", raw_folder, "--output", complete, *TINY, *options) == 2
     error = capsys.readouterr().err
-    assert f"{complete} is a complete data set with {difference}" in error
+    assert f"--output is {complete}: it is a complete data set with {difference}" in error
     assert error.count("\n") == 1
     assert folder_bytes(complete) == before
 
@@ -276,7 +276,7 @@ def test_foreign_files_are_not_touched(
 ) -> None:
     (tmp_path / foreign).write_bytes(b"years of work")
     assert build("--input", raw_folder, "--output", tmp_path, *TINY) == 2
-    assert f"output folder {tmp_path} holds {foreign!r}" in capsys.readouterr().err
+    assert f"--output is {tmp_path}: it holds {foreign!r}" in capsys.readouterr().err
     assert folder_bytes(tmp_path) == {foreign: b"years of work"}
 
 
@@ -342,7 +342,7 @@ def test_output_inside_the_input_or_on_a_file_is_refused(
     assert "lies in the input folder" in capsys.readouterr().err
     (tmp_path / "file").write_bytes(b"")
     assert build("--input", raw_folder, "--output", tmp_path / "file") == 2
-    assert "file is not a folder" in capsys.readouterr().err
+    assert "file: it is not a folder; use another" in capsys.readouterr().err
     assert build("--input", raw_folder, "--output", tmp_path / "file" / "out") == 2
     assert "file/out cannot be used: Not a directory" in capsys.readouterr().err
 

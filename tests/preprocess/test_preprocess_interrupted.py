@@ -177,7 +177,9 @@ def test_a_second_build_keeps_out_and_one_in_the_background_ignores_ctrl_c(
     # As a shell starts a command with `&`.
     with running(slow_folder, output, lambda: signal.signal(signal.SIGINT, signal.SIG_IGN)) as process:
         assert main(arguments(slow_folder, output)) == 2
-        assert capsys.readouterr().err == f"build_shards: another build is writing into {output}\n"
+        assert capsys.readouterr().err == (
+            f"build_shards: --output is {output}: another build is writing into it; use another folder\n"
+        )
         os.killpg(process.pid, signal.SIGINT)
         out, err = process.communicate(timeout=DEADLINE_SECONDS)
         assert process.returncode == 0, err

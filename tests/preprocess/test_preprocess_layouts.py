@@ -335,7 +335,7 @@ def test_a_layout_is_named_on_the_command_line(
     (images / "val").symlink_to(wnid_folders / "val")
     build(images, tmp_path / "out", "--layout", "folders")
     assert folder_bytes(tmp_path / "out") == folder_bytes(from_folders)
-    assert f"not looked at in {images}: the folders test\n" in capsys.readouterr().err
+    assert f"ignored in {images}: the folders test\n" in capsys.readouterr().err
     assert main(["--layout", "kaggle", "--output", str(tmp_path / "new")]) == 2
     assert (
         capsys.readouterr().err

@@ -147,7 +147,7 @@ def test_a_disk_that_may_only_be_read_is_no_place_for_an_output(
     subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
     assert build(raw_folder, small_disk) == 2
     assert capsys.readouterr().err == (
-        f"build_shards: output folder {small_disk} cannot be written: Read-only file system\n"
+        f"build_shards: --output is {small_disk}: it cannot be written: Read-only file system; use another folder\n"
     )
 
 
@@ -206,8 +206,8 @@ def test_another_build_is_not_mixed_in(
     before = folder_bytes(build_state)
     assert build(raw_folder, build_state, *options) == 2
     assert capsys.readouterr().err == (
-        f"build_shards: output folder {build_state} holds an unfinished build with {difference}: "
-        "continue that one, choose another --output, or remove the folder\n"
+        f"build_shards: --output is {build_state}: it holds an unfinished build with {difference}; "
+        "continue that one, use another folder, or remove it\n"
     )
     assert folder_bytes(build_state) == before
 
@@ -296,8 +296,8 @@ def test_too_many_rejections_are_an_error_and_allowing_more_continues(
     assert build(raw_folder, output, "--max-rejected", 0.019) == 2
     (error,) = complaints(capsys.readouterr().err)
     assert error.startswith(
-        "build_shards: 3 of 151 images are rejected, 1.99%, and --max-rejected 0.019 allows 1.90%: "
-        "mend the source, or allow more; e.g. "
+        "build_shards: --max-rejected is 0.019: 3 of 151 images are rejected, 1.99%; "
+        "repair the source, or use a larger value; e.g. "
     )
     assert "train/red-square/empty.jpg: empty file" in error
     assert build(raw_folder, output, "--max-rejected", 0.02) == 0
@@ -315,7 +315,7 @@ def test_a_rotten_source_is_given_up_as_soon_as_that_is_certain(
 ) -> None:
     monkeypatch.setattr("preprocess.build.build_shard", reject_without_end)
     assert build(raw_folder, tmp_path / "out") == 2
-    assert "allow more; e.g. train/a/1.jpg: rotten" in capsys.readouterr().err
+    assert "use a larger value; e.g. train/a/1.jpg: rotten" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
 

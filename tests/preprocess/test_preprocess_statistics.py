@@ -183,8 +183,8 @@ def test_a_damaged_cached_library_is_compiled_again(tmp_path: Path, damage: str)
     environment = {**os.environ, "XDG_CACHE_HOME": str(tmp_path)}
     add_one = (
         "from PIL import Image; from preprocess.images import color_sums; "
-        "from preprocess.images.statistics import RgbSums; "
-        "sums = RgbSums(4); sums.add(Image.new('RGB', (5, 4), 'white')); "
+        "from preprocess.images.statistics import ColorSums; "
+        "sums = ColorSums(4); sums.add(Image.new('RGB', (5, 4), 'white')); "
         "assert color_sums._library() is not None; print(sums.sums)"
     )
     command = [sys.executable, "-c", add_one]

@@ -143,14 +143,18 @@ def set_path(page: dict, path: str, value: object) -> None:
 @pytest.mark.parametrize(
     ("path", "value", "said"),
     [
-        ("splits.train.shards.0.bytes", "many", "splits.train.shards[0].bytes is 'many', not int"),
-        ("splits.train.samples", -1, "splits.train.samples is '-1', not int"),
-        ("splits", [], "splits is '[]', not"),
-        ("classes.0.id", None, "classes[0].id is 'None', not str"),
+        (
+            "splits.train.shards.0.bytes",
+            "many",
+            "splits.train.shards.0.bytes is 'many': Input should be a valid integer",
+        ),
+        ("splits.train.samples", -1, "splits.train.samples is '-1': Input should be greater than or equal to 0"),
+        ("splits", [], "splits is '[]': Input should be an object"),
+        ("classes.0.id", None, "classes.0.id is 'None': Input should be a valid string"),
         ("rgb.mean", [1.0, 2.0], "rgb is not of three channels"),
         ("rgb.mean_image", "../mean.npy", "'../mean.npy' is not the name of a file in the folder"),
-        ("short_side", 0, "short_side is 0"),
-        ("rejected.0.extra", 1, "rejected[0].extra is unknown"),
+        ("short_side", 0, "short_side is '0': Input should be greater than or equal to 1"),
+        ("rejected.0.extra", 1, "rejected.0.extra is unknown"),
     ],
 )
 def test_a_manifest_of_wrong_types_is_one_line(
@@ -161,7 +165,7 @@ def test_a_manifest_of_wrong_types_is_one_line(
     (complete / "manifest.json").write_text(json.dumps(page))
     assert verify(complete) == 2
     err = capsys.readouterr().err
-    assert err.startswith(f"build_shards: {complete / 'manifest.json'} is not a valid manifest: {said}")
+    assert err.startswith(f"build_shards: {complete / 'manifest.json'} is not valid: {said}")
     assert err.count("\n") == 1
 
 
