@@ -8,6 +8,7 @@
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")"
 
+COLOR_SUMS=preprocess/images/color_sums.c
 UV_VERSION=0.13.9
 UV_HASH=sha256:d7f459fe4fd247d830351c75686d3996ace3c6f3f728eb0e85a30b7ada0cef19  # the wheel for Linux x86-64
 STAMP=.venv/.bootstrapped
@@ -122,6 +123,16 @@ install_packages() {
         --config-settings-package "pillow-simd:instruction-set=$1" requirements.lock
 }
 
+# The colour statistics' inner loop, as a module of the environment. Moved into place: a running build may have it loaded.
+build_extension() {
+    local include module
+    { read -r include; read -r module; } < <(.venv/bin/python -c 'import sysconfig as config
+print(config.get_path("include"), config.get_path("platlib") + "/twotower_color_sums" + config.get_config_var("EXT_SUFFIX"), sep="\n")')
+    say "compiling $COLOR_SUMS"
+    ${CC:-cc} -O3 -shared -fPIC "-I$include" "$COLOR_SUMS" -o "$module.new" </dev/null || fail "${CC:-cc} could not compile $COLOR_SUMS, see above"
+    mv "$module.new" "$module"
+}
+
 main() {
     check_platform
     mkdir -p .uv
@@ -137,7 +148,7 @@ main() {
     grep -qw avx2 /proc/cpuinfo && simd=avx2
     # What the environment must be made anew for, and what it can be brought up to date for.
     identity="$(readlink -f .venv) | $python | $python_version | pillow-simd for $simd"
-    contents="$(cat requirements.lock pyproject.toml bootstrap.sh | sha256sum)"
+    contents="$(cat requirements.lock pyproject.toml bootstrap.sh "$COLOR_SUMS" | sha256sum)"
     [ "$(cat "$STAMP" 2>/dev/null)" = "$identity"$'\n'"$contents" ] && return
 
     check_build_tools
@@ -151,6 +162,7 @@ main() {
         .uv/bin/uv venv --quiet --no-project --python "$python" .venv
     fi
     install_packages "$simd"
+    build_extension
     printf '%s\n%s\n' "$identity" "$contents" >"$STAMP.new"
     mv "$STAMP.new" "$STAMP"
     say "the environment is ready"

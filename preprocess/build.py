@@ -152,7 +152,7 @@ def _build_shards(
         check_rejected(plan, len(before) + counts.rejected, [*(entry.describe() for entry in before), *counts.reasons])
 
     if pending:
-        color_sums.prepare()
+        color_sums.warn_if_slow()
     done = sum(len(shard.images) for shard in plan.shards if shard.stem in kept)
     progress = Progress("building", done + sum(len(shard.images) for shard in pending), before=done)
     return run_with_progress(build_shard, tasks, options, progress, watch=watch)

@@ -22,6 +22,7 @@ from commands import PROJECT
 
 PYTHON = os.path.realpath(sys._base_executable)  # type: ignore[attr-defined]
 TOOLS = ("bash", "cat", "dirname", "flock", "grep", "head", "id", "mkdir", "mv", "readlink", "rm", "sha256sum", "uname")
+COLOR_SUMS = "preprocess/images/color_sums.c"
 COMPILERS = ("cc", "c++", "as", "ld")
 
 
@@ -86,6 +87,8 @@ def machine(tmp_path: Path) -> Machine:
     (programs / "python3").symlink_to(PYTHON)
     (folder / ".uv" / "bin").symlink_to(PROJECT / ".uv" / "bin")
     shutil.copy(PROJECT / "bootstrap.sh", folder)
+    (folder / COLOR_SUMS).parent.mkdir(parents=True)
+    shutil.copy(PROJECT / COLOR_SUMS, folder / COLOR_SUMS)
     (folder / "pyproject.toml").write_text("[tool.uv]\nno-index = true\nfind-links = ['wheels']\n")
     for version in ("1.0", "2.0"):
         write_wheel(folder / "wheels", version)
@@ -215,6 +218,26 @@ def test_a_changed_lock_is_followed_in_place(machine: Machine) -> None:
     assert machine.bootstrap().returncode == 0
     assert machine.probe() == "2.0"
     assert (machine.folder / ".venv" / "mine").exists()
+
+
+def test_the_extension_is_compiled_and_follows_its_source(machine: Machine) -> None:
+    assert machine.bootstrap().returncode == 0
+    location = [machine.python, "-c", "import twotower_color_sums as module; print(module.__file__)"]
+    module = Path(subprocess.check_output(location, text=True).strip())
+    assert module.is_relative_to(machine.folder / ".venv")
+    first = module.stat().st_ino
+    with (machine.folder / COLOR_SUMS).open("a") as source:
+        source.write("/* changed */\n")
+    assert machine.bootstrap().returncode == 0
+    assert module.stat().st_ino != first
+
+
+def test_an_extension_that_does_not_compile_leaves_no_finished_environment(machine: Machine) -> None:
+    (machine.folder / COLOR_SUMS).write_text("#error broken\n")
+    done = machine.bootstrap()
+    assert done.returncode == 1
+    assert f"bootstrap: cc could not compile {COLOR_SUMS}, see above" in done.stderr
+    assert not machine.whole()
 
 
 def test_a_moved_project_gets_its_environment_anew(machine: Machine) -> None:

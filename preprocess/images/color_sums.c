@@ -1,5 +1,8 @@
-/* Exact integer sums over the pixels of an image, for colour statistics. preprocess/colour_sums.py compiles it. */
+/* The Python module `twotower_color_sums`: exact integer sums over the pixels of an image, for colour statistics.
+   bootstrap.sh compiles it into the environment. */
 
+#define PY_SSIZE_T_CLEAN
+#include <Python.h>
 #include <stddef.h>
 #include <stdint.h>
 
@@ -37,9 +40,8 @@ FAST static void add_levels(const int16_t *restrict levels, size_t count, uint16
         sums[i] += (uint16_t)levels[i];
 }
 
-/* The sums of all pixels of an image, and level by level those of a square in it: `square` has 3 * side * side. */
-void add_image(const uint32_t *pixels, size_t width, size_t height, size_t top, size_t left, size_t side,
-               int64_t *sums, uint16_t *square)
+static void add_pixels(const uint32_t *pixels, size_t width, size_t height, size_t top, size_t left, size_t side,
+                       int64_t *sums, uint16_t *square)
 {
     int16_t levels[3][BLOCK];
     for (size_t row = 0; row < height; row++)
@@ -54,4 +56,59 @@ void add_image(const uint32_t *pixels, size_t width, size_t height, size_t top, 
                 add_levels(levels[colour] + (begin - first), end - begin,
                            square + (colour * side + row - top) * side + (begin - left));
         }
+}
+
+/* Arrow's C data interface (https://arrow.apache.org/docs/format/CDataInterface.html), by which Pillow exports pixels
+   without a copy: a list of four bytes for each pixel. */
+struct ArrowArray {
+    int64_t length, null_count, offset, n_buffers, n_children;
+    const void **buffers;
+    struct ArrowArray **children, *dictionary;
+    void (*release)(struct ArrowArray *);
+    void *private_data;
+};
+
+/* add_image(pixels, width, height, top, left, side, sums, square): pixels are an "arrow_array" capsule or bytes, four
+   bytes each; sums has nine int64, of R, G, B, RR, RG, RB, GG, GB, BB; square has 3 * side * side uint16. */
+static PyObject *add_image(PyObject *self, PyObject *arguments)
+{
+    (void)self;
+    PyObject *source;
+    Py_ssize_t width, height, top, left, side;
+    Py_buffer sums, square, bytes = {0};
+    if (!PyArg_ParseTuple(arguments, "Onnnnnw*w*", &source, &width, &height, &top, &left, &side, &sums, &square))
+        return NULL;
+    const void *pixels = NULL;
+    if (PyCapsule_IsValid(source, "arrow_array")) {
+        const struct ArrowArray *array = PyCapsule_GetPointer(source, "arrow_array");
+        const struct ArrowArray *levels = array->n_children == 1 ? array->children[0] : NULL;
+        if (array->length == width * height && levels && levels->length == 4 * array->length && levels->n_buffers == 2)
+            pixels = levels->buffers[1];
+    } else if (PyObject_GetBuffer(source, &bytes, PyBUF_SIMPLE) == 0) {
+        if (bytes.len == 4 * width * height)
+            pixels = bytes.buf;
+    } else
+        PyErr_Clear();
+    int valid = pixels && top >= 0 && left >= 0 && side >= 0 && top + side <= height && left + side <= width &&
+                sums.len == 9 * 8 && square.len == 3 * side * side * 2;
+    if (valid) {
+        Py_BEGIN_ALLOW_THREADS
+        add_pixels(pixels, (size_t)width, (size_t)height, (size_t)top, (size_t)left, (size_t)side, sums.buf, square.buf);
+        Py_END_ALLOW_THREADS
+    } else
+        PyErr_SetString(PyExc_ValueError, "pixels, sums or square do not have the size that the image asks for");
+    if (bytes.obj)
+        PyBuffer_Release(&bytes);
+    PyBuffer_Release(&sums);
+    PyBuffer_Release(&square);
+    return valid ? Py_NewRef(Py_None) : NULL;
+}
+
+static PyMethodDef functions[] = {{"add_image", add_image, METH_VARARGS, NULL}, {NULL, NULL, 0, NULL}};
+static struct PyModuleDef module = {PyModuleDef_HEAD_INIT, "twotower_color_sums", NULL, -1, functions,
+                                    NULL, NULL, NULL, NULL};
+
+PyMODINIT_FUNC PyInit_twotower_color_sums(void)
+{
+    return PyModule_Create(&module);
 }

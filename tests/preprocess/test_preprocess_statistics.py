@@ -1,14 +1,11 @@
 import itertools
-import os
-import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from preprocess.images import color_sums as color_sums
+from preprocess.images import color_sums
 from preprocess.images.statistics import ColorSums
 
 SIDE = 24
@@ -18,9 +15,9 @@ SIDE = 24
 def kind(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """Everything here holds for both ways to compute the sums."""
     if request.param == "NumPy":
-        monkeypatch.setattr(color_sums, "_library", lambda: None)
+        monkeypatch.setattr(color_sums, "_extension", None)
     else:
-        assert color_sums._library() is not None, "this machine has no compiler"
+        assert color_sums._extension is not None, "bootstrap.sh has not compiled it"
     return request.param
 
 
@@ -177,73 +174,23 @@ def test_an_image_smaller_than_the_square_is_an_error() -> None:
 
 
 @pytest.mark.parametrize("kind", ["C"], indirect=True)
-@pytest.mark.parametrize("damage", ["cut", "empty", "flipped", "folder"])
-def test_a_damaged_cached_library_is_compiled_again(tmp_path: Path, damage: str) -> None:
-    # In a process of its own: a library that is not whole ends it.
-    environment = {**os.environ, "XDG_CACHE_HOME": str(tmp_path)}
-    add_one = (
-        "from PIL import Image; from preprocess.images import color_sums; "
-        "from preprocess.images.statistics import ColorSums; "
-        "sums = ColorSums(4); sums.add(Image.new('RGB', (5, 4), 'white')); "
-        "assert color_sums._library() is not None; print(sums.sums)"
-    )
-    command = [sys.executable, "-c", add_one]
-    subprocess.run(command, env=environment, check=True)
-    (cached,) = (tmp_path / "twotower").iterdir()
-    content = bytearray(cached.read_bytes())
-    if damage == "cut":
-        cached.write_bytes(content[: len(content) // 2])
-    elif damage == "empty":
-        cached.write_bytes(b"")
-    elif damage == "flipped":
-        content[len(content) // 4 :: 64] = bytes(len(content[len(content) // 4 :: 64]))
-        cached.write_bytes(content)
-    else:
-        cached.unlink()
-        cached.mkdir()
-    done = subprocess.run(command, env=environment, capture_output=True, text=True)
-    assert (done.returncode, done.stdout, done.stderr) == (0, "[5100 5100 5100]\n", "")
-    if damage != "folder":
-        assert cached.stat().st_size > len(content) // 2
+def test_buffers_of_another_size_are_refused() -> None:
+    sums, square = np.zeros(9, np.int64), np.zeros((3, 4, 4), np.uint16)
+    add = color_sums._extension.add_image
+    add(bytes(4 * 5 * 4), 5, 4, 0, 1, 4, sums, square)
+    for pixels, side, total, squares in (
+        (bytes(4 * 5 * 4 - 1), 4, sums, square),
+        (bytes(4 * 5 * 4), 5, sums, np.zeros((3, 5, 5), np.uint16)),
+        (bytes(4 * 5 * 4), 4, sums[:8], square),
+        (bytes(4 * 5 * 4), 4, sums, square[:2]),
+        (None, 4, sums, square),
+    ):
+        with pytest.raises(ValueError, match="do not have the size"):
+            add(pixels, 5, 4, 0, 0, side, total, squares)
 
 
-@pytest.mark.parametrize("kind", ["C"], indirect=True)
-@pytest.mark.parametrize("where", ["a file", "no home"])
-def test_no_cache_is_needed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str) -> None:
-    monkeypatch.chdir(tmp_path)
-    if where == "a file":
-        (tmp_path / "cache").touch()
-        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    else:
-        monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
-        monkeypatch.setenv("HOME", "")
-        monkeypatch.setattr(Path, "home", _no_home)
-    before = sorted(tmp_path.iterdir())
-    color_sums._library.cache_clear()
-    try:
-        assert color_sums._library() is not None
-    finally:
-        color_sums._library.cache_clear()
-    assert sorted(tmp_path.iterdir()) == before
-
-
-def _no_home() -> Path:
-    raise RuntimeError("Could not determine home directory.")  # as for a user whom the system does not know
-
-
-@pytest.mark.parametrize("kind", ["C"], indirect=True)
-def test_without_a_compiler_there_is_one_warning(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, images: list[Image.Image]
-) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    monkeypatch.setenv("CC", "no-such-compiler -O1")
-    with_compiler = sums_of(images).finish("mean.npy")
-    color_sums._library.cache_clear()
-    try:
-        with pytest.warns(UserWarning, match="cannot be compiled with no-such-compiler -O1: NumPy computes") as caught:
-            color_sums.prepare()
-        assert sums_of(images).finish("mean.npy") == with_compiler
-        assert len(caught) == 1
-    finally:
-        color_sums._library.cache_clear()
-    assert not list(tmp_path.iterdir())
+@pytest.mark.parametrize("kind", ["NumPy"], indirect=True)
+def test_without_the_extension_there_is_one_warning() -> None:
+    with pytest.warns(UserWarning, match="twotower_color_sums is not in this environment: NumPy computes") as caught:
+        color_sums.warn_if_slow()
+    assert len(caught) == 1
