@@ -1,4 +1,4 @@
-"""Every command of the README, typed in a copy of the project: as it stands, or on small stand-ins for ImageNet."""
+"""Every command of the README and of docs/, typed in a copy of the project: as it stands, or on small stand-ins."""
 
 import contextlib
 import json
@@ -7,6 +7,7 @@ import re
 import shutil
 import signal
 import subprocess
+import sys
 import time
 import urllib.request
 from collections.abc import Iterator
@@ -17,14 +18,17 @@ import pytest
 from commands import PROJECT
 from raw_data import MAX_REJECTED, write_raw_folder
 
-README = (PROJECT / "README.md").read_text()
+DOCUMENTS = [PROJECT / "README.md", *sorted((PROJECT / "docs").glob("*.md"))]
 SMALL = "--epochs 1 --batch-size 32 --network.name alexnet-small"
-"""What turns a training of days into one of seconds: the same recipe with narrow layers."""
+"""Options that shorten a training of days to seconds: the same recipe with narrow layers."""
+NOT_TYPED = {"make test", "source .venv/bin/activate"}
+"""Commands that the tests run under: this very one, and the activation of its environment."""
 
 
 def readme_commands() -> list[str]:
-    """Return the lines of all bash blocks, continued lines joined, comments dropped."""
-    blocks = "\n".join(re.findall(r"```bash\n(.*?)```", README, re.DOTALL)).replace("\\\n", "")
+    """Return the lines of all bash blocks of all documents, continued lines joined, comments dropped."""
+    text = "\n".join(path.read_text() for path in DOCUMENTS)
+    blocks = "\n".join(re.findall(r"```bash\n(.*?)```", text, re.DOTALL)).replace("\\\n", "")
     lines = [re.sub(r"\s+#.*", "", line) for line in blocks.splitlines()]
     return [re.sub(r"\s+", " ", line).strip() for line in lines if line.strip()]
 
@@ -88,7 +92,7 @@ def shell(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shell]:
     shell = Shell(tmp_path_factory.mktemp("copy"))
     (shell.folder / "home").mkdir()
     yield shell
-    assert set(readme_commands()) - set(shell.typed) <= {"make test"}, "every command of the README is tested"
+    assert set(readme_commands()) - set(shell.typed) <= NOT_TYPED, "every command of the documents is tested"
 
 
 @pytest.mark.slow
@@ -112,6 +116,9 @@ def test_the_way_of_imagenet(shell: Shell) -> None:
         {**data, "/data/imagenet": "./imagenet"},
         extra=f"--max-rejected {MAX_REJECTED}",
     )
+    verified = shell.type("python -m preprocess.build_shards --verify --deep --output /data/imagenet-shards", data)
+    assert "samples in" in verified
+    assert "--optimizer.learning-rate" in shell.type("python -m training.run cifar10 --help")
     trained = run_id(shell.type("python -m training.run alexnet-paper --data /data/imagenet-shards", data, extra=SMALL))
     evaluated = shell.type(
         "python -m training.evaluate --run RUN_ID --which best --data /data/imagenet-shards --crops 10",
@@ -232,6 +239,19 @@ def end_all_of(shell: Shell) -> None:
                 process.kill()
 
 
-def test_the_readme_s_commands_are_known() -> None:
-    assert len(readme_commands()) >= 15
-    assert readme_commands()[:2] == ["make demo", "make test"]
+def test_the_documents_have_commands_and_pictures() -> None:
+    assert len(readme_commands()) >= 20
+    assert readme_commands()[0] == "make demo"
+    for path in DOCUMENTS:
+        for picture in re.findall(r"(?:\]\(|src=\")([^)\"]+\.png)", path.read_text()):
+            assert (path.parent / picture).stat().st_size < 200_000, picture
+
+
+def test_the_loader_s_example_runs(sample_shards: Path, tmp_path: Path) -> None:
+    (example,) = re.findall(r"```python\n(.*?)```", (PROJECT / "docs" / "loader.md").read_text(), re.DOTALL)
+    (tmp_path / "shards").symlink_to(sample_shards)
+    environment = {**os.environ, "PYTHONPATH": str(PROJECT)}
+    done = subprocess.run(
+        [sys.executable, "-c", example], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
