@@ -164,7 +164,7 @@ def test_a_state_says_by_which_rule_the_order_was_drawn(numbered):
 @pytest.mark.parametrize(
     ("switches", "message"),
     [
-        ({"crop_region": "whole-image"}, "crop_region is 'whole-image'; valid with a cache: central-square, since of"),
+        ({"crop_region": "whole-image"}, "crop_region is 'whole-image'; valid with a cache: central-square, since"),
         ({"crop_size": "random"}, "crop_size is 'random'; valid with a cache: fixed, since its pass does not resize"),
     ],
 )

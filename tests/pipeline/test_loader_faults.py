@@ -23,7 +23,7 @@ from preprocess.manifest import read_manifest
     ("change", "message"),
     [
         ({"data": "nowhere"}, "nowhere does not exist"),
-        ({"split": "test"}, "split 'test' is not in data set 'textures'; it has train, val"),
+        ({"split": "test"}, "split is 'test': data set 'textures' has no such split; use train, val"),
         ({"batch_size": 0}, "batch_size is 0; valid: a whole number from 1"),
         ({"batch_size": 104}, r"103 training samples are too few for one batch of 104 on each of 1 ranks \(104\)"),
         ({"batch_size": 40, "world_size": 3}, r"103 training .* batch of 40 on each of 3 ranks \(120\)"),

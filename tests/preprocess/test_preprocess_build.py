@@ -344,7 +344,7 @@ def test_output_inside_the_input_or_on_a_file_is_refused(
     assert build("--input", raw_folder, "--output", tmp_path / "file") == 2
     assert "file: it is not a folder; use another" in capsys.readouterr().err
     assert build("--input", raw_folder, "--output", tmp_path / "file" / "out") == 2
-    assert "file/out cannot be used: Not a directory" in capsys.readouterr().err
+    assert "file/out: it cannot be used: Not a directory" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("what", ["--input", "--output"])

@@ -179,7 +179,7 @@ def test_bad_input_gets_code_2_and_one_line(command, checkpoint: Path, tiny_shar
         (evaluate.main, ["--run", "nope", *data], "run 'nope' is not in the MLflow store"),
         (evaluate.main, ["--checkpoint", empty, *data], f"{empty} is not a checkpoint"),
         (evaluate.main, ["--checkpoint", checkpoint, "--data", empty], f"{empty} has no manifest.json"),
-        (evaluate.main, ["--checkpoint", checkpoint, *data, "--split", "test"], "split 'test' is not in data set"),
+        (evaluate.main, ["--checkpoint", checkpoint, *data, "--split", "test"], "split is 'test': data set"),
         (evaluate.main, ["--checkpoint", checkpoint, *data, "--device", "tpu"], "'tpu'"),
         (evaluate.main, ["--checkpoint", checkpoint, *data, "--batch-size", 0], "batch_size is 0"),
         (evaluate.main, ["--checkpoint", checkpoint, *data, "--which", "best"], "--which best goes with --run"),
@@ -220,4 +220,4 @@ def test_the_commands_work_from_a_shell(checkpoint: Path, tiny_shards: Path, tmp
         *("--output", tmp_path / "r", "--split", "nope"),
     )
     assert done.returncode == 2
-    assert done.stderr == "error: split 'nope' is not in data set 'tiny'; it has train, val\n"
+    assert done.stderr == "error: split is 'nope': data set 'tiny' has no such split; use train, val\n"
