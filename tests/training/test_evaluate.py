@@ -182,7 +182,7 @@ def test_bad_input_gets_code_2_and_one_line(command, checkpoint: Path, tiny_shar
         (evaluate.main, ["--checkpoint", checkpoint, *data, "--split", "test"], "split is 'test': data set"),
         (evaluate.main, ["--checkpoint", checkpoint, *data, "--device", "tpu"], "'tpu'"),
         (evaluate.main, ["--checkpoint", checkpoint, *data, "--batch-size", 0], "batch_size is 0"),
-        (evaluate.main, ["--checkpoint", checkpoint, *data, "--which", "best"], "--which best goes with --run"),
+        (evaluate.main, ["--checkpoint", checkpoint, *data, "--which", "best"], "--which best needs --run"),
         (
             evaluate.main,
             ["--checkpoint", checkpoint, *data, "--dense", "--crops", 10],
