@@ -1,4 +1,4 @@
-"""Files that are there whole or not at all: written aside, flushed to disk, renamed."""
+"""Atomic file writes: into a temporary file, flushed to disk, renamed."""
 
 from __future__ import annotations
 
@@ -12,22 +12,22 @@ if TYPE_CHECKING:
     from typing_extensions import Buffer  # collections.abc has it from Python 3.12 on
 
 PARTIAL_PATTERN = r"\.[\w-]+\.partial"
-"""What `partial_path` puts after a name, as a regular expression; before the name, it puts a dot."""
+"""Regular expression of the suffix that `partial_path` appends to a name; it also prepends a dot."""
 
 
 def partial_path(path: Path) -> Path:
-    """Return the name under which this process writes `path` before it is whole.
+    """Return the temporary name under which this process writes `path`.
 
-    It is the process's own: where a task is tried again on another node, its first worker may still be at work.
+    Each process has its own: when a task is retried on another node, its first worker may still be running.
     """
     host = re.sub(r"[^\w-]", "-", socket.gethostname())
     return path.with_name(f".{path.name}.{host}-{os.getpid()}.partial")
 
 
 def atomic_write(path: Path, data: Buffer) -> None:
-    """Write a file so that it has the name `path` when all of it is on disk, and not before.
+    """Write a file that gets the name `path` only once all of it is on disk.
 
-    When that fails nothing is left, and what had the name before still has it.
+    On failure nothing is left behind, and an earlier file of that name stays.
     """
     partial = partial_path(path)
     try:
@@ -42,7 +42,7 @@ def atomic_write(path: Path, data: Buffer) -> None:
 
 
 def remove_partial_files(folder: Path, names: str = ".+") -> None:
-    """Remove what writers in `folder` did not finish, of files whose names match a regular expression."""
+    """Remove the unfinished files in `folder` whose final names match a regular expression."""
     pattern = re.compile(rf"\.({names}){PARTIAL_PATTERN}")
     for entry in list(folder.iterdir()):
         if pattern.fullmatch(entry.name):

@@ -1,4 +1,4 @@
-"""SIGINT and SIGTERM held back from code that does not bear handlers that raise, and handed over between its calls."""
+"""Deferred signals, for code that breaks when a signal handler raises in the middle of a call."""
 
 from __future__ import annotations
 
@@ -13,12 +13,13 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 @contextlib.contextmanager
 def defer_signals() -> Iterator[Callable[[], None]]:
-    """Hold the signals back while the body runs; what has come by its end is handed over then.
+    """Defer SIGINT and SIGTERM while the body runs; deliver at its end what has arrived.
 
-    A second one does not wait. What is ignored stays so. Threads other than the main one get no signals and hold none.
+    A second signal is delivered at once. Ignored signals stay ignored. Only the main thread receives signals, so
+    nothing happens in others.
 
     Yields:
-        What hands the first signal that has come, if any, to the handler that it would have met.
+        A function that delivers the first signal that has arrived, if any, to its original handler.
     """
     main = threading.current_thread() is threading.main_thread()
     before = {int(number): signal.getsignal(number) for number in _SIGNALS if main}
@@ -47,6 +48,6 @@ def defer_signals() -> Iterator[Callable[[], None]]:
         yield hand_over
     finally:
         for number, handler in before.items():
-            if signal.getsignal(number) is note:  # one that was handed over may have put another in its place
+            if signal.getsignal(number) is note:  # the handler may have installed another
                 signal.signal(number, handler)
         hand_over()

@@ -1,7 +1,7 @@
-"""`python -m cluster.local up|down|status`: a cluster of one, a Ray head and an MLflow server on 127.0.0.1.
+"""`python -m cluster.local up|down|status`: a Ray head and an MLflow server on 127.0.0.1.
 
-It belongs to the folder that it is started in, the project: jobs run there, `mlflow.db` and `mlartifacts/` lie there,
-and `.cluster/` holds what `down` and `status` have to know. What is printed on stdout is for a shell:
+The cluster belongs to the folder in which it is started, the project: jobs run there, `mlflow.db` and `mlartifacts/`
+are there, and `.cluster/` holds its state. The output on stdout is for a shell:
 `eval "$(python -m cluster.local up)"`.
 """
 
@@ -40,26 +40,26 @@ from cluster.services import (
 )
 
 START_SECONDS = 300.0
-"""After this a service that does not answer is taken for broken; a busy machine needs more than a minute."""
+"""Timeout for a service to answer; a busy machine needs more than a minute."""
 SOCKET_FOLDER = "/tmp"
-"""The path of a Unix socket holds 107 bytes: what TMPDIR names may be too long for Ray's."""
+"""Ray's Unix sockets allow paths of 107 bytes: TMPDIR may be too long."""
 LOG_LINES = 15
-"""Of a service that failed, shown."""
+"""Lines of the log shown for a service that failed."""
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-"""What asks this command to end."""
+"""Signals that end this command."""
 _POLL_SECONDS = 0.2
 
 
 class UsageError(ValueError):
-    """What the user can put right; the message is one line that says how."""
+    """Bad usage; the message is one line that names the correction."""
 
 
 class StartError(RuntimeError):
-    """A service did not come up, or cannot be ended; the message holds what is known."""
+    """A service did not start, or cannot be stopped; the message has the details."""
 
 
 class Interrupted(BaseException):
-    """A signal asked to end; raised wherever the command is, so that it stops what it started."""
+    """A signal arrived; raised wherever the command is, so that it stops the services that it started."""
 
     def __init__(self, signum: int) -> None:
         """Keep the signal's number."""
@@ -71,7 +71,7 @@ def up(project: Path, dashboard_port: int, ray_port: int, mlflow_port: int) -> i
 
     Raises:
         UsageError: a port is in use.
-        StartError: a service did not come up; nothing of it runs any more.
+        StartError: a service did not start; its processes are stopped.
     """
     with _only_one(project):
         cluster = _read_state(project)
@@ -88,7 +88,7 @@ def up(project: Path, dashboard_port: int, ray_port: int, mlflow_port: int) -> i
 
 
 def down(project: Path) -> int:
-    """End every process that `up`, and the jobs since, brought to life, and none other; return 0."""
+    """Stop everything that `up` and the jobs since have started; return 0."""
     with _only_one(project):
         cluster = _read_state(project)
         if cluster is None:
@@ -100,7 +100,7 @@ def down(project: Path) -> int:
 
 
 def status(project: Path) -> int:
-    """Say what runs and answers; return 0 if both services do, 1 otherwise."""
+    """Print the state of the services; return 0 if both answer, 1 otherwise."""
     cluster = _read_state(project)
     if cluster is None:
         _say("down; start it with: python -m cluster.local up")
@@ -116,7 +116,7 @@ def status(project: Path) -> int:
 
 
 def _answering(cluster: Cluster) -> dict[Service, bool]:
-    """Tell which service answers, and not somebody else in its place."""
+    """Return for each service whether its own processes answer."""
     return {service: bool(find_family(service.mark)) and service.answers() for service in services(cluster)}
 
 
@@ -141,7 +141,7 @@ def _plan(project: Path, dashboard_port: int, ray_port: int, mlflow_port: int) -
 
 
 def _start(cluster: Cluster) -> None:
-    # The state comes first: whatever happens to this process, `down` finds the others by it.
+    # The state comes first: `down` needs it, whatever happens to this process.
     _write_state(cluster)
     try:
         make_token(cluster.project)
@@ -186,7 +186,7 @@ def _spawn(cluster: Cluster, service: Service) -> subprocess.Popen[bytes]:
 
 
 def _stop(cluster: Cluster) -> None:
-    """End all processes of the cluster and forget it; a signal has to wait until that is done, at most a minute."""
+    """Stop all processes of the cluster and remove its state; signals wait until then, at most a minute."""
     signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
     try:
         for service in services(cluster):
@@ -280,8 +280,8 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     starting.add_argument("--dashboard-port", type=_port, default=8265, help="Ray's dashboard and job server")
     starting.add_argument("--ray-port", type=_port, default=6379, help="Ray's control store")
     starting.add_argument("--mlflow-port", type=_port, default=5000, help="MLflow's server")
-    actions.add_parser("down", help="end what up started, and the jobs on it")
-    actions.add_parser("status", help="say what is up: exit 0 when all is, 1 when not")
+    actions.add_parser("down", help="stop what up started, and the jobs on it")
+    actions.add_parser("status", help="print the state: exit 0 if all is up, else 1")
     return parser.parse_args(arguments)
 
 

@@ -1,9 +1,7 @@
-"""Families of processes: all that one start brought to life, wherever it went since.
+"""Families of processes: all descendants of one start, also those that left their parent and session.
 
-Ray's daemons leave their parent and their session, and jobs start what they like, so neither process ids noted at the
-start nor process groups name everything. The environment does: it is inherited, and /proc shows each process's own
-until it ends. A family is every process that carries the same mark there; whoever was given a process id anew in the
-meantime carries none.
+Ray's daemons and jobs escape process ids and process groups, but inherit the environment, which /proc shows. A family
+is every process with the same mark there; a process that was given a used process id has none.
 """
 
 from __future__ import annotations
@@ -17,7 +15,7 @@ import psutil
 MARK_VARIABLE = "TWOTOWER_CLUSTER"
 """Environment variable that holds the mark of the family."""
 GRACE_SECONDS = 10.0
-"""What a family gets to end by itself, and again to vanish once it has been killed."""
+"""Time in which a family may end by itself, and again after it was killed."""
 _POLL_SECONDS = 0.1
 
 
@@ -32,7 +30,7 @@ def find_family(mark: str) -> dict[psutil.Process, str]:
 
 
 def stop_family(mark: str) -> dict[psutil.Process, str]:
-    """End all processes that carry `mark`, by SIGTERM, then by SIGKILL; return those that would not go."""
+    """End all processes that carry `mark`, by SIGTERM, then by SIGKILL; return those that remain."""
     asked: set[psutil.Process] = set()
     deadline = time.monotonic() + GRACE_SECONDS
     while (asking := _ends_when_asked(find_family(mark))) and time.monotonic() < deadline:

@@ -1,7 +1,7 @@
-"""The two services of a cluster of one: how each is started, and how to tell that it answers.
+"""The two services of a local cluster: their commands and health checks.
 
 Everything listens on 127.0.0.1: Ray's dashboard and job server, MLflow, and also Ray's inner ports, which would
-otherwise be open to the network. Ray asks for a token besides, since other users of the machine reach 127.0.0.1 too.
+otherwise be open to the network. Ray also asks for a token, since other users of the machine reach 127.0.0.1 too.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ STATE_FOLDER = ".cluster"
 """Folder in the project for the state, the token and the logs."""
 PROBE_SECONDS = 5.0
 JOB_STOP_SECONDS = 60
-"""How long `ray job stop` waits for a job to end by itself before it kills it."""
+"""Time in which a job may end by itself after `ray job stop`, before it is killed."""
 
 
 @dataclass(frozen=True)
 class Cluster:
-    """What one start is about; it is what the state file holds."""
+    """The cluster of one start, as in the state file."""
 
     project: str
     """Absolute path of the folder that it was started in."""
@@ -48,7 +48,7 @@ class Cluster:
 
 @dataclass(frozen=True)
 class Service:
-    """One of the two: how to start it, and how to tell that it runs."""
+    """A service: its command and its health check."""
 
     name: str
     url: str
@@ -58,9 +58,9 @@ class Service:
     leaves_daemons: bool
     """The command ends, with 0, once its daemons run; otherwise it is the server itself."""
     attempts: int
-    """How often to start it before giving up."""
+    """Maximum number of starts."""
     answers: Callable[[], bool]
-    """True when it does what clients need of it."""
+    """Returns True when clients can use it."""
 
 
 def services(cluster: Cluster) -> tuple[Service, Service]:
@@ -88,12 +88,12 @@ def services(cluster: Cluster) -> tuple[Service, Service]:
 
 
 def token_path(project: str | Path) -> Path:
-    """Return where the token lies that Ray asks for."""
+    """Return the path of the token that Ray asks for."""
     return Path(project) / STATE_FOLDER / "auth_token"
 
 
 def make_token(project: str | Path) -> None:
-    """Make the project's token unless there is one: what a shell exported stays valid from one start to the next."""
+    """Make the project's token unless there is one: exports of a shell stay valid after a restart."""
     path = token_path(project)
     if not path.exists():
         new = path.with_suffix(".new")
@@ -103,7 +103,7 @@ def make_token(project: str | Path) -> None:
 
 
 def client_environment(cluster: Cluster) -> dict[str, str]:
-    """Return what a shell must export for `ray job` and for MLflow's clients to use the cluster."""
+    """Return the variables with which `ray job` and MLflow's clients use the cluster."""
     return {
         "RAY_ADDRESS": f"http://{HOST}:{cluster.dashboard_port}",
         "RAY_AUTH_MODE": "token",
@@ -122,7 +122,7 @@ def service_environment(cluster: Cluster) -> dict[str, str]:
     return variables | {
         # `python` in a job is the one that runs this.
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', os.defpath)}",
-        # Ray's way to say "this machine alone": its inner ports are bound to 127.0.0.1 as well.
+        # Ray's way to say "only this machine": its inner ports are bound to 127.0.0.1 as well.
         "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
         # Ray Train ends a run in order on SIGINT only, and Ray would kill the job after three seconds.
         "RAY_JOB_STOP_SIGNAL": "SIGINT",
@@ -184,7 +184,7 @@ def _get(port: int, path: str, token: str | None = None) -> bool:
 
 
 def port_is_free(port: int) -> bool:
-    """True when a server could listen on `port` of 127.0.0.1."""
+    """Return True if a server could listen on `port` of 127.0.0.1."""
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
@@ -195,7 +195,7 @@ def port_is_free(port: int) -> bool:
 
 
 def free_ports(count: int) -> list[int]:
-    """Return `count` different ports of 127.0.0.1 on which nobody listens."""
+    """Return `count` different ports of 127.0.0.1 that are free."""
     with contextlib.ExitStack() as stack:
         probes = [stack.enter_context(socket.socket()) for _ in range(count)]
         for probe in probes:

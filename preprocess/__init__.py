@@ -1,1 +1,1 @@
-"""Raw images -> a folder of WebDataset tars that describes itself (`manifest.json`)."""
+"""Conversion of raw images to a self-describing folder of WebDataset tars (`manifest.json`)."""

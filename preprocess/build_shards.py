@@ -39,7 +39,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     verifying, deep = parsed.pop("verify"), parsed.pop("deep")
     try:
         if deep and not verifying:
-            raise InputError("--deep is a kind of --verify: give both")
+            raise InputError("--deep needs --verify; add it")
         options = BuildOptions(**parsed)
         return _verify(options, deep) if verifying else _build(options)
     except InputError as error:
@@ -72,17 +72,15 @@ def _verify(options: BuildOptions, deep: bool) -> int:
         _fail(1, f"{options.output / fault.file} {fault.problem}")
     shards = len(list(manifest.shards()))
     samples = sum(split.samples for split in manifest.splits.values())
-    found = f"broken files: {len(faults)}; {_advice(options, faults)}" if faults else "whole"
+    found = f"broken files: {len(faults)}; {_advice(options, faults)}" if faults else "intact"
     print(f"{manifest.name}: {samples:,} samples in {shards} shards, {found}: {printable(str(options.output))}")
     return 1 if faults else 0
 
 
 def _advice(options: BuildOptions, faults: Sequence[Fault]) -> str:
     if any(fault.in_manifest for fault in faults):
-        return (
-            f"a rerun cannot mend what the manifest says itself: remove {printable(str(options.output))}, build again"
-        )
-    return "the command that built it mends them"
+        return f"the manifest is wrong, which no rerun repairs; remove {printable(str(options.output))}, build again"
+    return "the command that built it repairs them"
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -95,42 +93,42 @@ def _parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("--input", type=Path, metavar="PATH", help="folder with IN/train/<class>/** and IN/val/<class>/**, "
         "IN/<class>/**, or another layout; without it, the embedded sample is drawn")  # fmt: skip
-    add("--layout", choices=LAYOUTS, default="auto", help="how the images lie in IN: class folders, the official "
+    add("--layout", choices=LAYOUTS, default="auto", help="layout of the images in IN: class folders, the official "
         "archives of ILSVRC-2012, Kaggle's folders, Tiny-ImageNet's, Hugging Face's Parquet files, CIFAR-10's "
-        "pickles; by default, found out by looking")  # fmt: skip
+        "pickles; by default, detected")  # fmt: skip
     add("--output", type=Path, metavar="DIR", default=Path("shards"), help="folder to write")
     add("--name", help="name of the data set; by default, the input folder's")
     add("--short-side", type=int, default=256, help="pixels of the short side of every sample")
     add("--quality", type=int, default=95, help="JPEG quality")
-    add("--seed", type=int, default=0, help="decides the order of the samples and the choice for val")
+    add("--seed", type=int, default=0, help="seed of the order of the samples and of the choice for val")
     add("--workers", type=int, metavar="N", default=len(os.sched_getaffinity(0)), help="processes")
-    add("--ray", metavar="ADDRESS", help="build on all nodes of a Ray cluster instead: `auto` for that of this "
-        "machine or job, or HOST:PORT of its head; input and output must lie where every node finds them")  # fmt: skip
-    add("--val-fraction", type=float, metavar="F", help="part of each class to keep for val, if IN has no val")
-    add("--shard-samples", type=int, default=1000, help="images in a shard, at most")
-    add("--max-rejected", type=float, metavar="F", default=0.01, help="part of all images that may be unreadable")
-    add("--verify", action="store_true", help="build nothing: compare the files in DIR with its manifest, and name "
-        "the broken ones; needs no other option than --output")  # fmt: skip
-    add("--deep", action="store_true", help="with --verify: decode every image and read every label, too")
+    add("--ray", metavar="ADDRESS", help="build on all nodes of a Ray cluster: `auto` for that of this "
+        "machine or job, or HOST:PORT of its head; every node needs input and output under the same path")  # fmt: skip
+    add("--val-fraction", type=float, metavar="F", help="fraction of each class to keep for val, if IN has no val")
+    add("--shard-samples", type=int, default=1000, help="maximum number of images in a shard")
+    add("--max-rejected", type=float, metavar="F", default=0.01, help="fraction of all images that may be unreadable")
+    add("--verify", action="store_true", help="build nothing: compare the files in DIR with its manifest and name "
+        "the broken ones; needs only --output")  # fmt: skip
+    add("--deep", action="store_true", help="with --verify: also decode every image and read every label")
     add("--apply-exif", action="store_true", help="turn images as their EXIF orientation says; ImageFolder does not")
     return parser
 
 
 def _raise_on_signals() -> None:
     def interrupt(number: int, frame: FrameType | None) -> NoReturn:  # noqa: ARG001 - the signature is given
-        # One is enough: a second must not cut the cleaning short.
+        # A second signal must not interrupt the cleanup.
         for each in (signal.SIGINT, signal.SIGTERM):
             signal.signal(each, signal.SIG_IGN)
         raise InterruptedBySignal(number)
 
     signal.signal(signal.SIGTERM, interrupt)
-    # A shell starts background jobs with SIGINT ignored, and means it.
+    # A shell starts background jobs with SIGINT ignored: keep that.
     if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
         signal.signal(signal.SIGINT, interrupt)
 
 
 def _open_closed_streams() -> None:
-    # Where a standard stream was closed (`2>&-`), the next file would get its number: a shard that errors go into.
+    # If a standard stream was closed (`2>&-`), the next file gets its number: errors would go into a shard.
     for number, name in enumerate(("stdin", "stdout", "stderr")):
         if getattr(sys, name) is None:
             descriptor = os.open(os.devnull, os.O_RDWR)
@@ -139,7 +137,7 @@ def _open_closed_streams() -> None:
 
 
 def _write_any_name() -> None:
-    # A name that stdout's encoding lacks is no reason to fail when all is done; stderr escapes such by itself.
+    # A name that stdout's encoding lacks must not fail a finished build; stderr escapes it by itself.
     assert isinstance(sys.stdout, io.TextIOWrapper)
     sys.stdout.reconfigure(errors="backslashreplace")
 

@@ -1,7 +1,6 @@
-"""The plan of a build: which image becomes which sample of which shard, made before anything is read or written.
+"""The plan of a build: the sample and the shard of each image, made before anything is read or written.
 
-It follows from the sources' names, the options and the seed alone. Two builds with the same plan over the same
-files give the same bytes.
+It depends only on the sources' names, the options and the seed. The same plan over the same files gives the same bytes.
 """
 
 from __future__ import annotations
@@ -30,7 +29,7 @@ from preprocess.sources import (
 
 @dataclass(frozen=True)
 class BuildOptions:
-    """What a build is asked for; the command line's options, checked."""
+    """The options of a build, checked."""
 
     input: Path | None
     """Folder of raw images; None for the embedded sample."""
@@ -43,19 +42,19 @@ class BuildOptions:
     quality: int = 95
     """JPEG quality, 1 to 100."""
     seed: int = 0
-    """Decides the order of the samples, which images are kept for val, and the sample's drawings."""
+    """Of the order of the samples, the choice of images for val, and the drawings of the embedded sample."""
     workers: int = 1
-    """Processes; they change nothing but the time."""
+    """Number of processes; no influence on the bytes."""
     val_fraction: float | None = None
-    """Part of each class to keep for val, 0 or more and below 1, where the input has no val split."""
+    """Fraction of each class to keep for val, in [0, 1), where the input has no val split."""
     shard_samples: int = 1000
-    """Images in a shard, at most."""
+    """Maximum number of images in a shard."""
     layout: str = "auto"
-    """How the raw images lie in the input folder, one of `LAYOUTS`."""
+    """Layout of the input folder, one of `LAYOUTS`."""
     ray: str | None = None
     """Address of a Ray cluster to build on, or `auto`; None for processes of this machine."""
     max_rejected: float = 0.01
-    """Part of all images that may be rejected, 0 to 1; more is an error."""
+    """Fraction of all images that may be rejected, 0 to 1; more is an error."""
     apply_exif: bool = False
     """Turn images as their EXIF orientation says."""
 
@@ -65,22 +64,22 @@ class BuildOptions:
         for field, low, high in (("short_side", 1, 4000), ("quality", 1, 100)):
             value = getattr(self, field)
             if not low <= value <= high:
-                raise InputError(f"{_flag(field)} is {value}; it must be between {low} and {high}")
+                raise InputError(f"{_flag(field)} is {value}: it is out of range; use {low} to {high}")
         for field in ("workers", "shard_samples"):
             if getattr(self, field) < 1:
-                raise InputError(f"{_flag(field)} is {getattr(self, field)}; it must be at least 1")
+                raise InputError(f"{_flag(field)} is {getattr(self, field)}: it is too small; use at least 1")
         if self.val_fraction is not None and not 0 <= self.val_fraction < 1:
-            raise InputError(f"--val-fraction is {self.val_fraction}; it must be at least 0 and below 1")
+            raise InputError(f"--val-fraction is {self.val_fraction}: it is out of range; use at least 0 and below 1")
         if not 0 <= self.max_rejected <= 1:
-            raise InputError(f"--max-rejected is {self.max_rejected}; it must be between 0 and 1")
+            raise InputError(f"--max-rejected is {self.max_rejected}: it is out of range; use 0 to 1")
         if self.name is not None and not self.name.strip():
             raise InputError("--name is empty; leave it out for the input folder's")
         if self.input is None and self.val_fraction is not None:
-            raise InputError("--val-fraction needs --input: the embedded sample has its own val split")
+            raise InputError("--val-fraction needs --input: the embedded sample has its own val split; leave it out")
         if self.layout not in LAYOUTS:
-            raise InputError(f"--layout is {self.layout}; it must be one of {', '.join(LAYOUTS)}")
+            raise InputError(f"--layout is {self.layout}: no such layout; use {', '.join(LAYOUTS)}")
         if self.input is None and self.layout != "auto":
-            raise InputError("--layout needs --input: the embedded sample is drawn, not looked for")
+            raise InputError("--layout needs --input: the embedded sample is drawn; leave it out")
 
     @property
     def data_name(self) -> str:
@@ -91,7 +90,7 @@ class BuildOptions:
 
 
 class PlannedSample(NamedTuple):
-    """One image on its way into a shard."""
+    """One image of a planned shard."""
 
     key: str
     label: int
@@ -110,32 +109,32 @@ class PlannedShard:
 
     @property
     def samples(self) -> tuple[PlannedSample, ...]:
-        """Return the images with their keys: made when asked for, since a plan holds a million of them."""
+        """Return the images with their keys; not stored, since a plan may hold a million."""
         pairs = zip(self.keys, self.images, strict=True)
         return tuple(PlannedSample(key, image.label, image.source, image.ref) for key, image in pairs)
 
 
 @dataclass(frozen=True)
 class Plan:
-    """Everything about a build that is known beforehand."""
+    """The plan of a build."""
 
     options: BuildOptions
     source: Source | None
-    """What the input folder holds; None for the embedded sample."""
+    """Content of the input folder; None for the embedded sample."""
     catalogue: Catalogue
     shards: tuple[PlannedShard, ...]
 
     @property
     def images(self) -> int:
-        """Return how many images there are, in all splits."""
+        """Return the number of images in all splits."""
         return len(self.catalogue.images)
 
 
 def make_plan(options: BuildOptions) -> Plan:
-    """Look through the source, shuffle each split by the seed, cut it into shards of even size.
+    """List the source, shuffle each split by the seed, and cut it into shards of even size.
 
     Raises:
-        InputError: as `open_source` says, or the output lies in the input folder.
+        InputError: as `open_source`, or the output lies in the input folder.
     """
     if options.ray is not None:  # no node has our working directory
         source_path = options.input.absolute() if options.input is not None else None
@@ -144,7 +143,9 @@ def make_plan(options: BuildOptions) -> Plan:
         catalogue = sample.catalogue()
         return Plan(options, None, catalogue, divide(catalogue, options.seed, options.shard_samples))
     if Path(os.path.realpath(options.output)).is_relative_to(os.path.realpath(options.input)):
-        raise InputError(f"output {options.output} lies in the input folder {options.input}: choose another")
+        raise InputError(
+            f"--output is {options.output}: it lies in the input folder {options.input}; use another folder"
+        )
     source = open_source(options.input, options.layout, options.val_fraction, options.seed)
     return Plan(options, source, source.catalogue, divide(source.catalogue, options.seed, options.shard_samples))
 
@@ -158,13 +159,13 @@ def divide(catalogue: Catalogue, seed: int, shard_samples: int) -> tuple[Planned
         order = [number for number, image in enumerate(images) if image.split == split]
         order.sort(key=lambda number: shuffle_key("order", seed, images[number].source))
         for number, part in enumerate(_even_parts(order, shard_samples)):
-            chosen = tuple(images[place] for place in part), tuple(keys[place] for place in part)
+            chosen = tuple(images[index] for index in part), tuple(keys[index] for index in part)
             shards.append(PlannedShard(shard_stem(split, number), split, *chosen))
     return tuple(shards)
 
 
 def _even_parts(order: Sequence[int], largest: int) -> Iterator[Sequence[int]]:
-    """Divide into as few parts as hold at most `largest` each, whose sizes differ by one at most."""
+    """Yield as few parts as possible of at most `largest` images; their sizes differ by at most one."""
     parts = -(-len(order) // largest)
     for part in range(parts):
         yield order[part * len(order) // parts : (part + 1) * len(order) // parts]

@@ -1,4 +1,4 @@
-"""The embedded sample: raw images that are drawn from a seed, for demos and tests without any data at hand.
+"""The embedded sample: raw images drawn from a seed, for demos and tests without data.
 
 Ten classes of figures before mottled grounds. Colours, which of the two is the lighter one, place, size, tilt,
 proportions and clutter are drawn at random for every image, so that no pixel's mean says anything about the class
@@ -36,7 +36,7 @@ Point = tuple[float, float]
 
 
 def catalogue() -> Catalogue:
-    """Return the sample's files as they would be found in a folder; a seed changes what they show alone."""
+    """Return the sample's files as they would be found in a folder; a seed changes only their content."""
     found = (
         (split, name, source, FileRef(source))
         for split, classes in _listing().items()

@@ -1,7 +1,7 @@
-"""Shards: USTAR archives of `<key>.jpg` and `<key>.cls`, each with DALI's index beside it.
+"""Shards: USTAR archives of `<key>.jpg` and `<key>.cls`, each with DALI's index.
 
-The same samples give the same bytes: no times, no owners, fixed modes. Index and SHA-256 come along with the
-writing, not from a second pass, and a shard gets its name only when all of it is on disk.
+The same samples give the same bytes: no times, no owners, fixed modes. Index and SHA-256 are computed while writing,
+and a shard gets its name only when all of it is on disk.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from preprocess.manifest import Shard
 INDEX_VERSION = "v1.2"  # of DALI's webdataset reader: `<ext> <offset> <size> <name>` for each file of a sample
 MAX_KEY_BYTES = 96  # a USTAR name without the prefix field, less the ending
 _KEY_DIGEST_CHARACTERS = 16
-_SYNC_BYTES = 4 << 20  # a thread sends so much to the disk at a time, or `commit` would wait for all of it
+_SYNC_BYTES = 4 << 20  # flushed at a time by a thread, so that `commit` need not wait for all
 
 
 def shard_stem(split: str, number: int) -> str:
@@ -36,7 +36,7 @@ def shard_stem(split: str, number: int) -> str:
 
 
 def label_width(num_classes: int) -> int:
-    """Return how many digits every label of the data set has: `.cls` files of one length make dense batches."""
+    """Return the number of digits of every label: `.cls` files of one length make dense batches."""
     return len(str(num_classes - 1))
 
 
@@ -45,8 +45,8 @@ def sample_keys(sources: Sequence[str]) -> list[str]:
 
     A key is the source's relative path without its ending, percent-encoded so that it holds ASCII but no dot, no
     space and no control character: `urllib.parse.unquote` leads back to the file. WebDataset and DALI take
-    everything after the first dot for the ending, hence no dots. Sources that differ in the ending alone keep it
-    (`a%2Ejpg` beside `a%2Epng`). A key over `MAX_KEY_BYTES` is cut and ends in a digest of the whole path.
+    everything after the first dot for the ending, hence no dots. Sources that differ only in the ending keep it
+    (`a%2Ejpg` and `a%2Epng`). A key over `MAX_KEY_BYTES` is cut and ends in a digest of the complete path.
 
     Args:
         sources: paths relative to the input folder, each different, `/` between the parts.
@@ -73,7 +73,7 @@ def indexed_keys(index: Path) -> list[str]:
     """Return the keys of the samples of a shard, in order, from the index that `ShardWriter` wrote.
 
     Raises:
-        ValueError: that is not such an index.
+        ValueError: it is not such an index.
     """
     lines = index.read_text(encoding="ascii").splitlines()[1:]
     try:
@@ -83,11 +83,11 @@ def indexed_keys(index: Path) -> list[str]:
 
 
 def index_of(tar_path: Path) -> str:
-    """Return the text of the index that belongs to a tar, from the tar itself.
+    """Return the text of the index of a tar, computed from the tar.
 
     Raises:
-        tarfile.TarError: that is not a whole tar.
-        ValueError: its files do not come in pairs of one key, an image and its label.
+        tarfile.TarError: it is not a complete tar.
+        ValueError: its files are not pairs of an image and its label with the same key.
     """
     with tarfile.open(tar_path, "r:") as tar:
         members = tar.getmembers()
@@ -103,9 +103,9 @@ def index_of(tar_path: Path) -> str:
 
 
 class ShardWriter:
-    """Writes one shard, `<stem>.tar` and `<stem>.idx`, aside; `commit` gives both their names.
+    """Writer of one shard, `<stem>.tar` and `<stem>.idx`, under temporary names until `commit`.
 
-    Used as a context manager it leaves nothing behind when its body raises, or does not commit.
+    As a context manager, it leaves nothing behind unless its body commits.
     """
 
     def __init__(self, folder: Path, stem: str) -> None:
@@ -122,7 +122,7 @@ class ShardWriter:
 
     @property
     def samples(self) -> int:
-        """How many samples were added."""
+        """Number of samples added."""
         return len(self._index)
 
     def add(self, key: str, image: bytes, label: str) -> None:
@@ -138,10 +138,10 @@ class ShardWriter:
         self._index.append(" ".join(entries))
 
     def commit(self, expected: Shard | None = None) -> Shard:
-        """Finish the tar, write the index; each is flushed to disk before it gets its name.
+        """Finish tar and index; flush each to disk, then rename it.
 
         Raises:
-            InputError: this is not the shard that is `expected`; nothing has got its name.
+            InputError: the shard differs from `expected`; nothing is renamed.
         """
         self._write(bytes(2 * BLOCKSIZE))
         self._write(bytes(-self._size % RECORDSIZE))
@@ -158,8 +158,8 @@ class ShardWriter:
         )
         if expected not in (None, shard):
             raise InputError(
-                f"{self._tar_path} is built with other bytes than the manifest says: the source has changed, or a "
-                "version of a library; choose another --output, or remove the folder"
+                f"{self._tar_path} is built with different bytes than in the manifest: the source or the version of a "
+                "library has changed; use another --output, or remove the folder"
             )
         atomic_write(self._index_path, _index_text(self._index).encode("ascii"))
         partial_path(self._tar_path).replace(self._tar_path)
@@ -174,7 +174,7 @@ class ShardWriter:
     ) -> None:
         """Close and remove whatever was not committed."""
         self._thread.shutdown()
-        with contextlib.suppress(OSError):  # closing flushes: on a full disk, what is thrown away here anyway
+        with contextlib.suppress(OSError):  # closing flushes, which fails on a full disk
             self._file.close()
         partial_path(self._tar_path).unlink(missing_ok=True)
 
@@ -189,7 +189,7 @@ class ShardWriter:
 
     def _end_sync(self) -> None:
         if self._syncing is not None:
-            self._syncing.result()  # the system tells of an error of the disk only once
+            self._syncing.result()  # the system reports an error of the disk only once
 
 
 def _index_entry(name: str, offset: int, size: int) -> str:
@@ -211,9 +211,9 @@ _EMPTY_SUM = int(_EMPTY_HEADER[148:154], 8)
 
 
 def _header(name: str, size: int) -> bytes:
-    """Return the USTAR header of a file: what `tarfile` writes, in a tenth of the time.
+    """Return the USTAR header of a file: the bytes of `tarfile`, in a tenth of the time.
 
-    Three fields differ from file to file: the name, the size in octal, and the sum of all bytes of the header.
+    Three fields vary: the name, the size in octal, and the sum of all bytes of the header.
     """
     name_bytes, octal = name.encode("ascii"), b"%011o" % size
     if len(name_bytes) > tarfile.LENGTH_NAME:

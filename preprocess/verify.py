@@ -1,4 +1,4 @@
-"""Is a complete folder what its manifest says? Each file that is not is named, with what is wrong."""
+"""Comparison of a complete folder with its manifest: each different file is named with its fault."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ from preprocess.shards import index_of, label_width
 
 @dataclass(frozen=True)
 class Fault:
-    """A file of a data set that is not what the manifest says."""
+    """A file of a data set that differs from the manifest."""
 
     file: str
     problem: str
     in_manifest: bool = False
-    """The file is what the manifest records, or the manifest contradicts itself: building again mends neither."""
+    """The manifest itself is wrong or contradicts itself: building again repairs neither."""
 
 
 @dataclass(frozen=True)
 class ShardCheck:
-    """One shard to be checked; `deep` asks for its images and labels too."""
+    """One shard to check; `deep` includes its images and labels."""
 
     folder: Path
     shard: Shard
@@ -40,11 +40,11 @@ class ShardCheck:
 
 
 def verify(options: BuildOptions, deep: bool) -> tuple[Manifest, list[Fault]]:
-    """Compare the folder `options.output` with its manifest; no other folder is looked at.
+    """Compare the folder `options.output` with its manifest.
 
     Args:
-        options: say where the data set is, and where to work.
-        deep: decode every image and read every label too.
+        options: with the data set as output, and the pool to use.
+        deep: also decode every image and read every label.
 
     Raises:
         InputError: there is no data set.
@@ -63,7 +63,7 @@ def verify(options: BuildOptions, deep: bool) -> tuple[Manifest, list[Fault]]:
 def check_shards(
     manifest: Manifest, options: BuildOptions, what: str = "checking", deep: bool = False
 ) -> dict[str, list[Fault]]:
-    """Check all shards, several at a time; return what is wrong with each, by the tar's name."""
+    """Check all shards in parallel; return the faults of each by the tar's name."""
     shards = list(manifest.shards())
     side, classes = manifest.short_side, len(manifest.classes)
     tasks = [ShardCheck(options.output, shard, side, classes, deep) for shard in shards]
@@ -74,7 +74,7 @@ def check_shards(
 
 
 def check_shard(task: ShardCheck, tally: Tally) -> list[Fault]:
-    """Return what `shard_faults` finds, and count."""
+    """Return the faults of one shard, and count it."""
     faults = shard_faults(task)
     broken = f"{faults[0].file} {faults[0].problem}" if faults else ""
     tally.count(images=task.shard.samples, size=task.shard.bytes, rejected=broken)
@@ -82,7 +82,7 @@ def check_shard(task: ShardCheck, tally: Tally) -> list[Fault]:
 
 
 def shard_faults(task: ShardCheck) -> list[Fault]:
-    """Return what is wrong with the tar and the index of one shard: at most one fault for each."""
+    """Return the faults of one shard: at most one each for tar and index."""
     shard = task.shard
     index = None
     tar = Fault(shard.tar, _check_file(task.folder / shard.tar, shard))
@@ -94,7 +94,7 @@ def shard_faults(task: ShardCheck) -> list[Fault]:
 
 
 def check_mean_image(manifest: Manifest, folder: Path) -> list[Fault]:
-    """Return what is wrong with the mean image: at most one fault."""
+    """Return the faults of the mean image: at most one."""
     name, digest = manifest.color_stats.mean_image, manifest.color_stats.mean_image_sha256
     shape = (manifest.short_side, manifest.short_side, 3)
     try:
@@ -117,7 +117,7 @@ def check_mean_image(manifest: Manifest, folder: Path) -> list[Fault]:
 
 
 def _check_file(path: Path, shard: Shard) -> str:
-    """Return in what a tar differs from the manifest as a file, or nothing."""
+    """Return the difference between a tar, as a file, and the manifest, or an empty string."""
     try:
         size = path.stat().st_size
         if size != shard.bytes:
@@ -133,7 +133,7 @@ def _check_file(path: Path, shard: Shard) -> str:
 
 
 def _check_content(task: ShardCheck) -> tuple[str, str | None]:
-    """Return what is wrong inside a tar, or nothing, and the index that belongs to it, if it has one."""
+    """Return the fault inside a tar, or an empty string, and the index that belongs to it, if readable."""
     shard, path = task.shard, task.folder / task.shard.tar
     try:
         index = index_of(path)
@@ -146,7 +146,7 @@ def _check_content(task: ShardCheck) -> tuple[str, str | None]:
 
 
 def _check_index(path: Path, shard: Shard, expected: str | None) -> str:
-    """Return what is wrong with an index; `expected` is None where the tar is broken and cannot tell."""
+    """Return the fault of an index, or an empty string; `expected` is None where the tar is broken."""
     try:
         text = path.read_text(encoding="ascii")
     except FileNotFoundError:
@@ -166,7 +166,7 @@ def _check_index(path: Path, shard: Shard, expected: str | None) -> str:
 
 
 def _check_samples(task: ShardCheck, path: Path) -> str:
-    """Return what is wrong with the first broken sample of a tar, and how many there are."""
+    """Return the fault of the first broken sample of a tar, and the number of others."""
     broken = []
     with tarfile.open(path, "r:") as tar:
         files = iter(tar)

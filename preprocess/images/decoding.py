@@ -1,7 +1,7 @@
-"""Image files to RGB pixels: which formats are read, how, and what that may cost in memory and time.
+"""Decoding of image files to RGB pixels, with limits on formats, memory and time.
 
-simplejpeg decodes sound JPEGs, to the very pixels that Pillow makes of them and in less time; everything else, and a
-machine without simplejpeg, is Pillow's (pillow-simd).
+simplejpeg decodes sound JPEGs, to the same pixels as Pillow in less time; Pillow (pillow-simd) decodes everything
+else, or everything if simplejpeg is missing.
 """
 
 from __future__ import annotations
@@ -29,11 +29,10 @@ except ImportError:
 FORMATS = ("JPEG", "PNG", "PPM", "BMP", "GIF", "TIFF", "WEBP")
 MAX_BYTES = 288 << 20  # of memory, for file, decoder and pixels of one image: a worker stays under 400 MiB
 MAX_PIXELS = 178_956_970  # seconds of decoding; Pillow raises beyond it
-MAX_SCANS = 500  # of a JPEG, each of which goes over the whole image
+MAX_SCANS = 500  # of a JPEG; each covers all of the image
 
-# DCT-scaled decoding leaves the short side at least this many times as long as it shall become. What is measured on
-# real photographs then differs from the resized whole by 0.2 to 0.4 grey levels in the mean, 0.8 in the worst; at twice
-# the length, one image in fifty is over 1.
+# DCT-scaled decoding leaves the short side at least this many times too long: then the mean difference from full
+# decoding stays under 1 grey level in every photograph.
 _SCALED_SURPLUS = 3
 # A JPEG under both needs no look at its structure: it decodes within about a second and 64 MiB, whatever it holds.
 _QUICK_PIXELS = 1 << 22
@@ -52,21 +51,21 @@ class Decoded(NamedTuple):
     image: Image.Image
     """Mode RGB, or RGBX."""
     size: tuple[int, int]
-    """Width and height of the whole image."""
+    """Width and height of the image in the file."""
     scale: int
-    """1, 2, 4 or 8: how many of the whole's pixels lie along one side of these, cut short at the right and bottom."""
+    """1, 2, 4 or 8: the file's pixels per decoded pixel along one side."""
     orientation: int
-    """EXIF's, 1 to 8, if it is to be applied; else 1."""
+    """EXIF orientation, 1 to 8, if it is to be applied; else 1."""
 
 
 def decode(data: bytes, short_side: int | None = None, apply_exif: bool = False) -> Decoded:
-    """Decode an image file's bytes; `preprocess.images.transform.decode_rgb` says to what.
+    """Decode an image file's bytes; `preprocess.images.transform.decode_rgb` defines the pixels.
 
     Args:
         data: the file.
-        short_side: what the image will be resized to; a JPEG may then be decoded at 1/2, 1/4 or 1/8 of its size.
-            None for all pixels.
-        apply_exif: whether the orientation is asked for.
+        short_side: pixels after resizing; a JPEG may then be decoded at 1/2, 1/4 or 1/8 of its size. None for all
+            pixels.
+        apply_exif: return the EXIF orientation.
 
     Raises:
         UnreadableImage: an empty file, no known image format, truncated or broken data, over `MAX_PIXELS` or
@@ -137,7 +136,7 @@ def _opened(image: Image.Image, data: bytes, short_side: int | None, apply_exif:
 
 
 def _sound_jpeg(data: bytes, width: int, height: int, scale: int) -> Image.Image | None:
-    """Decode with simplejpeg; None for a file with any fault, of which Pillow can say what is to be thought."""
+    """Decode with simplejpeg; None for a file with any fault, which Pillow then names."""
     if simplejpeg is None:
         return None
     least = {} if scale == 1 else {"min_width": -(-width // scale), "min_height": -(-height // scale), "min_factor": 2}
@@ -158,7 +157,7 @@ def _scale(width: int, height: int, short_side: int | None) -> int:
 
 
 def _check_memory(image: Image.Image, other_bytes: int) -> None:
-    """Raise `UnreadableImage` if decoding what the header tells of, and converting it, takes over `MAX_BYTES`."""
+    """Raise `UnreadableImage` if decoding and converting an image of this header takes over `MAX_BYTES`."""
     stored = 1 if image.mode in ("1", "L", "P") else 2 if image.mode.startswith("I;16") else 4
     converted = 0 if image.mode == "RGB" else 4
     needed = other_bytes + image.width * image.height * (stored + converted)
@@ -167,7 +166,7 @@ def _check_memory(image: Image.Image, other_bytes: int) -> None:
 
 
 def _coefficient_bytes(image: JpegImagePlugin.JpegImageFile, size: tuple[int, int]) -> int:
-    """Return what the decoder keeps of a JPEG whose scans it must gather: two bytes for each sample."""
+    """Return the bytes of coefficients that a decoder keeps for several scans: two for each sample."""
     most = max(h * v for _, h, v, _ in image.layer)
     return 2 * size[0] * size[1] * sum(h * v for _, h, v, _ in image.layer) // most
 

@@ -1,6 +1,6 @@
 """Colour statistics over all pixels, from exact integer sums that are divided once, at the end.
 
-Sums of integers do not depend on their order, so the result is the same for any number of workers.
+Integer sums do not depend on their order, so the result is the same for any number of workers.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ class ColorSums:
     """Exact sums over the pixels of images whose short side is `short_side`.
 
     Attributes:
-        pixels: how many pixels were added.
-        images: how many images were added.
+        pixels: number of pixels added.
+        images: number of images added.
         sums: int64 (3,), of R, G and B.
         products: int64 (3, 3), of the products of two channels; int64 lasts for 1.4e14 pixels.
         square: (short_side, short_side, 3), of the central squares, pixel by pixel: uint32 while images are
@@ -88,11 +88,11 @@ class ColorSums:
 
     @staticmethod
     def load(path: Path, short_side: int) -> ColorSums:
-        """Read a file that holds what `to_bytes` gave, of images of this short side.
+        """Read a file with the content of `to_bytes`, for images of this short side.
 
         Raises:
             OSError: there is no such file.
-            Exception: it is not whole, or not of such images.
+            Exception: it is broken, or of other images.
         """
         loaded = ColorSums(short_side)
         with np.load(path, allow_pickle=False) as arrays:

@@ -1,7 +1,6 @@
-"""What turns one raw image into one sample: decode to RGB, resize the short side, encode as JPEG.
+"""Transformation of a raw image to a sample: decode to RGB, resize the short side, encode as JPEG.
 
-The build and `training.predict` share this module, so a picture that is predicted has been treated as the
-pictures that were trained on.
+The build and `training.predict` share this module, so predicted and training images are treated alike.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ MAX_ASPECT = 16  # beyond it, a short side of 256 makes a long side that no crop
 
 
 def codec_versions() -> dict[str, str]:
-    """Return the versions of the libraries that decide a sample's bytes."""
+    """Return the versions of the libraries that influence a sample's bytes."""
     return {
         "Pillow": __version__,
         "libjpeg": str(features.version("libjpeg_turbo") or features.version("jpg")),
@@ -43,7 +42,7 @@ def decode_rgb(data: bytes, apply_exif: bool = False) -> Image.Image:
         apply_exif: turn the image as its EXIF orientation says; ImageFolder does not.
 
     Raises:
-        UnreadableImage: as `preprocess.images.decoding.decode` says.
+        UnreadableImage: as `preprocess.images.decoding.decode`.
     """
     decoded = decode(data, apply_exif=apply_exif)
     return _turned(_plain(decoded.image), decoded.orientation)
@@ -69,11 +68,11 @@ def make_sample(data: bytes, short_side: int, quality: int, apply_exif: bool = F
     """Turn a raw file into a sample: the resized pixels (RGB or RGBX) before encoding, and the JPEG of them.
 
     A JPEG whose short side is at least 6, 12 or 24 times `short_side` is decoded at 1/2, 1/4 or 1/8 of its size, from
-    the low frequencies of its blocks, and resized from there: within 1 grey level of the resized whole, on average over
-    an image. The EXIF orientation, if it is asked for, is applied after resizing.
+    the low frequencies of its blocks, and resized from there: the mean difference is below 1 grey level. The EXIF
+    orientation, if requested, is applied after resizing.
 
     Raises:
-        UnreadableImage: as `decode_rgb` and `resize_short_side` say.
+        UnreadableImage: as `decode_rgb` and `resize_short_side`.
     """
     decoded = decode(data, short_side, apply_exif)
     pixels = _turned(_resized(decoded, short_side), decoded.orientation)

@@ -1,7 +1,7 @@
-"""A pool of processes that counts what it does, ends when it is told to, and leaves no process behind.
+"""A pool of processes with counters, a stop flag, and no process left behind.
 
-`ProcessPoolExecutor` does the work: a worker that dies is an error there and not a hang. Added to it: workers that
-end with their parent even when that is killed, a flag that ends them between two images, and counters to show.
+`ProcessPoolExecutor` does the work: a worker that dies is an error, not a hang. Added: workers that end with their
+parent even if it is killed, a flag that ends them between two images, and counters for the progress display.
 """
 
 from __future__ import annotations
@@ -32,14 +32,14 @@ REASONS_SHOWN = 3
 
 @dataclass(frozen=True)
 class Counts:
-    """What tasks have counted so far."""
+    """Sums of the counters of all tasks."""
 
     images: int = 0
     bytes: int = 0
     """Of input."""
     rejected: int = 0
     reasons: tuple[str, ...] = ()
-    """Some of the first rejections: which image, and why."""
+    """Image and reason of some of the first rejections."""
 
 
 class WorkerDiedError(RuntimeError):
@@ -47,7 +47,7 @@ class WorkerDiedError(RuntimeError):
 
 
 class StoppedError(Exception):
-    """Raised in a worker when the parent wants no more of it."""
+    """The parent wants no more work; raised in a worker."""
 
 
 class _Reason(ctypes.Structure):
@@ -56,7 +56,7 @@ class _Reason(ctypes.Structure):
 
 @dataclass(frozen=True)
 class _Board:
-    """Memory that parent and workers share. Plain words without locks: who dies cannot hold one."""
+    """Memory that parent and workers share, without locks: a worker that dies cannot hold one."""
 
     stop: Any
     images: Any
@@ -66,12 +66,12 @@ class _Board:
 
     @staticmethod
     def of(context: BaseContext, tasks: int) -> _Board:
-        """Allocate a board in which every task has its own words."""
+        """Allocate a board with separate counters for every task."""
         images, size, rejected = (context.RawArray(ctypes.c_int64, tasks) for _ in range(3))
         return _Board(context.RawValue(ctypes.c_bool, False), images, size, rejected, context.RawArray(_Reason, tasks))
 
     def read(self) -> Counts:
-        """Add up what the tasks have counted."""
+        """Add up the counters of all tasks."""
         rejected = sum(self.rejected)
         reasons = itertools.islice((each.text for each in self.reasons if each.text), REASONS_SHOWN * bool(rejected))
         texts = tuple(reason.decode("utf-8", "ignore") for reason in reasons)
@@ -79,7 +79,7 @@ class _Board:
 
 
 class Tally:
-    """What a task calls after each image: it counts, and raises `StoppedError` when the work shall end."""
+    """Counter of one task: it raises `StoppedError` when the work should end."""
 
     def __init__(self, board: _Board, task: int) -> None:
         """Count for task number `task`; no two tasks share a counter, so none needs a lock."""
@@ -87,12 +87,12 @@ class Tally:
         self._task = task
 
     def count(self, images: int = 1, size: int = 0, rejected: str = "") -> None:
-        """Count so many more images.
+        """Add to the counters.
 
         Args:
-            images: how many; 0 for a part of one.
+            images: number of images; 0 for a part of one.
             size: bytes of input that were read for them.
-            rejected: where the image was rejected, which one and why.
+            rejected: image and reason, if it was rejected.
         """
         if self._board.stop.value:
             raise StoppedError
@@ -117,14 +117,13 @@ def run_tasks(
     Args:
         function: a module's function; it calls `tally.count()` after each image.
         tasks: anything that can be pickled.
-        workers: how many processes, at most one for each task.
-        show: is called a few times a second with what was counted so far, and once when all is done.
-        collect: is called with a task's number and result as soon as it is there, in any order; nothing here
-            keeps the result.
+        workers: number of processes, at most one for each task.
+        show: called with the counts a few times a second, and once at the end.
+        collect: called with a task's number and result as soon as it is ready, in any order.
 
     Raises:
-        WorkerDiedError: a worker ended unasked.
-        Exception: whatever `function`, `show` or `collect` raised first; nothing runs any more when it arrives here.
+        WorkerDiedError: a worker was killed.
+        Exception: the first one that `function`, `show` or `collect` raised; all workers have ended by then.
     """
     context = multiprocessing.get_context("spawn")  # threads of the parent (BLAS, progress) make forks unsafe
     board = _Board.of(context, len(tasks))
@@ -146,10 +145,10 @@ def run_tasks(
 def _submit(
     executor: ProcessPoolExecutor, function: Callable[[Task, Tally], Result], tasks: Sequence[Task]
 ) -> dict[Future[Result], int]:
-    # One process for each core is enough: OpenBLAS would start threads in each, and they spin before they rest.
+    # One process per core is enough: OpenBLAS would start threads in each, which spin.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     # Submitting starts the workers. They inherit the blocked signals: Ctrl-C, which reaches every process of the
-    # terminal's group, is the parent's to handle. For the parent, a signal is late by the time of a few spawns.
+    # terminal's group, is handled by the parent, late by the time of a few spawns.
     signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
     try:
         return {executor.submit(_run_task, function, number, task): number for number, task in enumerate(tasks)}
@@ -164,7 +163,7 @@ def _start_worker(board: _Board) -> None:
     global _board
     _board = board
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
-    gc.freeze()  # what the imports have made stays: the collector need not go through it again and again
+    gc.freeze()  # imported objects stay: the collector need not scan them
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
 

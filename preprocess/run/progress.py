@@ -1,4 +1,4 @@
-"""Progress of a long command on stderr: a bar on a terminal, now and then a line elsewhere."""
+"""Tasks in a pool with their progress on stderr: a bar on a terminal, occasional lines elsewhere."""
 
 from __future__ import annotations
 
@@ -12,24 +12,23 @@ from tqdm import tqdm
 from preprocess.plan import BuildOptions
 from preprocess.run.pool import Counts, Result, Tally, Task, run_tasks
 
-# Elsewhere than on a terminal: the first line after so many seconds, the others each time that a twentieth of the
-# time has passed, so that a build of ten hours writes some hundred lines and not thousands.
+# Without a terminal: intervals grow with the elapsed time, so that a build of ten hours writes about a hundred lines.
 _FIRST_LINE_SECONDS = 15.0
 _LINE_FRACTION = 1 / 20
 _LINE_SECONDS = 300.0
 
 
 class Progress:
-    """Shows how many images of `total` are done, how fast, how long it takes yet, and how many were rejected."""
+    """Display of the images done and rejected, the rate, and the time left."""
 
     def __init__(self, what: str, total: int, before: int = 0, bad: str = "rejected") -> None:
         """Show nothing yet.
 
         Args:
-            what: the line's first word.
-            total: how many images there are.
-            before: how many of them were done by an earlier run; no rate counts them.
-            bad: what the images are called that are not good.
+            what: first word of the line.
+            total: number of images.
+            before: number done by an earlier run; not counted in the rate.
+            bad: word for images that fail.
         """
         self._what, self._total, self._before, self._bad = what, total, before, bad
         self._start = time.monotonic()
@@ -39,7 +38,7 @@ class Progress:
         )
 
     def show(self, counts: Counts) -> None:
-        """Bring the display up to date."""
+        """Update the display."""
         now = time.monotonic()
         seconds = max(now - self._start, 1e-3)
         speed = f"{counts.bytes / 1e6 / seconds:.1f} MB/s, {counts.rejected} {self._bad}"
@@ -76,18 +75,18 @@ def run_with_progress(
     collect: Callable[[int, Result], None] = lambda number, result: None,  # noqa: ARG005 - the signature is given
     watch: Callable[[Counts], None] = lambda counts: None,  # noqa: ARG005
 ) -> Counts:
-    """Compute `function(task, tally)` for each task, in the pool that the options ask for.
+    """Compute `function(task, tally)` for each task in the pool that the options select; show progress.
 
     Args:
         function: as for `run_tasks`.
         tasks: as for `run_tasks`.
-        options: say where, and in how many processes.
-        progress: is kept up to date, and closed at the end.
+        options: with the number of processes, or the Ray cluster.
+        progress: updated, and closed at the end.
         collect: as for `run_tasks`.
-        watch: is called with the counts whenever they are shown; what it raises ends the work.
+        watch: called with the counts whenever they are shown; an exception ends the work.
 
     Returns:
-        What all tasks have counted.
+        The counts of all tasks.
     """
     last = Counts()
 
@@ -101,7 +100,7 @@ def run_with_progress(
         if options.ray is None:
             run_tasks(function, tasks, options.workers, show, collect)
         else:
-            from preprocess.run.ray_pool import run_tasks_on_ray  # nobody else needs Ray
+            from preprocess.run.ray_pool import run_tasks_on_ray  # only this branch needs Ray
 
             run_tasks_on_ray(function, tasks, options.ray, show, collect)
     return last

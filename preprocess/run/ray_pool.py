@@ -1,6 +1,6 @@
-"""The same tasks over all nodes of a Ray cluster: where a node dies, its tasks run again on the others.
+"""The pool over all nodes of a Ray cluster: when a node dies, its tasks run again on the others.
 
-The output folder, and the input, must lie where every node finds them under the same path.
+Every node must find the input and output folders under the same path.
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ _ANSWER_SECONDS = 5.0
 
 
 class RayTally:
-    """What a task calls after each image; the counts travel back with its result."""
+    """Counter of one task; the counts travel back with its result."""
 
     def __init__(self) -> None:
         self.counts = Counts()
 
     def count(self, images: int = 1, size: int = 0, rejected: str = "") -> None:
-        """Count so many more images, as `workers.Tally` does."""
+        """Add to the counters, as `pool.Tally` does."""
         so_far = self.counts
         reasons = (rejected,) if rejected and not so_far.reasons else ()
         self.counts = Counts(
@@ -54,19 +54,18 @@ def run_tasks_on_ray(
     """Compute `function(task, tally)` for each task on the cluster at `address`, one core each.
 
     Args:
-        function: as for `workers.run_tasks`; it must bear that a task which was lost with its node is
-            computed again.
-        tasks: as for `workers.run_tasks`.
+        function: as for `pool.run_tasks`; a task that was lost with its node is computed again.
+        tasks: as for `pool.run_tasks`.
         address: `auto` for the cluster of this machine or job, or `HOST:PORT` of its head.
-        show: is called with what finished tasks have counted.
-        collect: as for `workers.run_tasks`.
+        show: called with the counts of finished tasks.
+        collect: as for `pool.run_tasks`.
 
     Raises:
         InputError: there is no cluster at `address`, or one of its nodes cannot load a task.
-        WorkerDiedError: a task has lost its worker `_ATTEMPTS` times.
-        Exception: whatever `function`, `show` or `collect` raised first.
+        WorkerDiedError: a task lost its worker `_ATTEMPTS` times.
+        Exception: the first one that `function`, `show` or `collect` raised.
     """
-    # Where a handler raises in the middle of a call, Ray hangs, aborts, or makes a SystemError of it.
+    # If a handler raises in the middle of a call, Ray hangs, aborts, or raises SystemError.
     with defer_signals() as hand_over_signals, _joined(address):
         compute: Any = ray.remote(_compute).options(max_retries=_ATTEMPTS - 1, scheduling_strategy="SPREAD")
         waiting = iter(enumerate(tasks))
@@ -119,7 +118,7 @@ def _joined(address: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _kept_sigterm_handler() -> Iterator[None]:
-    """Undo what `ray.init` does: its own handler leaves without a word."""
+    """Restore the handler that `ray.init` replaces: its own exits silently."""
     handler = signal.getsignal(signal.SIGTERM)
     try:
         yield
@@ -129,10 +128,9 @@ def _kept_sigterm_handler() -> Iterator[None]:
 
 
 def _check_address(address: str) -> None:
-    """Raise `ValueError` for what is neither `auto` nor `HOST:PORT`, `OSError` where nobody listens there.
+    """Raise `ValueError` unless it is `auto` or `HOST:PORT`, `OSError` if nobody listens there.
 
-    Ray itself would start a cluster for `local`, send tasks without their code for `ray://`, and go on trying for
-    minutes where nobody listens.
+    Ray would start a cluster for `local`, send tasks without their code for `ray://`, and retry for minutes.
     """
     if address == "auto":
         return
@@ -151,17 +149,17 @@ def _result(reference: Any, address: str) -> Any:
                 f"--ray {address}: a node cannot load its task ({str(error.cause).splitlines()[0]}): every node needs "
                 "this project under the same path, or a job that brings it along"
             ) from error
-        # What the function itself raised, without the lines of the other process.
+        # The exception of the function, without the traceback of the other process.
         raise error.cause from None
     except RayError as error:
         raise WorkerDiedError(f"a task lost its worker {_ATTEMPTS} times: {str(error).splitlines()[0]}") from error
 
 
 def _cancel(references: Sequence[Any]) -> None:
-    """End what still runs, so that nothing writes any more when the caller tidies up."""
+    """End the running tasks, so that nothing writes when the caller cleans up."""
     if not references:
         return
-    # What has just ended must not be cancelled: while Ray still notes its result, that aborts this process.
+    # Cancelling a task that has just ended may abort this process.
     _, running = ray.wait(list(references), num_returns=len(references), timeout=0)
     for reference in running:
         ray.cancel(reference, force=True)

@@ -1,4 +1,4 @@
-"""What a worker does: build one shard, and leave the record that it is finished."""
+"""The task of a worker: build one shard and record it as finished."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from preprocess.state.build_state import ShardRecord, save_record
 
 @dataclass(frozen=True)
 class ShardTask:
-    """What a worker needs in order to build one shard."""
+    """Input of the task that builds one shard."""
 
     shard: PlannedShard
     raw: RawFiles
@@ -28,14 +28,14 @@ class ShardTask:
     apply_exif: bool
     label_width: int
     expected: Shard | None
-    """What the shard has to become, where a manifest says so."""
+    """The shard in the manifest, if there is one; the result must equal it."""
 
 
 def build_shard(task: ShardTask, tally: Tally) -> None:
-    """Decode, resize, encode and write the images of one shard, in order; record it, and what was rejected.
+    """Decode, resize, encode and write the images of one shard in order; record it and its rejections.
 
     Raises:
-        InputError: the shard does not become what is expected.
+        InputError: the shard differs from the expected one.
         OSError: it cannot be written, e.g. on a full disk.
     """
     sums = ColorSums(task.short_side) if task.shard.split == "train" else None
@@ -64,11 +64,11 @@ def build_shard(task: ShardTask, tally: Tally) -> None:
 
 
 def still_rejected(shard: PlannedShard, record: ShardRecord, raw: RawFiles) -> bool:
-    """Return whether the files of the images that a finished shard lacks are as they were: nobody has mended them."""
-    places = {printable(image.source): image.ref for image in shard.images}
+    """Return True if the files of a finished shard's rejected images have not changed."""
+    refs = {printable(image.source): image.ref for image in shard.images}
     for entry, digest in zip(record.rejected, record.digests, strict=True):
         try:
-            data = raw.read(places[entry.source])
+            data = raw.read(refs[entry.source])
         except UnreadableImage:
             data = b""
         if hashlib.sha256(data).hexdigest() != digest:

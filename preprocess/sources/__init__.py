@@ -1,4 +1,4 @@
-"""Where raw images come from: one module for each layout, all of which end as the same catalogue."""
+"""Sources of raw images: one module for each layout, all read as the same catalogue."""
 
 from preprocess.sources.catalogue import (
     IMAGE_ENDINGS,

@@ -1,4 +1,4 @@
-"""What a source holds: its classes, and for each image its split, its label, its name and where its bytes are."""
+"""The catalogue of a source: its classes, and the split, label, name and location of each image."""
 
 from __future__ import annotations
 
@@ -26,18 +26,18 @@ class FileRef(NamedTuple):
 
 
 class ArchiveRef(NamedTuple):
-    """An image that lies as it is inside an archive."""
+    """An image that lies uncompressed inside an archive."""
 
     file: str
     """The archive, relative to the input folder."""
     offset: int
-    """Of the image's first byte in the archive, whatever lies nested in what."""
+    """Of the image's first byte in the outermost archive."""
     size: int
     """In bytes."""
 
 
 class RowRef(NamedTuple):
-    """An image that is a row of a container, which has to be unpacked first."""
+    """An image that is a row of a container, to be unpacked first."""
 
     file: str
     """The container, relative to the input folder."""
@@ -57,11 +57,11 @@ class RawImage(NamedTuple):
     source: str
     """The canonical name, `<split>/<class>/<file>` as a rule: it decides key and order, whatever the layout."""
     ref: ImageRef
-    """Where the bytes are."""
+    """Location of the bytes."""
 
 
 Found = tuple[str, str, str, ImageRef]
-"""An image before classes are numbered: split, class id, source, place."""
+"""An image before classes are numbered: split, class id, source, location."""
 
 
 @dataclass(frozen=True)
@@ -73,15 +73,14 @@ class Catalogue:
 
     @staticmethod
     def of(names: Mapping[str, str], found: Iterable[Found]) -> Catalogue:
-        """Number the classes and line up the images.
+        """Number the classes and sort the images.
 
         Args:
             names: class id -> name; every class of `found` is in it.
             found: the images, in any order.
 
         Raises:
-            InputError: a source that is there twice, two classes that are the same in text, or a class without an
-                image in the train split.
+            InputError: a duplicate source, two classes with the same text, or a class without an image in train.
         """
         ids = sorted(names)
         label = {name: number for number, name in enumerate(ids)}
@@ -106,7 +105,7 @@ class Catalogue:
 
 
 def shuffle_key(purpose: str, seed: int, source: str) -> bytes:
-    """Return what to sort sources by for a seeded shuffle: no source's place depends on how many others there are."""
+    """Return the sort key of a source for a seeded shuffle; it does not depend on the other sources."""
     return hashlib.blake2b(os.fsencode(f"{purpose} {seed} {source}"), digest_size=16).digest()
 
 

@@ -1,8 +1,8 @@
-"""CIFAR-10 as it is handed out for Python, unpacked: pickles of 10,000 images each.
+"""CIFAR-10, the version for Python, unpacked: pickles of 10,000 images each.
 
     IN/data_batch_1 .. IN/data_batch_5  IN/test_batch  IN/batches.meta     (or all of them in IN/cifar-10-batches-py)
 
-A pickle can name any function to be called when it is read; here it may name what arrays are made of, nothing else.
+A pickle can call any function when it is read; here it may only name the parts of arrays.
 Images are named <batch>_<row>_<the name in the pickle>.
 """
 
@@ -42,7 +42,7 @@ class _Unpickler(pickle.Unpickler):
 
 
 def detect(root: Path) -> bool:
-    """Say whether `root` looks like it, complete or not."""
+    """Return True if `root` has this layout, complete or not."""
     return _folder(root) is not None
 
 

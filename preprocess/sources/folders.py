@@ -3,7 +3,7 @@
     IN/train/<class>/**  IN/val/<class>/**     (IN/test is the val split when there is no IN/val)
     IN/<class>/**  or  IN/train/<class>/**     with a fraction of each class kept for the val split
 
-IN's own `train`, `val` and `test` are never classes; a build names the folders of IN that it does not look at. A file
+IN's own `train`, `val` and `test` are never classes; a build names the folders of IN that it ignores. A file
 counts as an image by its ending (`IMAGE_ENDINGS`, in any case), hidden or not, at any depth; all other files are
 ignored. Symbolic links are followed, loops are not.
 """
@@ -26,7 +26,7 @@ def read(root: Path, val_fraction: float | None, seed: int) -> Source:
 
     Args:
         root: the input folder.
-        val_fraction: the part of each class that is kept for the val split, rounded, but at least 1 image of a
+        val_fraction: the fraction of each class to keep for the val split, rounded, but at least 1 image of a
             class that has 2; 0 leaves the val split empty. None where `root` has its own val split.
         seed: decides which images are kept.
 
@@ -39,8 +39,8 @@ def read(root: Path, val_fraction: float | None, seed: int) -> Source:
         train = root
     val = next((root / name for name in ("val", "test") if train != root and (root / name).is_dir()), None)
     if val is None and val_fraction is None:
-        beside = "no train and val folders" if train == root else "a train folder, but no val or test beside it"
-        raise InputError(f"input folder {root} has {beside}: add --val-fraction 0.1 to keep a tenth for validation")
+        present = "no train and val folders" if train == root else "a train folder, but no val or test folder"
+        raise InputError(f"input folder {root} has {present}: add --val-fraction 0.1 to keep a tenth for validation")
     if val is not None and val_fraction is not None:
         raise InputError(f"input folder {root} has its own val split, {val}: leave --val-fraction out")
     classes = list_classes(train, *(("", _SPLIT_FOLDERS) if train == root else ("train/",)))
@@ -57,7 +57,7 @@ def read(root: Path, val_fraction: float | None, seed: int) -> Source:
 
 
 def _others(root: Path, splits: Sequence[str], there: bool = False) -> tuple[str, ...]:
-    """Return the folders in `root` that are none of `splits` and not hidden; with `there`, those that are some."""
+    """Return the folders in `root`, except hidden ones, that are in `splits` if `there`, else the others."""
     folders = (entry.name for entry in scan(root) if _is_folder(entry) and not entry.name.startswith("."))
     return tuple(sorted(name for name in folders if (name in splits) == there))
 
@@ -66,9 +66,9 @@ def list_classes(folder: Path, prefix: str, ignored: Sequence[str] = ()) -> dict
     """List the images of each class folder in `folder`.
 
     Args:
-        folder: where the class folders are.
-        prefix: what to put before a path that is relative to `folder`.
-        ignored: names of folders that are no classes.
+        folder: parent of the class folders.
+        prefix: prepended to paths relative to `folder`.
+        ignored: names of folders that are not classes.
 
     Raises:
         InputError: no class folders, one without images, or one that cannot be listed.
@@ -91,7 +91,7 @@ def list_images(folder: Path) -> list[str]:
 
 
 def scan(folder: Path) -> list[os.DirEntry[str]]:
-    """Return what lies in `folder`; raise `InputError` where the system says no."""
+    """Return the entries of `folder`; raise `InputError` if it cannot be listed."""
     try:
         with os.scandir(folder) as entries:
             return list(entries)

@@ -1,11 +1,11 @@
-"""ILSVRC-2012 as it is handed out: the archives, read in place.
+"""ILSVRC-2012 as the official archives, read in place.
 
     IN/ILSVRC2012_img_train.tar        a tar of one tar for each class, <wnid>.tar
     IN/ILSVRC2012_img_val.tar          the images side by side
     IN/ILSVRC2012_devkit_t12.tar.gz    ids and names of the classes (data/meta.mat), and the classes of the val images
 
-Only the headers of the tars are read here; an image is then known by its offset in the outer tar. Its name is what
-it would be in class folders, so that both give the same shards.
+Only the headers of the tars are read here; an image is located by its offset in the outer tar. Its name is the same as
+in class folders, so that both give the same shards.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _GROUND_TRUTH = "data/ILSVRC2012_validation_ground_truth.txt"
 
 @dataclass(frozen=True)
 class _Devkit:
-    """What the devkit says."""
+    """Content of the devkit."""
 
     names: Mapping[str, str]
     """WNID -> words, of the classes that have images."""
@@ -42,7 +42,7 @@ class _Devkit:
 
 
 def detect(root: Path) -> bool:
-    """Say whether `root` looks like it, complete or not."""
+    """Return True if `root` has this layout, complete or not."""
     return any((root / name).is_file() for name in (TRAIN, VAL))
 
 
@@ -124,8 +124,8 @@ def _read_devkit(path: Path) -> _Devkit:
 
 
 def _read_synsets(data: bytes, path: Path) -> dict[str, tuple[str, str]]:
-    """Return ILSVRC2012_ID in digits -> WNID and words, of the classes alone: `meta.mat` has their ancestors too."""
-    from scipy.io import loadmat  # whoever has another layout need not wait for it
+    """Return ILSVRC2012_ID in digits -> WNID and words, only of the classes: `meta.mat` also has their ancestors."""
+    from scipy.io import loadmat  # other layouts do not need it
 
     try:
         synsets = loadmat(io.BytesIO(data), squeeze_me=True)["synsets"].reshape(-1)

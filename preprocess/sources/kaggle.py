@@ -1,9 +1,9 @@
-"""ImageNet as Kaggle hands it out ("ImageNet Object Localization Challenge"), unpacked.
+"""ImageNet as on Kaggle ("ImageNet Object Localization Challenge"), unpacked.
 
     IN/ILSVRC/Data/CLS-LOC/train/<wnid>/*.JPEG   IN/ILSVRC/Data/CLS-LOC/val/*.JPEG   (its test has no labels)
     IN/LOC_val_solution.csv   IN/LOC_synset_mapping.txt
 
-The input folder may also be `ILSVRC` itself, with the two files in it or beside it.
+The input folder may also be `ILSVRC` itself, with the two files in it or next to it.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _MAPPING = "LOC_synset_mapping.txt"
 
 
 def detect(root: Path) -> bool:
-    """Say whether `root` looks like it, complete or not."""
+    """Return True if `root` has this layout, complete or not."""
     return _images(root) is not None
 
 
@@ -40,7 +40,7 @@ def read(root: Path) -> Source:
     for split in ("train", "val"):
         if not (images / split).is_dir():
             raise InputError(f"{images / split} is missing: Kaggle's layout has train and val there")
-    mapping, solution = _beside(root, _MAPPING), _beside(root, _SOLUTION)
+    mapping, solution = _label_file(root, _MAPPING), _label_file(root, _SOLUTION)
     names = read_names(mapping, " ")
     train = list_classes(images / "train", "train/")
     check_known(train, images / "train", names, str(mapping))
@@ -61,8 +61,8 @@ def _images(root: Path) -> Path | None:
     return next((path for path in (root / "ILSVRC" / _IMAGES, root / _IMAGES) if path.is_dir()), None)
 
 
-def _beside(root: Path, name: str) -> Path:
-    # Where `root` is ILSVRC itself, the archive has put the file beside it. An absolute path, for `.` has no parent.
+def _label_file(root: Path, name: str) -> Path:
+    # If `root` is ILSVRC itself, the archive has put the file next to it. An absolute path, for `.` has no parent.
     above = root.resolve().parent / name
     return above if not (root / name).exists() and not (root / "ILSVRC").is_dir() and above.exists() else root / name
 

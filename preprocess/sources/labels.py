@@ -1,4 +1,4 @@
-"""Files that come with images and say what they show: which classes there are, which image is of which."""
+"""Files with class names and labels, and their comparison with the images."""
 
 from __future__ import annotations
 
@@ -41,28 +41,28 @@ def read_names(path: Path, separator: str) -> dict[str, str]:
     return names
 
 
-def check_known(classes: Iterable[str], place: Path, known: Iterable[str], listed: str) -> None:
-    """Raise `InputError` for a class in `place` that is not among the `known` ones, which `listed` lists."""
+def check_known(classes: Iterable[str], folder: Path, known: Iterable[str], listed: str) -> None:
+    """Raise `InputError` for a class in `folder` that is not `known`, i.e. not listed in `listed`."""
     unknown = sorted(set(classes) - set(known))
     if unknown:
-        raise InputError(f"class {printable(unknown[0])!r} in {place} is unknown: {listed} does not list it")
+        raise InputError(f"class {printable(unknown[0])!r} in {folder} is unknown: {listed} does not list it")
 
 
-def check_complete(classes: Iterable[str], place: Path, known: Iterable[str], listed: str) -> None:
-    """Raise `InputError` for a class among the `known` ones, which `listed` lists, that is not in `place`."""
+def check_complete(classes: Iterable[str], folder: Path, known: Iterable[str], listed: str) -> None:
+    """Raise `InputError` for a `known` class, listed in `listed`, that is not in `folder`."""
     missing = sorted(set(known) - set(classes))
     if missing:
-        raise InputError(f"class {printable(missing[0])!r} is not in {place}, although {listed} lists it: incomplete?")
+        raise InputError(f"class {printable(missing[0])!r} is not in {folder}, although {listed} lists it: incomplete?")
 
 
 def flat_val(root: Path, folder: Path, class_of: Mapping[str, str], listed: Path) -> Iterator[Found]:
-    """Yield the images of a val split that lie side by side in one folder.
+    """Yield the images of a val split in one flat folder.
 
     Args:
         root: the input folder.
-        folder: where the images are.
+        folder: of the images.
         class_of: file name -> class id.
-        listed: the file that says so.
+        listed: the file with these labels.
 
     Raises:
         InputError: the folder holds other images than `class_of`, or cannot be listed.

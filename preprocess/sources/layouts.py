@@ -1,4 +1,4 @@
-"""Which layout an input folder has, found out by looking or named."""
+"""The layout of an input folder, detected or given."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ LAYOUTS = ("auto", _FOLDERS, *_OTHERS)
 
 
 def open_source(root: Path, layout: str, val_fraction: float | None, seed: int) -> Source:
-    """Look through an input folder.
+    """List an input folder.
 
     Args:
         root: the input folder.
-        layout: one of `LAYOUTS`; `auto` looks for what each of the others is known by.
-        val_fraction: the part of each class to keep for val, for class folders without a val split.
+        layout: one of `LAYOUTS`; `auto` detects it.
+        val_fraction: the fraction of each class to keep for val, for class folders without a val split.
         seed: decides which images are kept.
 
     Raises:
-        InputError: no such folder, one that cannot be looked through, one that fits several layouts, one that is
+        InputError: no such folder, one that cannot be listed, one that fits several layouts, one that is
             incomplete, or `val_fraction` where the layout has its own val split.
     """
     try:
@@ -56,8 +56,8 @@ def _opened(root: Path, layout: str, val_fraction: float | None, seed: int) -> S
 
 def _find(root: Path) -> str:
     fitting = [layout for layout, (detect, _) in _OTHERS.items() if detect(root)]
-    # Tiny-ImageNet has a folder `train` by itself. Beside anything else it is a second account of the same images,
-    # perhaps the beginning of an unpacked archive.
+    # Tiny-ImageNet has its own folder `train`. With any other layout it is a second copy of the same images, perhaps
+    # the beginning of an unpacked archive.
     if (root / "train").is_dir() and fitting != ["tiny-imagenet"]:
         fitting.append(_FOLDERS)
     if len(fitting) > 1:

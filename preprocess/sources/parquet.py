@@ -1,4 +1,4 @@
-"""ImageNet-1k as Hugging Face hands it out: Parquet files with the columns `image` {bytes, path} and `label`.
+"""ImageNet-1k as on Hugging Face: Parquet files with the columns `image` {bytes, path} and `label`.
 
     IN/train-*.parquet  IN/validation-*.parquet or IN/val-*.parquet     (or all of them in IN/data)
 
@@ -43,7 +43,7 @@ class _Rows:
 
 
 def detect(root: Path) -> bool:
-    """Say whether `root` looks like it, complete or not."""
+    """Return True if `root` has this layout, complete or not."""
     return any(files for files in _files(root).values())
 
 
@@ -88,7 +88,7 @@ def read_rows(path: Path) -> Iterator[bytes]:
 
 
 def _opened(path: Path) -> pq.ParquetFile:
-    import pyarrow as pa  # whoever has another layout need not wait for it
+    import pyarrow as pa  # other layouts do not need it
     import pyarrow.parquet as pq
 
     try:
@@ -109,7 +109,7 @@ def _files(root: Path) -> dict[str, list[Path]]:
 
 
 def _check_parts(paths: Sequence[Path]) -> None:
-    """Raise `InputError` where a file is missing of those that call themselves one of so many."""
+    """Raise `InputError` if a file of a numbered series `-00000-of-00005` is missing."""
     there: dict[tuple[str, int], set[int]] = {}
     for path in paths:
         if match := _PART.fullmatch(path.name):
@@ -155,7 +155,7 @@ def _read_rows(root: Path, split: str, path: Path, classes: int) -> _Rows:
 
 
 def _wnids(rows: Sequence[_Rows], classes: int) -> list[str] | None:
-    """Return the wnid of each label, if every image of it has the same one and no other label has."""
+    """Return the wnid of each label if it is the same for all its images and unique, else None."""
     there: list[set[str]] = [set() for _ in range(classes)]
     for part in rows:
         for label, path in zip(part.labels, part.paths, strict=True):

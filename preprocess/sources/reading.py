@@ -1,4 +1,4 @@
-"""The bytes of one raw image, wherever they are."""
+"""Reading of a raw image from a file, an archive or an unpacked container."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from preprocess.state.fingerprint import FileFingerprint, file_fingerprint
 
 @dataclass(frozen=True)
 class RawFiles:
-    """Where a build reads its images."""
+    """The folders from which a build reads its images."""
 
     root: Path
     """The input folder."""
@@ -27,7 +27,7 @@ class RawFiles:
         return read_image(self.root, self.scratch, ref)
 
     def fingerprints(self, refs: Iterable[ImageRef]) -> dict[str, FileFingerprint]:
-        """Return the stamp of each file that the images are in; of a container, as it was when it was unpacked."""
+        """Return the fingerprint of each file with images; of a container, as it was when it was unpacked."""
         files = {ref.file: isinstance(ref, RowRef) for ref in refs}
         return {
             file: unpacked_fingerprint(self.scratch, file) if unpacked else file_fingerprint(self.root / file)
@@ -41,11 +41,11 @@ def read_image(root: Path, scratch: Path, ref: ImageRef) -> bytes:
     Args:
         root: the input folder.
         scratch: the folder into which containers were unpacked.
-        ref: where the image is.
+        ref: location of the image.
 
     Raises:
-        UnreadableImage: the system says no, the archive ends before the image does, or the file alone takes more
-            memory than `MAX_BYTES`.
+        UnreadableImage: the file cannot be read, the archive ends before the image does, or the file is larger
+            than `MAX_BYTES`.
     """
     try:
         if isinstance(ref, FileRef):
@@ -58,7 +58,7 @@ def read_image(root: Path, scratch: Path, ref: ImageRef) -> bytes:
 
 
 def _read_span(path: str | Path, offset: int = 0, size: int | None = None) -> bytes:
-    """Read `size` bytes from `offset` on; without a size, the whole file."""
+    """Read `size` bytes from `offset` on; without a size, the complete file."""
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
         wanted = os.fstat(descriptor).st_size if size is None else size

@@ -1,9 +1,8 @@
 """Containers whose images cannot be read in place (Parquet, pickles), unpacked once into files that can.
 
-Beside each other lie `<container>.records`, the images' bytes back to back, `<container>.npy`, the offsets of their
-beginnings and of the end, and `<container>.json`, the stamp of the container that was unpacked. Shards are in a
-shuffled order, so that every image of a container is asked for by another shard: to decompress a row group for each
-would read the whole container a hundred times.
+`<container>.records` holds the images' bytes back to back, `<container>.npy` the offsets of their beginnings and of
+the end, `<container>.json` the fingerprint of the container. Shards are shuffled: without unpacking, every container
+would be decompressed for nearly every shard.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ from preprocess.sources.catalogue import RowRef
 from preprocess.state.fingerprint import FileFingerprint, file_fingerprint
 
 Rows = Callable[[Path], Iterator[bytes]]
-"""Yields the image files of a container, one for each row; a module's function, so that it can be pickled."""
+"""Function that yields the image file of each row of a container; on module level, so that it can be pickled."""
 
 
 @dataclass(frozen=True)
@@ -48,10 +47,10 @@ class UnpackTask:
 
 
 def unpack(task: UnpackTask, tally: Tally) -> None:
-    """Write the records of one container, whole or not at all; nothing to do where they are already, and still its.
+    """Write the records of one container atomically, unless those of the same container are there.
 
     Raises:
-        InputError: the container cannot be read, or holds another number of rows than when it was listed.
+        InputError: the container cannot be read, or its number of rows has changed.
         OSError: the records cannot be written, e.g. a full disk.
     """
     container = task.container
@@ -80,7 +79,7 @@ def unpack(task: UnpackTask, tally: Tally) -> None:
 
 
 def unpacked_fingerprint(scratch: Path, container: str) -> FileFingerprint:
-    """Return the stamp of the container whose records lie in `scratch`; None where there are none."""
+    """Return the fingerprint of the container whose records lie in `scratch`; None if there are none."""
     try:
         size, time = json.loads(_paths(scratch, container)[2].read_bytes())
     except (OSError, ValueError, TypeError):

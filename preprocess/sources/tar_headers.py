@@ -1,4 +1,4 @@
-"""Where the members of a tar lie, from its headers alone: what is in between is not read."""
+"""Locations of the members of a tar, from its headers only: their content is not read."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ class Member(NamedTuple):
     size: int
     """In bytes."""
     plain: bool
-    """Whether these bytes are the member: not so for folders, links and sparse files."""
+    """True for a regular file; False for folders, links and sparse files."""
 
 
 def open_tar(path: Path) -> BinaryIO:
-    """Open a file for `read_members`; raise `InputError` where the system says no."""
+    """Open a file for `read_members`; raise `InputError` if it cannot be opened."""
     try:
         return path.open("rb", buffering=_BUFFER)
     except OSError as error:
@@ -37,8 +37,8 @@ def open_tar(path: Path) -> BinaryIO:
 def read_members(file: BinaryIO, path: Path, begin: int = 0, end: int | None = None) -> Iterator[Member]:
     """Yield the members of the tar that lies in `file` from `begin` on and ends by `end`, in their order.
 
-    Headers of plain files are read here, four times as fast as `tarfile` does, which counts where there are a
-    million; from the first other one on (GNU's and PAX's extensions, links, the end) it is all tarfile's.
+    Headers of plain files are parsed here, four times as fast as in `tarfile`; from the first other one on (GNU and
+    PAX extensions, links, the end) `tarfile` takes over.
 
     Args:
         file: from `open_tar`.
@@ -62,7 +62,7 @@ def read_members(file: BinaryIO, path: Path, begin: int = 0, end: int | None = N
             for info in tar:
                 _check_end(info.offset_data + info.size, end)
                 yield Member(info.name, info.offset_data, info.size, info.isreg() and info.sparse is None)
-            # To tarfile, an end without mark and a broken header are ends like any other.
+            # tarfile accepts an end without mark and a broken header as ends.
             mark = os.pread(file.fileno(), tarfile.BLOCKSIZE, tar.offset)
             if mark != bytes(tarfile.BLOCKSIZE) or (end is not None and tar.offset >= end):
                 raise tarfile.ReadError(f"neither header nor end mark at byte {tar.offset - begin}")

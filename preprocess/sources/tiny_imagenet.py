@@ -1,8 +1,8 @@
-"""Tiny-ImageNet as it is handed out, unpacked.
+"""Tiny-ImageNet, unpacked.
 
     IN/train/<wnid>/images/*.JPEG   IN/val/images/*.JPEG   IN/val/val_annotations.txt   IN/words.txt
 
-Its test split has no labels and is left alone.
+Its test split has no labels and is ignored.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _ANNOTATIONS = "val/val_annotations.txt"
 
 
 def detect(root: Path) -> bool:
-    """Say whether `root` looks like it, complete or not."""
+    """Return True if `root` has this layout, complete or not."""
     # Many move the val images into class folders, as in train, and leave the annotations: those are class folders.
     return (root / _ANNOTATIONS).is_file() and (root / "val" / "images").is_dir()
 

@@ -71,7 +71,7 @@ def test_a_whole_folder_is_whole(tiny_shards: Path, capsys: pytest.CaptureFixtur
     for options in ((), ("--deep",)):
         assert verify(tiny_shards, *options) == 0
         out, err = capsys.readouterr()
-        assert (out, complaints(err)) == (f"tiny: 148 samples in 10 shards, whole: {tiny_shards}\n", [])
+        assert (out, complaints(err)) == (f"tiny: 148 samples in 10 shards, intact: {tiny_shards}\n", [])
     assert file_identities(tiny_shards) == before
 
 
@@ -82,7 +82,7 @@ def test_what_is_damaged_is_named_and_built_again(
         damage(complete / name)
     assert verify(complete, "--deep") == 1
     out, err = capsys.readouterr()
-    assert "broken files: 7; the command that built it mends them" in out
+    assert "broken files: 7; the command that built it repairs them" in out
     said = dict(line.removeprefix(f"build_shards: {complete}/").split(" ", 1) for line in complaints(err))
     assert said.keys() == DAMAGES.keys()
     for name, (_, problem) in DAMAGES.items():
@@ -108,7 +108,7 @@ def test_without_its_mean_image_all_is_built_again(
     assert verify(complete) == 1
     out, err = capsys.readouterr()
     assert complaints(err) == [f"build_shards: {complete / 'mean.npy'} has another SHA-256 than the manifest says"]
-    assert "broken files: 1; the command that built it mends them" in out
+    assert "broken files: 1; the command that built it repairs them" in out
     assert rebuild(raw_folder, complete) == 0
     assert folder_bytes(complete) == folder_bytes(tiny_shards)
 
@@ -130,7 +130,7 @@ def test_what_a_rerun_cannot_mend_is_not_said_to_be_mended_by_it(
     page["splits"]["train"]["samples"] += 1
     (complete / "manifest.json").write_text(json.dumps(page))
     assert verify(complete) == 1
-    assert f"a rerun cannot mend what the manifest says itself: remove {complete}" in capsys.readouterr().out
+    assert f"the manifest is wrong, which no rerun repairs; remove {complete}" in capsys.readouterr().out
 
 
 def set_path(page: dict, path: str, value: object) -> None:
