@@ -1,4 +1,4 @@
-"""What a build leaves: the contract of the folder, read with other tools, and its independence of how it was made."""
+"""The folder that a build leaves: its contract, read with other tools, and its independence of how it was made."""
 
 import hashlib
 import io

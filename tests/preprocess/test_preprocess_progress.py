@@ -1,4 +1,4 @@
-"""What a long command shows: a bar on a terminal, lines elsewhere, and nothing when it is short."""
+"""Progress of a long command: a bar on a terminal, lines elsewhere, and nothing when it is short."""
 
 import io
 import re

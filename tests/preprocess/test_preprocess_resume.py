@@ -153,7 +153,7 @@ def test_a_disk_that_may_only_be_read_is_no_place_for_an_output(
 
 @pytest.fixture(scope="module")
 def left(raw_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What a build leaves whose last act, the manifest, failed: everything else is there."""
+    """Return the state that a build leaves when its last act, the manifest, fails: everything else is there."""
 
     def fail(*_: object) -> None:
         raise OSError("no room")
