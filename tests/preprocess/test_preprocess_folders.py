@@ -127,7 +127,7 @@ def test_a_file_too_large_for_a_workers_memory_is_refused_unread(tmp_path: Path)
         ([], None, r"has no train and val folders: add --val-fraction"),
         ([], 0.1, r"holds no class folders"),
         (["a/1.jpg"], None, r"has no train and val folders: add --val-fraction"),
-        (["train/a/1.jpg"], None, r"has a train folder, but no val or test beside it: add --val-fraction"),
+        (["train/a/1.jpg"], None, r"has a train folder, but no val or test folder: add --val-fraction"),
         (["train/a/1.jpg", "val/a/1.jpg"], 0.1, r"has its own val split, .*/val: leave --val-fraction out"),
         (["train/1.jpg", "val/a/1.jpg"], None, r"/train holds no class folders"),
         (["train/a/1.jpg", "val/1.jpg"], None, r"/val holds no class folders"),

@@ -338,8 +338,7 @@ def test_a_layout_is_named_on_the_command_line(
     assert f"ignored in {images}: the folders test\n" in capsys.readouterr().err
     assert main(["--layout", "kaggle", "--output", str(tmp_path / "new")]) == 2
     assert (
-        capsys.readouterr().err
-        == "build_shards: --layout needs --input: the embedded sample is drawn, not looked for\n"
+        capsys.readouterr().err == "build_shards: --layout needs --input: the embedded sample is drawn; leave it out\n"
     )
 
 

@@ -181,7 +181,7 @@ def test_a_source_that_has_changed_is_not_mixed_in(
     before = folder_bytes(complete)
     assert rebuild(changed, complete) == 2
     err = capsys.readouterr().err
-    assert re.search(r"train-\d+\.tar is built with other bytes than the manifest says: the source has changed", err)
+    assert re.search(r"train-\d+\.tar is built with different bytes than in the manifest: the source or", err)
     assert {name: data for name, data in folder_bytes(complete).items() if ".unfinished" not in name} == before
 
 
