@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import Any, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
@@ -12,23 +14,39 @@ T = TypeVar("T")
 _ADAPTERS: dict[Any, TypeAdapter[Any]] = {}
 
 
-def parse_json(kind: type[T], page: bytes | str, source: str, *, allow_unknown: bool = False) -> T:
+def parse_json(kind: type[T], page: bytes | str, source: str) -> T:
     """Return the dataclass `kind` that a JSON document describes.
 
     Args:
         kind: the dataclass; nested dataclasses, tuples, literals and dicts with integer keys are understood.
         page: the JSON document.
         source: the file or option, for the error.
-        allow_unknown: ignore fields that `kind` does not have.
 
     Raises:
         InputError: not JSON, a missing or unknown field, or a value of another type; names the field.
     """
     try:
-        parsed: T = _adapter(kind).validate_json(page, strict=True, extra="ignore" if allow_unknown else "forbid")
+        parsed: T = _adapter(kind).validate_json(page, strict=True, extra="forbid")
         return parsed
     except ValidationError as error:
         raise InputError(f"{source} is not valid: {_describe(error)}") from error
+
+
+def read_versioned_json(kind: type[T], path: Path, schema: int) -> T:
+    """Return the dataclass `kind` that the JSON file `path` describes, after a look at its field `schema`.
+
+    Raises:
+        InputError: as `parse_json`, or the file cannot be read or has another schema.
+    """
+    try:
+        page = path.read_text(encoding="utf-8")
+        fields = json.loads(page)
+    except (OSError, ValueError, RecursionError) as error:
+        raise InputError(f"{path} cannot be read as JSON: {error}") from error
+    found = fields.get("schema") if isinstance(fields, dict) else fields
+    if not isinstance(fields, dict) or found != schema:
+        raise InputError(f"{path} has schema {found!r}: this version reads schema {schema}")
+    return parse_json(kind, page, str(path))
 
 
 def to_json_values(value: object) -> Any:

@@ -11,13 +11,13 @@ import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import pydantic
 
 from atomic_files import atomic_write
 from errors import InputError
-from typed_json import parse_json, to_json_values
+from typed_json import read_versioned_json, to_json_values
 
 MANIFEST_NAME = "manifest.json"
 MEAN_IMAGE_NAME = "mean.npy"
@@ -176,22 +176,9 @@ def parse_manifest(folder: Path | str) -> Manifest:
     path = folder / MANIFEST_NAME
     if not os.path.isfile(path):  # noqa: PTH113
         raise InputError(f"{folder} has no {MANIFEST_NAME}: it is not a complete folder of shards")
-    try:
-        page = path.read_text(encoding="utf-8")
-        fields = json.loads(page)
-    except (OSError, ValueError, RecursionError) as error:
-        raise InputError(f"{path} cannot be read as JSON: {error}") from error
-    schema = fields.get("schema") if isinstance(fields, dict) else fields
-    if not isinstance(fields, dict) or schema != SCHEMA:
-        raise InputError(f"{path} has schema {schema!r}: this version reads schema {SCHEMA}")
-    return parse_json(Manifest, page, f"{path}")
+    return read_versioned_json(Manifest, path, SCHEMA)
 
 
 def manifest_digest(folder: Path | str) -> str:
     """Return the SHA-256 of `manifest.json` in hex: it names the data set, tars included."""
     return hashlib.sha256((Path(folder) / MANIFEST_NAME).read_bytes()).hexdigest()
-
-
-def color_stats_from_json(page: Any) -> ColorStats:
-    """Return the colour statistics that `dataclasses.asdict` and JSON turned into `page`; raise `InputError` if none"""
-    return parse_json(ColorStats, json.dumps(page), "rgb")

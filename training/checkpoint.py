@@ -23,7 +23,7 @@ from errors import InputError
 from pipeline.augment import read_mean_image
 from preprocess.manifest import ClassEntry, ColorStats, manifest_digest, read_manifest
 from training.config import Config
-from typed_json import parse_json, to_json_values
+from typed_json import read_versioned_json, to_json_values
 
 SCHEMA = 2
 PAGE, MODEL, OPTIMIZER, MEAN = "checkpoint.json", "model.pt", "optimizer.pt", "mean.npy"
@@ -78,7 +78,7 @@ class Checkpoint:
 
 @dataclass(frozen=True)
 class _Page(Checkpoint):
-    """`checkpoint.json`."""
+    """`checkpoint.json`: the description, its schema, and the digests of the other files."""
 
     schema: int
     sha256: dict[str, str]
@@ -103,11 +103,13 @@ def read_checkpoint(folder: Path) -> Checkpoint:
     Raises:
         InputError: not a checkpoint, another schema, or a file that is missing or damaged.
     """
-    page = _read_page(folder)
+    if not (folder / PAGE).is_file():
+        raise InputError(f"{folder} is not a checkpoint: it has no {PAGE}")
+    page = read_versioned_json(_Page, folder / PAGE, SCHEMA)
     for name, digest in page.sha256.items():
         if not (folder / name).is_file() or _sha256(folder / name) != digest:
             raise InputError(f"{folder / name} is missing or damaged: the checkpoint is incomplete; use another one")
-    return Checkpoint(page.config, page.data, page.run_id, page.epoch, page.step, page.metrics)
+    return page
 
 
 def read_model(path: Path) -> dict[str, Tensor]:
@@ -147,23 +149,6 @@ def check_fits(model: dict[str, Tensor], wanted: dict[str, Tensor], source: str)
         expected = tuple(wanted[name].shape) if name in wanted else "nothing"
         if found != expected:
             raise InputError(f"{source} is of another network: {name} is {found} instead of {expected}")
-
-
-def _read_page(folder: Path) -> _Page:
-    path = folder / PAGE
-    try:
-        text = path.read_bytes()
-        page = json.loads(text)
-    except FileNotFoundError as error:
-        raise InputError(f"{folder} is not a checkpoint: it has no {PAGE}") from error
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path} cannot be read as JSON: {error}") from error
-    schema = page.get("schema") if isinstance(page, dict) else None
-    if schema != SCHEMA:
-        raise InputError(
-            f"{path} has schema {schema}, which this version cannot read; use a checkpoint of schema {SCHEMA}"
-        )
-    return parse_json(_Page, text, str(path))
 
 
 def _sha256(path: Path) -> str:

@@ -130,7 +130,7 @@ def test_every_epoch_of_every_seed_draws_its_own_dropout_masks(config: Config, t
     for seed in (0, 1):
         state = build_state(dataclasses.replace(config, seed=seed), CPU, 1)
         state.network.dropout.register_forward_pre_hook(lambda *_: drawn.append(torch.initial_seed()))
-        train(state, lambda _metrics, _step: None, lambda _session, _metrics: None)
+        train(state, lambda _metrics, _step: None, lambda _state, _metrics: None)
     assert len(set(drawn)) == 4
 
 
@@ -147,7 +147,7 @@ def test_a_plateau_is_one_of_the_validation_error(config: Config, monkeypatch: p
     errors: list[float] = []
     monkeypatch.setattr(state.schedule, "after_epoch", errors.append)
     found: list[dict[str, float]] = []
-    train(state, lambda _metrics, _step: None, lambda _session, metrics: found.append(metrics))
+    train(state, lambda _metrics, _step: None, lambda _state, metrics: found.append(metrics))
     assert errors == [1 - metrics["val/top1"] for metrics in found]
 
 
@@ -260,6 +260,13 @@ def test_a_damaged_or_incomplete_checkpoint_is_refused(run: Run) -> None:
     (folder / PAGE).unlink()
     with pytest.raises(InputError, match=r"is not a checkpoint: it has no checkpoint\.json"):
         read_checkpoint(folder)
+
+
+def test_a_checkpoint_of_an_earlier_schema_is_refused_with_one_line(run: Run) -> None:
+    page = run.folder / "1" / PAGE
+    page.write_text(page.read_text().replace('"schema": 2', '"schema": 1'))
+    with pytest.raises(InputError, match=r"checkpoint\.json has schema 1: this version reads schema 2$"):
+        read_checkpoint(run.folder / "1")
 
 
 def test_a_checkpoint_of_another_network_or_data_set_is_refused(
