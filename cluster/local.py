@@ -25,6 +25,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from types import FrameType
 
+from atomic_files import atomic_write
 from cluster.processes import MARK_VARIABLE, find_family, stop_family
 from cluster.services import (
     STATE_FOLDER,
@@ -241,10 +242,7 @@ def _read_state(project: Path) -> Cluster | None:
 
 
 def _write_state(cluster: Cluster) -> None:
-    path = _state_path(cluster.project)
-    new = path.with_suffix(".new")
-    new.write_text(json.dumps(asdict(cluster), indent=2) + "\n")
-    new.replace(path)
+    atomic_write(_state_path(cluster.project), f"{json.dumps(asdict(cluster), indent=2)}\n".encode())
 
 
 def _log(cluster: Cluster, service: Service) -> Path:

@@ -9,7 +9,6 @@ import argparse
 import asyncio
 import base64
 import shutil
-import socket
 import subprocess
 import sys
 import tempfile
@@ -22,6 +21,7 @@ import aiohttp
 from mlflow.tracking import MlflowClient
 from PIL import Image
 
+from cluster.services import free_ports
 from docs.data_path import draw_data_path
 
 TIDY_METRICS = """
@@ -38,7 +38,7 @@ def screenshot(address: str, picture: Path, width: int, height: int, ready: str 
     chromium = shutil.which("chromium") or shutil.which("google-chrome")
     if chromium is None:
         sys.exit("error: Chromium is missing; use `apt-get install chromium`")
-    port = free_port()
+    (port,) = free_ports(1)
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as profile:
         options = ["--headless", "--no-sandbox", "--hide-scrollbars", f"--window-size={width},{height}"]
         options += [f"--remote-debugging-port={port}", f"--user-data-dir={profile}", "about:blank"]
@@ -75,7 +75,8 @@ async def _capture(port: int, address: str, ready: str, script: str) -> bytes:
 
 def mlflow_page(store: str, run: str, picture: Path) -> None:
     """Serve `store` for as long as it takes to save the metrics page of `run`."""
-    experiment, port = MlflowClient(store).get_run(run).info.experiment_id, free_port()
+    experiment = MlflowClient(store).get_run(run).info.experiment_id
+    (port,) = free_ports(1)
     server = subprocess.Popen(["mlflow", "ui", "--backend-store-uri", store, "--port", str(port), "--workers", "1"])
     address = f"http://127.0.0.1:{port}"
     try:
@@ -87,21 +88,15 @@ def mlflow_page(store: str, run: str, picture: Path) -> None:
         server.wait()
 
 
-def free_port() -> int:
-    """Return a port that nothing listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
 def wait_for(address: str, server: subprocess.Popen[bytes]) -> None:
-    """Return once `address` answers or `server` has ended."""
+    """Return once `address` answers; exit if `server` has ended before."""
     while server.poll() is None:
         try:
             urllib.request.urlopen(address, timeout=5).close()
             return
         except OSError:
             time.sleep(0.5)
+    sys.exit(f"error: {address} does not answer: its server has ended")
 
 
 def main() -> None:
