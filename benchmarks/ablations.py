@@ -86,7 +86,7 @@ def run(config: Config, layout: Layout, threads: int) -> dict[str, float]:
     def log(metrics: dict[str, float], _step: int) -> None:
         seen.update(metrics)
 
-    def save(_session: TrainState, _metrics: dict[str, float]) -> None:
+    def save(_state: TrainState, _metrics: dict[str, float]) -> None:
         """Keep nothing."""
 
     train(build_state(config, layout, threads), log, save)

@@ -1,6 +1,6 @@
 """The DALI graphs: JPEG files to training batches, to evaluation batches, and to decoded squares for the cache.
 
-They contain no randomness: the parameters of each image come in with its file (`pipeline.augment`). The same graphs
+They contain no randomness: the parameters of each image come in with its file (`pipeline.inputs`). The same graphs
 run on a CPU (`device="cpu"`) and on a GPU, which decodes part of the JPEGs ("mixed").
 """
 

@@ -25,9 +25,8 @@ def run_command(main: Callable[[Sequence[str]], None]) -> int:
         # Ray's own handler was there first: it prints where the process stood, and has set an alarm that would abort
         # the cleaning up after three seconds.
         signal.alarm(0)
-        if (
-            signal.getsignal(signal.SIGINT) is signal.SIG_IGN
-        ):  # a script's background job does not hear Ctrl-C, but this
+        # A script's background job ignores Ctrl-C, but must hear this.
+        if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
             signal.signal(signal.SIGINT, signal.default_int_handler)
         signal.raise_signal(signal.SIGINT)
 

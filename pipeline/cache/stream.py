@@ -43,7 +43,7 @@ class CachedBatchStream:
         self._filler = filler
         self._kernel = CropFlipNormalize(cache.pixel_format, batch_size * view.crops, view.crop, view.mean_crop, device)
         self._rank_slice = rank_slice
-        self._epoch_inputs = epoch_plan
+        self._epoch_plan = epoch_plan
         self._batch_size = batch_size
         self._crops = view.crops
         self._device = device
@@ -65,7 +65,7 @@ class CachedBatchStream:
         """
         assert self._coming is not None
         (epoch, number), self._coming = self._coming, None
-        inputs, positions = self._epoch_inputs(epoch), self._rank_slice.positions(number)
+        inputs, positions = self._epoch_plan(epoch), self._rank_slice.positions(number)
         indices = inputs.order[positions]
         kept = self._filler.fill(indices, epoch, number)
         arguments = inputs.arguments(positions, np.full((len(indices), 2), self._cache.pixel_format.side))

@@ -98,7 +98,7 @@ class ReadAhead:
     ) -> None:
         self._samples = samples
         self._rank_slice = rank_slice
-        self._epoch_inputs = epoch_plan
+        self._epoch_plan = epoch_plan
         self._endless = endless
         self._wanted = wanted
         self._skip = skip
@@ -153,7 +153,7 @@ class ReadAhead:
 
     def _batches(self, epoch: int, number: int, wanted: Wanted) -> Iterator[PendingBatch]:
         while True:
-            inputs = self._epoch_inputs(epoch)
+            inputs = self._epoch_plan(epoch)
             for number_in_epoch in range(number, len(self._rank_slice)):
                 kept = wanted(inputs.order[self._rank_slice.positions(number_in_epoch)])
                 if kept.any():

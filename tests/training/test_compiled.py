@@ -87,7 +87,7 @@ class Run:
         self.state = build_state(config, Layout(CPU), 1)
         train(self.state, lambda _metrics, _step: None, self.save)
 
-    def save(self, _session: TrainState, _metrics: dict[str, float]) -> None:
+    def save(self, _state: TrainState, _metrics: dict[str, float]) -> None:
         self.graphs.append(counters["stats"]["unique_graphs"])
 
     @property

@@ -96,7 +96,7 @@ def test_training_on_the_loader_learns_the_tiny_classes(tiny_shards: Path, compi
     )
     seen: list[float] = []
     state = build_state(config, Layout(GPU), num_threads=4)
-    train(state, lambda _metrics, _step: None, lambda _session, metrics: seen.append(metrics["val/top1"]))
+    train(state, lambda _metrics, _step: None, lambda _state, metrics: seen.append(metrics["val/top1"]))
     assert max(seen) > 0.6
 
 

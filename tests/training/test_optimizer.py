@@ -143,11 +143,11 @@ def test_a_frozen_layer_keeps_weights_and_velocity_and_others_go_on() -> None:
     assert freeze_layers(model, Optimizer(freeze={"conv1": 2}), epoch=2)
     assert not freeze_layers(model, Optimizer(freeze={"conv1": 2}), epoch=3), "that is no news"
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    velocity = optimizer_state(model, optimizer).get("momentum_buffer", {})["conv1.weight"].clone()
+    velocity = optimizer_state(model, optimizer)["momentum_buffer"]["conv1.weight"].clone()
     step(model, optimizer, 1)
     for name, tensor in model.state_dict().items():
         assert torch.equal(tensor, before[name]) == name.startswith("conv1."), name
-    assert torch.equal(optimizer_state(model, optimizer).get("momentum_buffer", {})["conv1.weight"], velocity)
+    assert torch.equal(optimizer_state(model, optimizer)["momentum_buffer"]["conv1.weight"], velocity)
 
 
 @pytest.mark.parametrize("form", ["torch", "2012"])
@@ -155,7 +155,7 @@ def test_velocities_and_rates_travel_by_name(form: str) -> None:
     config = Optimizer(0.1, momentum_form=form, layer_lr_scale={"conv1": 0.5})  # type: ignore[arg-type]
     one, other = network(), network()
     first, second = make_optimizer(one, config), make_optimizer(other, config)
-    assert optimizer_state(one, first).get("momentum_buffer", {}) == {}
+    assert optimizer_state(one, first) == {}
     for seed in range(2):
         step(one, first, seed)
     set_rate(first, 0.01)  # a drop between the last step and the checkpoint
@@ -171,11 +171,9 @@ def test_a_velocity_is_kept_at_a_rate_of_zero() -> None:
     model = network()
     optimizer = make_optimizer(model, Optimizer(0.1, momentum_form="2012"))
     step(model, optimizer, 0)
-    before = {
-        name: tensor.clone() for name, tensor in optimizer_state(model, optimizer).get("momentum_buffer", {}).items()
-    }
+    before = {name: tensor.clone() for name, tensor in optimizer_state(model, optimizer)["momentum_buffer"].items()}
     set_rate(optimizer, 0.0)
-    after = optimizer_state(model, optimizer).get("momentum_buffer", {})
+    after = optimizer_state(model, optimizer)["momentum_buffer"]
     assert all(torch.equal(after[name], tensor) for name, tensor in before.items())
 
 
@@ -193,9 +191,7 @@ def test_a_velocity_is_taken_up_in_the_memory_format_of_its_weights() -> None:
     (one, first), (other, second) = convolution(), convolution()
     take_step(one, first)
     other.load_state_dict(one.state_dict())
-    stored = {
-        name: tensor.contiguous() for name, tensor in optimizer_state(one, first).get("momentum_buffer", {}).items()
-    }
+    stored = {name: tensor.contiguous() for name, tensor in optimizer_state(one, first)["momentum_buffer"].items()}
     load_optimizer_state(other, second, {"momentum_buffer": stored})
     take_step(one, first)
     take_step(other, second)

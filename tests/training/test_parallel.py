@@ -69,7 +69,7 @@ def train_steps(name: str, layout: Layout, steps: range, start: State | None) ->
         average.update_parameters(network)
     return {
         "model": gather_full(network.state_dict(), network, layout),
-        "momentum": gather_full(optimizer_state(network, optimizer).get("momentum_buffer", {}), network, layout),
+        "momentum": gather_full(optimizer_state(network, optimizer)["momentum_buffer"], network, layout),
         "average": gather_full(average.module.state_dict(), network, layout),
     }
 

@@ -121,7 +121,7 @@ def first_masks(state: TrainState) -> dict[str, list[Tensor]]:
     seen: dict[str, list[Tensor]] = {"kept": [], "inputs": []}
     state.network.dropout.register_forward_hook(lambda _module, _inputs, output: seen["kept"].append(output != 0))
     state.network.layer("fc7").register_forward_pre_hook(lambda _module, inputs: seen["inputs"].append(*inputs))
-    train(state, lambda _metrics, _step: None, lambda _session, _metrics: None)
+    train(state, lambda _metrics, _step: None, lambda _state, _metrics: None)
     return {name: [tensor.detach().clone() for tensor in tensors[:2]] for name, tensors in seen.items()}
 
 

@@ -141,7 +141,8 @@ def load_optimizer_state(model: nn.Module, optimizer: Optimizer, state: dict[str
             if name in values:
                 # With the parameter's strides: the fused step reads all three tensors in the order of their memory.
                 like = parameter.detach() if values[name].shape == parameter.shape else values[name]
-                optimizer.state[parameter][key] = torch.empty_like(like).copy_(values[name])
+                restored = torch.empty_like(like, device=parameter.device).copy_(values[name])
+                optimizer.state[parameter][key] = restored
 
 
 def lr_by_parameter(model: nn.Module, optimizer: Optimizer) -> dict[str, float]:
