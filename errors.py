@@ -13,10 +13,10 @@ def check_choice(name: str, value: object, valid: Iterable[object]) -> None:
     """Raise `InputError` naming the field, its value and the valid ones unless `value` is among `valid`."""
     valid = tuple(valid)
     if value not in valid:
-        raise InputError(f"{name} is {value!r}; valid: {', '.join(str(choice) for choice in valid)}")
+        raise InputError(f"{name} is {value!r}; use {', '.join(str(choice) for choice in valid)}")
 
 
 def check_count(name: str, value: int, least: int) -> None:
     """Raise `InputError` naming the field and its value unless `value` is a whole number of at least `least`."""
     if not isinstance(value, int) or value < least:
-        raise InputError(f"{name} is {value!r}; valid: a whole number from {least}")
+        raise InputError(f"{name} is {value!r}; use a whole number from {least}")

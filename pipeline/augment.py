@@ -1,14 +1,17 @@
-"""The augmentation of training images: its switches, and the arithmetic of the lighting noise."""
+"""Augmentation of training images: the switches, and the parameters that they give each image."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Literal, get_args
+from typing import Literal, NamedTuple, get_args
 
 import numpy as np
 
 from errors import InputError, check_choice, check_count
+from pipeline.crops import centre_corners, random_corners, resized_shapes, square_corners, view_corners
+from pipeline.sampler import EpochDraws, Partition, draw_attempts, draw_epoch
+from pipeline.views import ViewSpec
 from preprocess.manifest import ColorStats
 
 CropPosition = Literal["random", "centre"]
@@ -16,18 +19,12 @@ CropRegion = Literal["central-square", "whole-image"]
 CropSize = Literal["fixed", "random"]
 Granularity = Literal["image", "chunk"]
 Lighting = Literal["paper", "code-2012", "off"]
-Units = Literal["grey", "unit", "unit-std", "torchvision"]
-Mean = Literal["channel", "image"]
 
 LIGHTING_STD = 0.1
 """Standard deviation of the lighting noise, in the paper (section 4.1) and in the released code alike."""
 
 CODE_2012_DIVISOR = 1 + LIGHTING_STD
 """The released code divides an image that got lighting noise by 1.1, only in training."""
-
-TORCHVISION_MEAN = (0.485, 0.456, 0.406)
-TORCHVISION_STD = (0.229, 0.224, 0.225)
-"""Of the channels, of pixels from 0 to 1: what torchvision's published weights of ImageNet were trained with."""
 
 CHUNK_2012 = 32
 """Consecutive images of a batch that share a crop offset and a flip in the released code."""
@@ -75,21 +72,23 @@ class Augmentation:
         check_choice("granularity", self.granularity, get_args(Granularity))
         check_choice("lighting", self.lighting, get_args(Lighting))
         if not 0 < self.smallest_area <= 1:
-            raise InputError(f"smallest_area is {self.smallest_area!r}; valid: above 0 up to 1")
+            raise InputError(f"smallest_area is {self.smallest_area!r}; use above 0 up to 1")
         if self.crop_size == "fixed" and self.smallest_area != Augmentation.smallest_area:
             raise InputError(
-                f"smallest_area is {self.smallest_area}; valid with crop_size 'fixed', which does not read it: "
+                f"smallest_area is {self.smallest_area}: crop_size 'fixed' does not read it; use "
                 f"{Augmentation.smallest_area}"
             )
         if self.crop_size == "random":
             # A centre or a neighbour's offset says nothing of a window whose size is its own.
             for name, valid in (("crop_position", "random"), ("granularity", "image")):
                 if (value := getattr(self, name)) != valid:
-                    raise InputError(f"{name} is {value!r}; valid with crop_size 'random': {valid}")
+                    raise InputError(f"{name} is {value!r}: crop_size 'random' does not read it; use {valid}")
         if self.lighting_off_epoch is not None:
             check_count("lighting_off_epoch", self.lighting_off_epoch, 0)
             if self.lighting == "off":
-                raise InputError(f"lighting_off_epoch is {self.lighting_off_epoch!r}; valid with lighting 'off': None")
+                raise InputError(
+                    f"lighting_off_epoch is {self.lighting_off_epoch!r}: lighting is 'off' in all epochs; use None"
+                )
 
     def at(self, epoch: int) -> Augmentation:
         """Return what is done in one epoch: `lighting` is off where it is switched off by then."""
@@ -116,56 +115,91 @@ def lighting_shift(normals: np.ndarray, color_stats: ColorStats, lighting: Light
     return (normals @ components.T).astype(np.float32)
 
 
-def channel_mean(color_stats: ColorStats, units: Units) -> list[float]:
-    """Return what is subtracted from each channel, 3 grey levels: the training set's mean, or torchvision's own."""
-    return [255 * mean for mean in TORCHVISION_MEAN] if units == "torchvision" else list(color_stats.mean)
+class AugmentParams(NamedTuple):
+    """Augmentation parameters of n views."""
+
+    corners: np.ndarray
+    """int32 n,2: top left corner (y, x) of the crop in its image, in pixels."""
+    shapes: np.ndarray
+    """int32 n,2: height and width of the crop, in pixels."""
+    flips: np.ndarray
+    """int32 n: 1 for a mirrored crop, else 0."""
+    means: np.ndarray
+    """float32 n,3: subtracted from each channel, in grey levels."""
+    divisors: np.ndarray
+    """float32 n,3: what each channel is divided by after that."""
 
 
-def divisor(color_stats: ColorStats, units: Units, lighting: Lighting = "off") -> list[float]:
-    """Return what each channel is divided by after the mean is subtracted: 3 numbers in grey levels.
+@dataclass(frozen=True)
+class EpochPlan:
+    """The order of one epoch, and the augmentation parameters of its batches."""
 
-    `grey` leaves grey levels, `unit` divides by 255, `unit-std` by the standard deviation of the training set's
-    pixels, `torchvision` by its own.
+    order: np.ndarray
+    """int64 n: sample by global position."""
+    params: Callable[[slice, np.ndarray], AugmentParams]
+    """Global positions of a batch, and height and width of its images (int n,2) -> the parameters of its views."""
+
+
+@dataclass(frozen=True)
+class AugmentSampler:
+    """Draws the plan of a training epoch."""
+
+    shard_samples: list[int]
+    seed: int
+    global_batch: int
+    """Images of a batch of all ranks together."""
+    view: ViewSpec
+    augmentation: Augmentation
+    partition: Partition | None
+    """Of the samples among the ranks, where they are kept in a cache."""
+
+    def __call__(self, epoch: int) -> EpochPlan:
+        """Draw one epoch."""
+        augmentation, view = self.augmentation.at(epoch), self.view
+        draws = draw_epoch(self.shard_samples, self.seed, epoch, view.short_side - view.crop, self.partition)
+        if augmentation.granularity == "chunk":
+            draws = draws.shared_by_chunks(self.global_batch, CHUNK_2012)
+        flips = draws.flips if augmentation.flip else np.zeros_like(draws.flips)
+        # Lighting noise is added to the image: it is subtracted from the mean.
+        means = np.float32(view.channel_mean) - lighting_shift(draws.normals, view.color_stats, augmentation.lighting)
+        divisor = np.float32(view.divisor * (CODE_2012_DIVISOR if augmentation.lighting == "code-2012" else 1))
+
+        def params(positions: slice, sizes: np.ndarray) -> AugmentParams:
+            windows = self._windows(epoch, draws, augmentation, positions, sizes)
+            return AugmentParams(*windows, flips[positions], means[positions], np.tile(divisor, (len(sizes), 1)))
+
+        return EpochPlan(draws.order, params)
+
+    def _windows(
+        self, epoch: int, draws: EpochDraws, augmentation: Augmentation, positions: slice, sizes: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Return corners and shapes of the crops of images of these sizes."""
+        short_side, crop = self.view.short_side, self.view.crop
+        shapes = np.full_like(sizes, crop)
+        if augmentation.crop_position == "centre":
+            return centre_corners(sizes, short_side, crop), shapes
+        if augmentation.crop_region == "whole-image":
+            corners, extents = np.zeros_like(sizes), sizes
+        else:
+            corners, extents = square_corners(sizes, short_side), np.full_like(sizes, short_side)
+        if augmentation.crop_size == "random":
+            shapes = resized_shapes(extents, draw_attempts(self.seed, epoch, positions), augmentation.smallest_area)
+        elif augmentation.crop_region == "central-square":
+            return corners + draws.offsets[positions], shapes
+        return corners + random_corners(extents, shapes, draws.crop_fractions[positions]), shapes
+
+
+def eval_epoch_plan(samples: int, view: ViewSpec) -> EpochPlan:
+    """Return the plan of evaluation: all samples in order, and the views of each image's central window.
+
+    The parameters are for that window as the image; an image has `view.crops` of them.
     """
-    whole = {
-        "grey": np.ones(3),
-        "unit": np.full(3, 255.0),
-        "unit-std": np.sqrt(np.diagonal(np.asarray(color_stats.covariance))),
-        "torchvision": 255 * np.asarray(TORCHVISION_STD),
-    }
-    return (whole[units] * (CODE_2012_DIVISOR if lighting == "code-2012" else 1.0)).tolist()
+    corners, flips = view_corners(view.eval_window - view.crop, view.crops)
+    shapes = np.full_like(corners, view.crop)
+    colours = (np.tile(np.float32(values), (view.crops, 1)) for values in (view.channel_mean, view.divisor))
+    views = (corners, shapes, flips, *colours)
 
+    def params(_: slice, sizes: np.ndarray) -> AugmentParams:
+        return AugmentParams(*(np.concatenate([values] * len(sizes)) for values in views))
 
-def check_units(units: Units, mean: Mean) -> None:
-    """Raise `InputError` unless both are valid, and go together."""
-    check_choice("units", units, get_args(Units))
-    check_choice("mean", mean, get_args(Mean))
-    if units == "torchvision" and mean == "image":
-        raise InputError("mean is 'image'; valid with units 'torchvision', which has a mean of its own: channel")
-
-
-def read_mean_image(path: Path, short_side: int) -> np.ndarray:
-    """Return a training set's mean image, float32 short_side,short_side,3 in grey levels.
-
-    Raises:
-        InputError: no such file, or not an image of this size.
-    """
-    try:
-        image = np.load(path, allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
-        raise InputError(f"mean image {path} cannot be read: {error}") from error
-    if image.shape != (short_side, short_side, 3) or image.dtype != np.float32 or not np.isfinite(image).all():
-        raise InputError(
-            f"mean image {path} has shape {image.shape} of {image.dtype}; valid: ({short_side}, {short_side}, 3) of "
-            "finite float32"
-        )
-    return image
-
-
-def mean_crop(mean_image: np.ndarray, crop: int) -> np.ndarray:
-    """Return the central crop of the mean image as it is subtracted, float32 3,crop,crop.
-
-    As in the released code it is the same for every window, wherever that was cut, and is never flipped.
-    """
-    corner = round((len(mean_image) - crop) / 2)
-    return np.ascontiguousarray(mean_image[corner : corner + crop, corner : corner + crop].transpose(2, 0, 1))
+    return EpochPlan(np.arange(samples), params)

@@ -1,19 +1,22 @@
 """The DALI graphs: JPEG files to training batches, to evaluation batches, and to decoded squares for the cache.
 
-They contain no randomness: the parameters of each image come in with its file (`pipeline.inputs`). The same graphs
-run on a CPU (`device="cpu"`) and on a GPU, which decodes part of the JPEGs ("mixed").
+They contain no randomness: the parameters of each image come in with its file. The same graphs run on a CPU
+(`device="cpu"`) and on a GPU, which decodes part of the JPEGs ("mixed").
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any, Literal
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
 
 import numpy as np
-from nvidia.dali import fn, pipeline_def
+from nvidia.dali import fn
 from nvidia.dali.types import Constant, DALIDataType, DALIImageType, DALIInterpType
 
-from pipeline.crops import relative_offsets, view_corners
+from pipeline.augment import EpochPlan
+from pipeline.crops import centre_corners, relative_offsets, view_corners
+from pipeline.views import ViewSpec
 
 Device = Literal["cpu", "gpu"]
 
@@ -27,93 +30,119 @@ GPU_DECODER: dict[str, Any] = {
 }
 """Options of DALI's decoder on a GPU; its own for memory padding made no difference."""
 
-SPARE_THREADS = 1
-"""Additional decoding threads on the CPU: they keep a core busy whose thread waits for the last image of a batch."""
-
-CPU_ENVIRONMENT = {"DALI_MALLOC_POOL_THRESHOLD": "1M"}
-"""Settings that DALI reads before its first pipeline. Blocks from this size on come from its memory pool; by
-default the decoded images return to the kernel, and each batch waits for zeroed pages."""
-
-JPEGS = (DALIDataType.UINT8, 1)
 PARTS = (DALIDataType.FLOAT, 0)
 FLAGS = (DALIDataType.INT32, 0)
 COLOURS = (DALIDataType.FLOAT, 1)
 
 
-@pipeline_def
-def train_graph(
-    source: Callable[[], Any], *, crop: int, resized: bool, mean_crop: np.ndarray | None, device: Device
-) -> Any:
-    """Cut a given window out of each image, flip, shift and scale colours: float32 N,3,crop,crop.
+class Graph(Protocol):
+    """A DALI graph, from JPEG files and parameters of each image to images."""
 
-    `source` gives, for each batch: the JPEG files; where the window lies, as `_decode` says; where windows are
-    `resized` to `crop`, their height and their width, float32 each; 1 to mirror, int32; what to subtract from each
-    channel and what to divide it by, float32 3. `mean_crop`, float32 3,crop,crop, is subtracted after the flip.
+    @property
+    def types(self) -> list[tuple[DALIDataType, int]]:
+        """Type and number of dimensions of each parameter."""
+
+    def parameters(self, plan: EpochPlan, positions: slice, sizes: np.ndarray) -> tuple[np.ndarray, ...]:
+        """Return the parameters of a batch: global positions, height and width of its images (int n,2)."""
+
+    def define(self, jpegs: Any, parameters: Sequence[Any], device: Device) -> Any:
+        """Return the node of the images."""
+
+
+@dataclass(frozen=True)
+class TrainGraph:
+    """Cut a random crop out of each image, mirror it, shift and scale its colours: float32 N,3,crop,crop."""
+
+    view: ViewSpec
+    resized: bool
+    """Crops have shapes of their own, and are resized."""
+
+    @property
+    def types(self) -> list[tuple[DALIDataType, int]]:
+        """Of place (and shape), flip, mean, divisor."""
+        return [*[PARTS] * (4 if self.resized else 2), FLAGS, COLOURS, COLOURS]
+
+    def parameters(self, plan: EpochPlan, positions: slice, sizes: np.ndarray) -> tuple[np.ndarray, ...]:
+        """Return where the crops lie, as `_decode` says, with their shapes if they are resized, and the rest."""
+        corners, shapes, *rest = plan.params(positions, sizes)
+        own = np.ascontiguousarray(shapes.T, np.float32) if self.resized else ()
+        return *relative_offsets(corners, sizes, shapes), *own, *rest
+
+    def define(self, jpegs: Any, parameters: Sequence[Any], device: Device) -> Any:
+        """Return the node of the images. The mean image is subtracted after the flip."""
+        top, left, *shape, flips, means, divisors = parameters
+        crop = self.view.crop
+        crops = _decode(jpegs, (top, left), shape or (crop, crop), device)
+        if self.resized:
+            crops = fn.resize(crops, size=[crop, crop], interp_type=DALIInterpType.INTERP_LINEAR, antialias=True)
+        if self.view.mean_crop is None:
+            return _to_planes(crops, mirror=flips, mean=means, std=divisors)
+        planes = _to_planes(crops, mirror=flips, mean=means)
+        divisors = fn.reshape(divisors.gpu() if device == "gpu" else divisors, shape=[3, 1, 1])
+        return (planes - Constant(self.view.mean_crop, device=device)) / divisors
+
+
+@dataclass(frozen=True)
+class SquareGraph:
+    """Decode the central window of each image: uint8 N,side,side,3."""
+
+    short_side: int
+    side: int
+
+    @property
+    def types(self) -> list[tuple[DALIDataType, int]]:
+        """Of the place."""
+        return [PARTS, PARTS]
+
+    def parameters(self, _plan: EpochPlan, _positions: slice, sizes: np.ndarray) -> tuple[np.ndarray, ...]:
+        """Return where the central windows lie, as `_decode` says."""
+        return self.places(sizes)
+
+    def places(self, sizes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return where the central windows of images of these sizes (int n,2) lie."""
+        return relative_offsets(centre_corners(sizes, self.short_side, self.side), sizes, self.side)
+
+    def define(self, jpegs: Any, parameters: Sequence[Any], device: Device) -> Any:
+        """Return the node of the images."""
+        return _decode(jpegs, parameters, (self.side, self.side), device)
+
+
+@dataclass(frozen=True)
+class EvalGraph(SquareGraph):
+    """Decode the central window of each image and normalise its views: float32 N,3,crop,crop or N,10,3,crop,crop.
+
+    Ten crops are the four corners (upper left, upper right, lower left, lower right) and the centre of the central
+    square, then those of the mirrored square.
     """
-    shapes = [PARTS, PARTS] if resized else []
-    given = _inputs(source, [JPEGS, PARTS, PARTS, *shapes, FLAGS, COLOURS, COLOURS])
-    jpegs, top, left, *shape, flips, means, divisors = given
-    crops = _decode(jpegs, (top, left), shape or (crop, crop), device)
-    if resized:
-        crops = fn.resize(crops, size=[crop, crop], interp_type=DALIInterpType.INTERP_LINEAR, antialias=True)
-    if mean_crop is None:
-        return _to_planes(crops, mirror=flips, mean=means, std=divisors)
-    planes = _to_planes(crops, mirror=flips, mean=means)
-    divisors = fn.reshape(divisors.gpu() if device == "gpu" else divisors, shape=[3, 1, 1])
-    return (planes - Constant(mean_crop, device=device)) / divisors
 
+    view: ViewSpec
 
-@pipeline_def
-def eval_graph(
-    source: Callable[[], Any],
-    *,
-    short_side: int,
-    crop: int,
-    crops: int,
-    mean: list[float],
-    mean_crop: np.ndarray | None,
-    divisor: list[float],
-    device: Device,
-) -> Any:
-    """Cut out the centre: float32 N,3,crop,crop; or for `crops=10` the four corners (upper left, upper right, lower
-    left, lower right) and the centre of the central square, then those of the mirrored square: N,10,3,crop,crop.
+    @classmethod
+    def of(cls, view: ViewSpec) -> EvalGraph:
+        """Return the graph that gives these views."""
+        return cls(view.short_side, view.eval_window, view)
 
-    `source` gives, for each batch, the JPEG files and where the centre crop lies, for ten crops the central square, as
-    `_decode` says. What is subtracted from each view is `mean` or, float32 3,crop,crop, `mean_crop`.
-    """
-    jpegs, *place = _inputs(source, [JPEGS, PARTS, PARTS])
+    def define(self, jpegs: Any, parameters: Sequence[Any], device: Device) -> Any:
+        """Return the node of the images."""
+        window, view = super().define(jpegs, parameters, device), self.view
+        if view.crops == 1:
+            return self._normalised(window, device)
+        corners, mirrored = view_corners(self.side - view.crop, view.crops)
+        top, left = relative_offsets(corners, np.full_like(corners, self.side), view.crop)
+        places = zip(top.tolist(), left.tolist(), mirrored.tolist(), strict=True)
+        size = (view.crop, view.crop)
+        views = [
+            self._normalised(window, device, crop=size, crop_pos_y=y, crop_pos_x=x, mirror=mirror)
+            for y, x, mirror in places
+        ]
+        return fn.stack(*views)
 
-    def normalise(images: Any, **view: Any) -> Any:
-        if mean_crop is None:
-            return _to_planes(images, mean=mean, std=divisor, **view)
+    def _normalised(self, window: Any, device: Device, **crop: Any) -> Any:
+        mean, divisor = self.view.channel_mean.tolist(), self.view.divisor.tolist()
+        if self.view.mean_crop is None:
+            return _to_planes(window, mean=mean, std=divisor, **crop)
         scale = np.asarray(divisor, np.float32)[:, None, None]
-        return _to_planes(images, std=divisor, **view) - Constant(mean_crop / scale, device=device)
-
-    if crops == 1:
-        return normalise(_decode(jpegs, place, (crop, crop), device))
-    square = _decode(jpegs, place, (short_side, short_side), device)
-    corners, mirrored = view_corners(short_side - crop, crops)
-    top, left = relative_offsets(corners, np.full_like(corners, short_side), crop)
-    views = [
-        normalise(square, crop=(crop, crop), crop_pos_y=y, crop_pos_x=x, mirror=mirror)
-        for y, x, mirror in zip(top.tolist(), left.tolist(), mirrored.tolist(), strict=True)
-    ]
-    return fn.stack(*views)
-
-
-@pipeline_def
-def square_graph(source: Callable[[], Any], *, side: int, device: Device) -> Any:
-    """Decode a given window of each image, nothing else: uint8 N,side,side,3.
-
-    `source` gives, for each batch, the JPEG files and where the window lies, as `_decode` says.
-    """
-    jpegs, *place = _inputs(source, [JPEGS, PARTS, PARTS])
-    return _decode(jpegs, place, (side, side), device)
-
-
-def _inputs(source: Callable[[], Any], kinds: list[tuple[DALIDataType, int]]) -> Any:
-    types, dimensions = zip(*kinds, strict=True)
-    return fn.external_source(source, num_outputs=len(kinds), dtype=[*types], ndim=[*dimensions], no_copy=True)
+        return _to_planes(window, std=divisor, **crop) - Constant(self.view.mean_crop / scale, device=device)
 
 
 def _decode(jpegs: Any, place: Sequence[Any], shape: Sequence[Any], device: Device) -> Any:

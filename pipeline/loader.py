@@ -1,16 +1,9 @@
-"""`make_loader`: a folder of shards -> batches on the device.
-
-The order and all random numbers are ours (`pipeline.sampler`), our threads read the files ahead of need
-(`pipeline.reading.read_ahead`), DALI decodes and augments (`pipeline.graphs`); or decodes only, once, and a pass of
-ours makes the batches from what is kept (`pipeline.cache.stream`).
-"""
+"""`make_loader`: a folder of shards -> batches on the device; `pipeline.rank_plan` lists the stages."""
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, replace
-from functools import partial
+from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal, Protocol, get_args
 
@@ -18,26 +11,20 @@ import numpy as np
 import torch
 
 from errors import InputError, check_choice, check_count
-from pipeline.augment import Augmentation, Mean, Units, check_units, mean_crop, read_mean_image
+from pipeline.augment import Augmentation
 from pipeline.cache.filler import CacheFiller
 from pipeline.cache.memory import CacheKind
 from pipeline.cache.store import Cache
 from pipeline.cache.stream import CachedBatchStream
-from pipeline.crops import default_crop
-from pipeline.graphs import CPU_ENVIRONMENT, SPARE_THREADS, square_graph
-from pipeline.inputs import central_windows
-from pipeline.rank_plan import RankPlan, ViewSpec, eval_rank_plan, train_rank_plan
-from pipeline.reading.dali_stream import DaliStream, Graph, to_torch
-from pipeline.reading.jpeg_size import jpeg_size
+from pipeline.rank_plan import RankPlan, make_rank_plan
+from pipeline.reading.dali_stream import DaliStream, Decoder
 from pipeline.reading.read_ahead import ReadAhead
 from pipeline.reading.samples import Samples, StoredSample
-from preprocess.manifest import ColorStats, Manifest, manifest_digest, read_manifest
+from pipeline.views import Mean, Units, ViewSpec, check_units, make_view, read_mean_image
+from preprocess.manifest import ColorStats, manifest_digest, read_manifest
 
 Mode = Literal["train", "eval"]
 OnError = Literal["raise", "skip"]
-
-IMAGES_AT_A_TIME = 64
-"""Images that `load_images` decodes at once."""
 
 
 class BatchStream(Protocol):
@@ -85,12 +72,18 @@ class Loader:
     """
 
     def __init__(
-        self, samples: Samples, stream: BatchStream, batches: int, identity: Callable[[int], dict[str, Any]]
+        self,
+        samples: Samples,
+        stream: BatchStream,
+        batches: int,
+        identity: dict[str, Any],
+        augmentation: Augmentation | None,
     ) -> None:
         self._samples = samples
         self._stream = stream
         self._batches = batches
-        self._identity = identity
+        self._common_identity = identity
+        self._augmentation = augmentation
         self._epoch = 0
         self._batch = 0
         self._begun = False
@@ -173,10 +166,15 @@ class Loader:
         if hasattr(self, "_stream"):
             self.close()
 
+    def _identity(self, epoch: int) -> dict[str, Any]:
+        """Return what decides the content of the batches of one epoch."""
+        augmentation = None if self._augmentation is None else asdict(self._augmentation.at(epoch))
+        return {**self._common_identity, "augmentation": augmentation}
+
     def _move(self, epoch: int, batch: int) -> None:
         check_count("epoch", epoch, 0)
         if not isinstance(batch, int) or not 0 <= batch <= self._batches:
-            raise InputError(f"batch is {batch!r}; valid: 0 to {self._batches}")
+            raise InputError(f"batch is {batch!r}; use 0 to {self._batches}")
         self._epoch, self._batch, self._begun = epoch, batch, False
         self._iteration = None
 
@@ -247,150 +245,52 @@ def make_loader(
         InputError: the folder is not a whole data set, an argument has no valid value, or the cache does not fit into
             memory or with the augmentation; the text says which.
     """
-    manifest = read_manifest(data) if color_stats is None else replace(read_manifest(data), color_stats=color_stats)
+    manifest = read_manifest(data)
     samples = Samples(data, manifest, split)
     mode = mode or ("train" if split == "train" else "eval")
-    check_choice("mode", mode, get_args(Mode))
-    check_choice("on_error", on_error, get_args(OnError))
-    check_units(units, mean)
-    check_choice("cache", cache, get_args(CacheKind))
-    side = _checked_crop(crop, manifest.short_side)
-    subtracted = _mean_crop(Path(data), manifest, mean, mean_image, side)
-    view = ViewSpec(manifest.short_side, side, crops, manifest.color_stats, units, subtracted)
-    ranks = {"batch_size": batch_size, "rank": rank, "world_size": world_size}
+    for name, value, valid in (("mode", mode, Mode), ("on_error", on_error, OnError), ("cache", cache, CacheKind)):
+        check_choice(name, value, get_args(valid))
     if mode == "train":
         check_choice("crops", crops, [1])
         check_count("seed", seed, 0)
         augmentation = augmentation or Augmentation()
-        plan = train_rank_plan(samples, view, augmentation, seed, cached=cache != "none", **ranks)
     else:
         check_choice("augmentation", augmentation, [None])
-        check_choice("crops", crops, (1, 10))
-        plan = eval_rank_plan(samples, view, cached=cache != "none", **ranks)
-    stream = _open_stream(samples, view, plan, batch_size, cache, _checked_device(device), num_threads, on_error)
+    check_units(units, mean)
+    if mean == "image" and mean_image is None:
+        mean_image = read_mean_image(Path(data, manifest.color_stats.mean_image), manifest.short_side)
+    view = make_view(
+        manifest.short_side,
+        color_stats or manifest.color_stats,
+        crop=crop,
+        crops=crops,
+        units=units,
+        mean_image=mean_image if mean == "image" else None,
+    )
+    plan = make_rank_plan(
+        samples.shard_samples,
+        view,
+        augmentation,
+        seed,
+        cached=cache != "none",
+        batch_size=batch_size,
+        rank=rank,
+        world_size=world_size,
+    )
+    stream = _open_stream(samples, view, plan, cache, Decoder.on(device, num_threads), skip=on_error == "skip")
     identity = {"data": manifest_digest(data), "split": split, "mode": mode, "seed": seed}
-    identity |= {"batch_size": batch_size, "world_size": world_size, "crop": side, "crops": crops}
+    identity |= {"batch_size": batch_size, "world_size": world_size, "crop": view.crop, "crops": crops}
     identity |= {"units": units, "mean": mean, "order": plan.order}
-    return Loader(samples, stream, len(plan.rank_slice), partial(_identity, identity, augmentation))
+    return Loader(samples, stream, len(plan.rank_slice), identity, augmentation)
 
 
 def _open_stream(
-    samples: Samples,
-    view: ViewSpec,
-    plan: RankPlan,
-    batch_size: int,
-    kind: CacheKind,
-    device: torch.device,
-    num_threads: int | None,
-    on_error: OnError,
+    samples: Samples, view: ViewSpec, plan: RankPlan, kind: CacheKind, decoder: Decoder, *, skip: bool
 ) -> BatchStream:
-    skip = on_error == "skip"
     if kind == "none":
-        source = ReadAhead(samples, plan.rank_slice, plan.inputs, endless=lambda: plan.endless, skip=skip)
-        return DaliStream(source, samples, _placed(plan.graph, device, num_threads), batch_size, device, skip=skip)
-    pixel_format = plan.pixel_format
-    where = device if kind == "device" else torch.device("cpu")
-    cache = Cache(plan.members, len(samples), pixel_format, where)
-    graph = _placed(partial(square_graph, side=pixel_format.side), device, num_threads)
-    filler = CacheFiller(
-        cache, samples, plan.rank_slice, plan.inputs, graph, view.short_side, batch_size, device, skip=skip
-    )
-    return CachedBatchStream(cache, filler, plan.rank_slice, plan.inputs, view, batch_size, device)
-
-
-def _identity(common: dict[str, Any], augmentation: Augmentation | None, epoch: int) -> dict[str, Any]:
-    """Return what decides the content of the batches of one epoch."""
-    return {**common, "augmentation": None if augmentation is None else asdict(augmentation.at(epoch))}
-
-
-def load_images(
-    jpegs: Sequence[bytes],
-    *,
-    short_side: int,
-    color_stats: ColorStats,
-    crop: int | None = None,
-    crops: int = 1,
-    units: Units = "grey",
-    mean_image: np.ndarray | None = None,
-    device: str | torch.device = "cpu",
-    num_threads: int | None = None,
-) -> torch.Tensor:
-    """Decode JPEG files as evaluation does, through the same graph: float32 N,3,H,W or N,10,3,H,W on the device.
-
-    Args:
-        jpegs: files as they lie in a shard: the shorter side is `short_side` pixels.
-        short_side: as in the manifest of the data that the network was trained on.
-        color_stats: the colour statistics of that data.
-        mean_image: of that data, to subtract its central crop; None subtracts the channel mean.
-        crop, crops, units, device, num_threads: as in `make_loader`.
-
-    Raises:
-        InputError: no file, or an argument has no valid value.
-        RuntimeError: a file does not decode.
-    """
-    if not jpegs:
-        raise InputError("jpegs is empty; valid: at least one image")
-    target = _checked_device(device)
-    side = _checked_crop(crop, short_side)
-    check_choice("crops", crops, (1, 10))
-    check_units(units, "channel" if mean_image is None else "image")
-    view = ViewSpec(
-        short_side, side, crops, color_stats, units, None if mean_image is None else mean_crop(mean_image, side)
-    )
-    parts = iter(jpegs[i : i + IMAGES_AT_A_TIME] for i in range(0, len(jpegs), IMAGES_AT_A_TIME))
-
-    def source() -> tuple[Any, ...]:
-        part = next(parts)
-        sizes = np.array([jpeg_size(jpeg) for jpeg in part], np.int32)
-        return [np.frombuffer(jpeg, np.uint8) for jpeg in part], *central_windows(sizes, short_side, view.eval_window)
-
-    pipeline = _placed(view.eval_graph(), target, num_threads)(
-        source=source,
-        batch_size=min(len(jpegs), IMAGES_AT_A_TIME),
-        prefetch_queue_depth=1,
-    )
-    return torch.cat([to_torch(pipeline.run()[0]) for _ in range(0, len(jpegs), IMAGES_AT_A_TIME)])
-
-
-def _mean_crop(
-    folder: Path, manifest: Manifest, mean: Mean, mean_image: np.ndarray | None, side: int
-) -> np.ndarray | None:
-    """Return what is subtracted pixel by pixel, float32 3,side,side, or None where it is the channel mean."""
-    check_choice("mean", mean, get_args(Mean))
-    if mean == "channel":
-        return None
-    if mean_image is None:
-        mean_image = read_mean_image(folder / manifest.color_stats.mean_image, manifest.short_side)
-    return mean_crop(mean_image, side)
-
-
-def _placed(graph: Graph, device: torch.device, num_threads: int | None) -> Graph:
-    if num_threads is not None:
-        check_count("num_threads", num_threads, 1)
-    threads = num_threads or len(os.sched_getaffinity(0))
-    if device.type != "cpu":
-        return partial(graph, device="gpu", device_id=device.index, num_threads=threads)
-    for name, value in CPU_ENVIRONMENT.items():
-        os.environ.setdefault(name, value)
-    return partial(graph, device="cpu", device_id=None, num_threads=threads + SPARE_THREADS)
-
-
-def _checked_crop(crop: int | None, short_side: int) -> int:
-    side = default_crop(short_side) if crop is None else crop
-    if not 1 <= side <= short_side:
-        raise InputError(f"crop is {crop}; valid: 1 to {short_side}, the short side of the images")
-    return side
-
-
-def _checked_device(name: str | torch.device) -> torch.device:
-    try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise InputError(f"device is {name!r}; valid: cpu, cuda, cuda:N") from error
-    if device.type == "cpu":
-        return torch.device("cpu")
-    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    if device.type != "cuda" or (device.index or 0) >= count:
-        there = ", ".join(["cpu", *(f"cuda:{index}" for index in range(count))])
-        raise InputError(f"device is {str(name)!r}; valid on this machine: {there}")
-    return torch.device("cuda", torch.cuda.current_device() if device.index is None else device.index)
+        source = ReadAhead(samples, plan, endless=lambda: plan.endless, skip=skip)
+        return DaliStream(source, samples, plan.graph, plan.rank_slice.batch_size, decoder, skip=skip)
+    where = decoder.device if kind == "device" else torch.device("cpu")
+    cache = Cache(plan.members, len(samples), plan.pixel_format, where)
+    filler = CacheFiller(cache, samples, plan, view.short_side, decoder, skip=skip)
+    return CachedBatchStream(cache, filler, plan, view, decoder.device)

@@ -173,7 +173,7 @@ def _check(batch_size: int, rank: int, world_size: int) -> None:
     check_count("batch_size", batch_size, 1)
     check_count("world_size", world_size, 1)
     if not 0 <= rank < world_size:
-        raise InputError(f"rank is {rank!r}; valid: 0 to {world_size - 1}, below world_size")
+        raise InputError(f"rank is {rank!r}; use 0 to {world_size - 1}, below world_size")
 
 
 def _rng(seed: int, epoch: int, purpose: int) -> np.random.Generator:

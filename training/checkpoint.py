@@ -20,7 +20,7 @@ from torch import Tensor
 
 from atomic_files import atomic_write
 from errors import InputError
-from pipeline.augment import read_mean_image
+from pipeline.views import read_mean_image
 from preprocess.manifest import ClassEntry, ColorStats, manifest_digest, read_manifest
 from training.config import Config
 from typed_json import read_versioned_json, to_json_values

@@ -10,9 +10,10 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from errors import InputError
-from pipeline.augment import Augmentation, Mean, Units, check_units
+from pipeline.augment import Augmentation
 from pipeline.cache.memory import CacheKind
 from pipeline.crops import default_crop
+from pipeline.views import Mean, Units, check_units
 from training.loop.compile import Compile
 from training.loop.precision import Precision
 from training.models.activation import Activation
@@ -81,7 +82,7 @@ class Network:
         _at_least("network.first_kernel", self.first_kernel, 1)
         _at_least("network.first_stride", self.first_stride, 1)
         if self.dropout is not None and not 0 <= self.dropout < 1:
-            raise InputError(f"network.dropout is {self.dropout}; valid is 0 up to but not including 1")
+            raise InputError(f"network.dropout is {self.dropout}; use 0 up to but not including 1")
         for name in ("lrn_alpha", "lrn_k", "lrn_beta"):
             value = getattr(self, name)
             if value is not None and not 0 < value < float("inf"):
@@ -141,7 +142,7 @@ class Optimizer:
     def __post_init__(self) -> None:
         for name in ("momentum", "ema_decay"):
             if not 0 <= (value := getattr(self, name)) < 1:
-                raise InputError(f"optimizer.{name} is {value}; valid is 0 up to but not including 1")
+                raise InputError(f"optimizer.{name} is {value}; use 0 up to but not including 1")
         _at_least("optimizer.patience", self.patience, 0)
         _at_least("optimizer.plateaus", self.plateaus, 1)
         _at_least("optimizer.bias_plateaus", self.bias_plateaus, 1)
@@ -253,7 +254,7 @@ class Config:
         _at_least("max_failures", self.max_failures, 0)
         _at_least("seed", self.seed, 0)
         if not 0 <= self.label_smoothing < 1:
-            raise InputError(f"label_smoothing is {self.label_smoothing}; valid is 0 up to but not including 1")
+            raise InputError(f"label_smoothing is {self.label_smoothing}; use 0 up to but not including 1")
         check_units(self.units, self.mean)
         self._check_graphs()
         if self.image_size > self.short_side:

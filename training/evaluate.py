@@ -45,7 +45,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--batch-size", type=int, default=128, metavar="N", help="images (default: 128)")
     options = parser.parse_args(arguments)
     if options.dense and options.crops != 1:
-        raise InputError(f"--crops is {options.crops}; valid with --dense, which sees the whole square: 1")
+        raise InputError(f"--crops is {options.crops}: --dense sees the complete square; use 1")
     return options
 
 

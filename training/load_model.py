@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from errors import InputError
-from pipeline.augment import read_mean_image
+from pipeline.views import read_mean_image
 from training.checkpoint import MODEL, DatasetInfo, check_fits, describe_data, read_checkpoint, read_mean, read_model
 from training.config import Config
 from training.loop.precision import autocast, resolve_precision
@@ -126,9 +126,9 @@ def _device(name: str) -> torch.device:
     try:
         device = torch.device(name)
     except RuntimeError as error:
-        raise InputError(f"--device {name!r} is unknown; valid are auto, cpu, cuda, cuda:N") from error
+        raise InputError(f"--device {name!r} is unknown; use auto, cpu, cuda, cuda:N") from error
     if device.type not in ("cpu", "cuda"):
-        raise InputError(f"--device {name!r} is not supported; valid are auto, cpu, cuda, cuda:N")
+        raise InputError(f"--device {name!r} is not supported; use auto, cpu, cuda, cuda:N")
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise InputError(f"--device {name!r}: this machine has {torch.cuda.device_count()} GPUs that torch can use")
     return device

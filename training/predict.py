@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from errors import InputError
-from pipeline.loader import load_images
+from pipeline.images import load_images
 from preprocess.images.transform import UnreadableImage, make_sample
 from training.cli import run_command
 from training.load_model import LoadedModel, add_model_arguments, load_model

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import math
+import weakref
+from collections import deque
 from collections.abc import Callable
 from typing import Any
 
@@ -11,9 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pipeline.cache.buffers import Buffers
+from pipeline.augment import AugmentParams
 from pipeline.cache.formats import PixelFormat
-from pipeline.inputs import AugmentParams
 from pipeline.reading.dali_stream import to_device
 
 LOG = logging.getLogger(__name__)
@@ -21,6 +22,9 @@ LOG = logging.getLogger(__name__)
 GROUP_PIXELS = 1 << 19
 """Pixels of the views computed at once on the CPU: the intermediate results then fit into the CPU caches, and the
 allocator keeps their memory instead of returning it to the kernel."""
+
+SPARE_BUFFERS = 3
+"""Buffers kept while nobody uses them; a consumer holds one batch or two."""
 
 
 class CropFlipNormalize:
@@ -53,18 +57,17 @@ class CropFlipNormalize:
         self._buffers = Buffers(self._shape) if device.type == "cpu" else None
         self._fill: Callable[..., None] = torch.compile(_fill_views, dynamic=False, fullgraph=True)
 
-    def __call__(self, rows: Tensor, numbers: np.ndarray, arguments: AugmentParams) -> Tensor:
+    def __call__(self, rows: Tensor, numbers: np.ndarray, params: AugmentParams) -> Tensor:
         """Make a batch; on the CPU its memory is used again once nothing holds it.
 
         Args:
             rows: squares as they are kept, uint8 n,bytes, on the device.
             numbers: the row of each view, int64.
-            arguments: of each view the corner (y, x), int32 n,2; 1 to mirror, int32 n; what to subtract from each
-                channel and what to divide it by, float32 n,3.
+            params: of each view, whose shape is always that of `crop`.
         """
         # Shapes are fixed: the last group is filled up with the first views.
         cycle = np.arange(math.ceil(len(numbers) / self._group) * self._group) % len(numbers)
-        corners, flips, means, divisors = (values[cycle] for values in arguments)
+        corners, _, flips, means, divisors = (values[cycle] for values in params)
         given = [to_device(values, self._device) for values in (numbers[cycle], corners, flips, means, 1 / divisors)]
         images = self._buffers.take() if self._buffers else torch.empty(self._shape, device=self._device)
         with torch.no_grad():
@@ -81,6 +84,25 @@ class CropFlipNormalize:
             LOG.warning("the pass over the cache is not compiled, so it is slower: %s", _first_line(error))
             self._fill = _fill_views
             self._fill(*arguments)
+
+
+class Buffers:
+    """Tensors of one shape whose memory is used again as soon as nobody holds what was in it.
+
+    Fresh memory for a large tensor costs about as much as filling it: the kernel clears pages.
+    """
+
+    def __init__(self, shape: tuple[int, ...]) -> None:
+        self._shape = shape
+        self._spare: deque[np.ndarray] = deque(maxlen=SPARE_BUFFERS)
+
+    def take(self) -> Tensor:
+        """Return a float32 tensor of unspecified content: it is the caller's for as long as any view of it lives."""
+        memory = self._spare.pop() if self._spare else np.empty(self._shape, np.float32)
+        # The storage of a tensor from numpy holds this array, and lets go of it with the last tensor that uses it.
+        lent = memory.view()
+        weakref.finalize(lent, self._spare.append, memory).atexit = False
+        return torch.from_numpy(lent)
 
 
 def _fill_views(

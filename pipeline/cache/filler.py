@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import replace
-
 import numpy as np
-import torch
 
 from pipeline.cache.store import Cache
-from pipeline.inputs import EpochPlan, central_windows
-from pipeline.reading.dali_stream import DaliStream, Graph
+from pipeline.graphs import SquareGraph
+from pipeline.rank_plan import RankPlan
+from pipeline.reading.dali_stream import DaliStream, Decoder
 from pipeline.reading.read_ahead import ReadAhead, Wanted
 from pipeline.reading.samples import SampleError, Samples
-from pipeline.sampler import RankSlice
 
 
 class CacheFiller:
@@ -22,41 +18,23 @@ class CacheFiller:
     Args:
         cache: what it holds is never decoded again.
         samples: where the files come from.
-        share: which positions of an epoch are this rank's.
-        epoch_inputs: the plan of an epoch by its number; its order counts.
-        graph: `square_graph`, but for its source and its depth.
+        plan: of the rank; its order counts.
         short_side: of the images, in pixels.
-        batch_size: the largest batch.
-        device: where images are decoded.
+        decoder: decodes the images.
         skip: leave out a sample that cannot be read or decoded.
     """
 
     def __init__(
-        self,
-        cache: Cache,
-        samples: Samples,
-        rank_slice: RankSlice,
-        epoch_plan: Callable[[int], EpochPlan],
-        graph: Graph,
-        short_side: int,
-        batch_size: int,
-        device: torch.device,
-        *,
-        skip: bool,
+        self, cache: Cache, samples: Samples, plan: RankPlan, short_side: int, decoder: Decoder, *, skip: bool
     ) -> None:
-        def windows(epoch: int) -> EpochPlan:
-            inputs = epoch_plan(epoch)
-            return replace(
-                inputs, arguments=lambda _, sizes: central_windows(sizes, short_side, cache.pixel_format.side)
-            )
-
         self._cache = cache
         self._skip = skip
         self._asked = cache.held.copy()
-        self._source = ReadAhead(
-            samples, rank_slice, windows, endless=lambda: not self._asked.all(), wanted=self._missing, skip=skip
+        self._source = ReadAhead(samples, plan, endless=lambda: not self._asked.all(), wanted=self._missing, skip=skip)
+        graph = SquareGraph(short_side, cache.pixel_format.side)
+        self._stream: DaliStream | None = DaliStream(
+            self._source, samples, graph, plan.rank_slice.batch_size, decoder, skip=skip
         )
-        self._stream: DaliStream | None = DaliStream(self._source, samples, graph, batch_size, device, skip=skip)
 
     def seek(self, epoch: int, number: int) -> None:
         """Decode from this batch on; what was under way is thrown away."""
@@ -85,7 +63,7 @@ class CacheFiller:
                 self._source.leave_out(error)
                 self.seek(epoch, number)
             else:
-                self._cache.put(batch.indices, images, batch.labels)
+                self._cache.put(batch.indices, images, batch.files.labels)
         there = self._cache.held[indices]
         if not there.any():
             raise left_out[indices[-1]]

@@ -2,21 +2,71 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
+from nvidia.dali import fn
 from nvidia.dali.pipeline import Pipeline
+from nvidia.dali.types import DALIDataType
 
+from errors import InputError, check_count
+from pipeline.graphs import Graph
 from pipeline.reading.read_ahead import PendingBatch, ReadAhead
 from pipeline.reading.samples import SampleError, Samples
 
 BATCHES_DECODING = 2
 """Batches that DALI has in hand while the consumer works on one."""
 
-Graph = Callable[..., Pipeline]
-"""Builds a pipeline from `source`, `batch_size` and `prefetch_queue_depth`."""
+SPARE_THREADS = 1
+"""Additional decoding threads on the CPU: they keep a core busy whose thread waits for the last image of a batch."""
+
+CPU_ENVIRONMENT = {"DALI_MALLOC_POOL_THRESHOLD": "1M"}
+"""Settings that DALI reads before its first pipeline. Blocks from this size on come from its memory pool; by
+default the decoded images return to the kernel, and each batch waits for zeroed pages."""
+
+
+@dataclass(frozen=True)
+class Decoder:
+    """The device and the number of CPU threads that run a graph."""
+
+    device: torch.device
+    num_threads: int
+
+    @classmethod
+    def on(cls, device: str | torch.device, num_threads: int | None) -> Decoder:
+        """Return a decoder on `cpu`, `cuda` or `cuda:N`; `num_threads` None takes all cores of this process.
+
+        Raises:
+            InputError: this machine has no such device, or the number is below 1.
+        """
+        if num_threads is not None:
+            check_count("num_threads", num_threads, 1)
+        return cls(_checked_device(device), num_threads or len(os.sched_getaffinity(0)))
+
+    def build(self, graph: Graph, source: Callable[[], Any], batch_size: int, batches_ahead: int) -> Pipeline:
+        """Build a pipeline whose `source` gives, for each batch, the JPEG files and the graph's parameters."""
+        on_cpu = self.device.type == "cpu"
+        if on_cpu:
+            for name, value in CPU_ENVIRONMENT.items():
+                os.environ.setdefault(name, value)
+        pipeline = Pipeline(
+            batch_size=batch_size,
+            num_threads=self.num_threads + (SPARE_THREADS if on_cpu else 0),
+            device_id=self.device.index,
+            prefetch_queue_depth=batches_ahead,
+        )
+        types, dimensions = zip((DALIDataType.UINT8, 1), *graph.types, strict=True)
+        with pipeline:
+            jpegs, *parameters = fn.external_source(
+                source, num_outputs=len(types), dtype=[*types], ndim=[*dimensions], no_copy=True
+            )
+            pipeline.set_outputs(graph.define(jpegs, parameters, "cpu" if on_cpu else "gpu"))
+        pipeline.build()
+        return pipeline
 
 
 class DaliStream:
@@ -25,9 +75,9 @@ class DaliStream:
     Args:
         source: what the graph is fed with.
         samples: names the sample that does not decode.
-        graph: the graph, but for its source and its depth.
+        graph: what is done to the files.
         batch_size: the largest batch.
-        device: where the graph leaves its images, and the labels go.
+        decoder: runs the graph; images and labels are left on its device.
         skip: leave out a sample that does not decode, and make its batch smaller.
     """
 
@@ -37,15 +87,16 @@ class DaliStream:
         samples: Samples,
         graph: Graph,
         batch_size: int,
-        device: torch.device,
+        decoder: Decoder,
         *,
-        skip: bool = False,
+        skip: bool,
     ) -> None:
         self._source = source
         self._samples = samples
         self._graph = graph
         self._batch_size = batch_size
-        self._device = device
+        self._decoder = decoder
+        self._device = decoder.device
         self._skip = skip
         self.skipped = 0
         """Samples left out of the batches that were given out."""
@@ -66,7 +117,7 @@ class DaliStream:
     def next(self) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the next images and labels; raise as `decoded` does."""
         images, batch = self.decoded()
-        return images, to_device(batch.labels, self._device)
+        return images, to_device(batch.files.labels, self._device)
 
     def decoded(self) -> tuple[torch.Tensor, PendingBatch]:
         """Return the next images, and the batch that they are.
@@ -94,11 +145,11 @@ class DaliStream:
         self._source.close()
 
     def _build(self) -> Pipeline:
-        pipeline = self._graph(
-            source=self._source.take, batch_size=self._batch_size, prefetch_queue_depth=BATCHES_DECODING
-        )
-        pipeline.build()
-        return pipeline
+        return self._decoder.build(self._graph, self._take, self._batch_size, BATCHES_DECODING)
+
+    def _take(self) -> tuple[Any, ...]:
+        batch = self._source.take()
+        return batch.jpegs, *batch.parameters(self._graph)
 
     def _emptied(self) -> Pipeline:
         """Discard the batches in flight and return a pipeline that can start again."""
@@ -147,8 +198,10 @@ class DaliStream:
         return found
 
     def _run_alone(self, batch: PendingBatch, place: int) -> None:
+        one = slice(place, place + 1)
+        parameters = tuple(values[one] for values in batch.parameters(self._graph))
         # A pipeline that failed does not go on: each sample gets one of its own.
-        self._graph(source=lambda: batch.graph_inputs_of(place), batch_size=1, prefetch_queue_depth=1).run()
+        self._decoder.build(self._graph, lambda: (batch.files.jpegs[one], *parameters), 1, 1).run()
 
 
 def to_device(values: np.ndarray, device: torch.device) -> torch.Tensor:
@@ -173,3 +226,17 @@ def _reason(error: RuntimeError) -> str:
     account = str(error)
     lines = account.partition("encountered:")[2].split("\n") or account.split("\n")
     return next((line.strip() for line in lines if line.strip()), account)
+
+
+def _checked_device(name: str | torch.device) -> torch.device:
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise InputError(f"device is {name!r}: no such device; use cpu, cuda or cuda:N") from error
+    if device.type == "cpu":
+        return torch.device("cpu")
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if device.type != "cuda" or (device.index or 0) >= count:
+        there = ", ".join(["cpu", *(f"cuda:{index}" for index in range(count))])
+        raise InputError(f"device is {str(name)!r}: this machine has no such device; use {there}")
+    return torch.device("cuda", torch.cuda.current_device() if device.index is None else device.index)

@@ -8,14 +8,14 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
-from typing import Any
 
 import numpy as np
 from nvidia.dali.tensors import TensorCPU, TensorListCPU
 
-from pipeline.inputs import AugmentParams, EpochPlan
+from pipeline.augment import EpochPlan
+from pipeline.graphs import Graph
+from pipeline.rank_plan import RankPlan
 from pipeline.reading.samples import EncodedSamples, SampleError, Samples
-from pipeline.sampler import RankSlice
 
 LOG = logging.getLogger(__name__)
 
@@ -34,7 +34,7 @@ class PendingBatch:
 
     epoch: int
     number: int
-    inputs: EpochPlan
+    plan: EpochPlan
     positions: slice
     kept: np.ndarray
     """bool: which of its positions are given out; the others hold samples that are left out."""
@@ -43,34 +43,24 @@ class PendingBatch:
     @property
     def indices(self) -> np.ndarray:
         """The samples of the batch, int64."""
-        return self.inputs.order[self.positions][self.kept]
+        return self.plan.order[self.positions][self.kept]
 
     @property
-    def labels(self) -> np.ndarray:
-        """Their labels, int64, once they are read."""
-        files, _ = self.reading.result()
-        return files.labels
+    def files(self) -> EncodedSamples:
+        """Their files; waits until they are read, and raises what stopped that."""
+        return self.reading.result()[0]
 
-    def wait(self) -> None:
-        """Wait until the files are read; raise what stopped that."""
-        self.reading.result()
+    @property
+    def jpegs(self) -> TensorListCPU:
+        """Their JPEG files as DALI takes them all at once."""
+        return self.reading.result()[1]
 
-    def graph_inputs(self) -> tuple[Any, ...]:
-        """Return what the graph's external source takes."""
-        files, jpegs = self.reading.result()
-        return jpegs, *self._arguments(files)
-
-    def graph_inputs_of(self, place: int) -> tuple[Any, ...]:
-        """Return the same for a single sample of the batch."""
-        files, _ = self.reading.result()
-        part = slice(place, place + 1)
-        return files.jpegs[part], *(values[part] for values in self._arguments(files))
-
-    def _arguments(self, files: EncodedSamples) -> AugmentParams:
-        sizes = np.full((len(self.kept), 2), files.sizes[0])
-        sizes[self.kept] = files.sizes
-        arguments = self.inputs.arguments(self.positions, sizes)
-        return arguments if self.kept.all() else tuple(values[self.kept] for values in arguments)
+    def parameters(self, graph: Graph) -> tuple[np.ndarray, ...]:
+        """Return the graph's parameters of each sample."""
+        sizes = np.full((len(self.kept), 2), self.files.sizes[0])
+        sizes[self.kept] = self.files.sizes
+        parameters = graph.parameters(self.plan, self.positions, sizes)
+        return parameters if self.kept.all() else tuple(values[self.kept] for values in parameters)
 
 
 class ReadAhead:
@@ -78,8 +68,7 @@ class ReadAhead:
 
     Args:
         samples: where the files come from.
-        share: which positions of an epoch are this rank's.
-        epoch_inputs: the plan of an epoch by its number.
+        plan: the order of the samples.
         endless: whether to go on with the next epoch, so that nothing waits at the boundary.
         wanted: called at each `seek`: returns what says which samples of one batch after another to read; a batch
             with none is passed over. Default: all.
@@ -89,16 +78,14 @@ class ReadAhead:
     def __init__(
         self,
         samples: Samples,
-        rank_slice: RankSlice,
-        epoch_plan: Callable[[int], EpochPlan],
+        plan: RankPlan,
         *,
         endless: Callable[[], bool],
         wanted: Callable[[], Wanted] = lambda: lambda indices: np.ones(len(indices), bool),
-        skip: bool = False,
+        skip: bool,
     ) -> None:
         self._samples = samples
-        self._rank_slice = rank_slice
-        self._epoch_plan = epoch_plan
+        self._plan = plan
         self._endless = endless
         self._wanted = wanted
         self._skip = skip
@@ -124,8 +111,8 @@ class ReadAhead:
             batch.reading.cancel()
         self._coming, self._reading, self.error = iter(()), deque(), None
 
-    def take(self) -> Any:
-        """Return the next batch's inputs; raise `StopIteration` at the end of the row or at what stopped it."""
+    def take(self) -> PendingBatch:
+        """Return the next batch once it is read; raise `StopIteration` at the end of the row or at what stopped it."""
         if not self._reading:
             raise StopIteration
         batch = self._reading.popleft()
@@ -137,7 +124,7 @@ class ReadAhead:
             raise StopIteration from error
         self._reading.extend(islice(self._coming, 1))
         self.taken.append(batch)
-        return batch.graph_inputs()
+        return batch
 
     def leave_out(self, error: SampleError) -> None:
         """Give this sample out no more, from the next `seek` on."""
@@ -153,21 +140,21 @@ class ReadAhead:
 
     def _batches(self, epoch: int, number: int, wanted: Wanted) -> Iterator[PendingBatch]:
         while True:
-            inputs = self._epoch_plan(epoch)
-            for number_in_epoch in range(number, len(self._rank_slice)):
-                kept = wanted(inputs.order[self._rank_slice.positions(number_in_epoch)])
+            plan = self._plan.epoch_plan(epoch)
+            for number_in_epoch in range(number, len(self._plan.rank_slice)):
+                kept = wanted(plan.order[self._plan.rank_slice.positions(number_in_epoch)])
                 if kept.any():
-                    yield self._begin(inputs, epoch, number_in_epoch, kept)
+                    yield self._begin(plan, epoch, number_in_epoch, kept)
             if not self._endless():
                 return
             epoch, number = epoch + 1, 0
 
-    def _begin(self, inputs: EpochPlan, epoch: int, number: int, kept: np.ndarray) -> PendingBatch:
-        positions = self._rank_slice.positions(number)
-        indices = inputs.order[positions]
+    def _begin(self, plan: EpochPlan, epoch: int, number: int, kept: np.ndarray) -> PendingBatch:
+        positions = self._plan.rank_slice.positions(number)
+        indices = plan.order[positions]
         if self.left_out:
             kept = kept & ~np.isin(indices, list(self.left_out))
-        return PendingBatch(epoch, number, inputs, positions, kept, self._threads.submit(self._files, indices[kept]))
+        return PendingBatch(epoch, number, plan, positions, kept, self._threads.submit(self._files, indices[kept]))
 
     def _files(self, indices: np.ndarray) -> Read:
         # DALI would check and wrap each file of a list itself, slowly, in the thread that iterates: it gets one object.
@@ -179,14 +166,14 @@ class ReadAhead:
         """Wait for a batch; where a sample is to be left out, read the others."""
         while True:
             if not batch.kept.any():
-                indices = batch.inputs.order[batch.positions].tolist()
+                indices = batch.plan.order[batch.positions].tolist()
                 raise next(self.left_out[index] for index in indices if index in self.left_out)
             try:
-                batch.wait()
+                batch.reading.result()
             except SampleError as error:
                 if not self._skip or batch.kept.sum() <= 1:
                     raise
                 self.leave_out(error)
-                batch = self._begin(batch.inputs, batch.epoch, batch.number, batch.kept)
+                batch = self._begin(batch.plan, batch.epoch, batch.number, batch.kept)
             else:
                 return batch

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+import simplejpeg
 
 from errors import InputError
-from pipeline.reading.jpeg_size import jpeg_size
 from preprocess.manifest import Manifest, Shard
 
 INDEX_VERSION = "v1.2"
@@ -167,14 +167,14 @@ class Samples:
     def _label(self, index: int, content: bytes, span: _Span) -> int:
         label = content[span.label_at : span.label_at + span.label_bytes]
         if not label.isdigit() or int(label) >= self._classes:
-            raise SampleError(f"{self.describe(index)} has label {label!r}; valid: 0 to {self._classes - 1}", index)
+            raise SampleError(f"{self.describe(index)} has label {label!r}; use 0 to {self._classes - 1}", index)
         return int(label)
 
     def _size(self, index: int, jpeg: memoryview) -> tuple[int, int]:
         try:
             height, width = jpeg_size(jpeg)
         except ValueError as error:
-            raise SampleError(f"{self.describe(index)} does not decode: {error}", index) from error
+            raise SampleError(f"{self.describe(index)} does not decode: it is not a JPEG file", index) from error
         if min(height, width) != self._short_side:
             raise SampleError(
                 f"{self.describe(index)} has {width} x {height} pixels where the short side is {self._short_side}: "
@@ -222,6 +222,12 @@ class Samples:
             f"{self._folder / shard.index} lists {count} samples where the manifest says {shard.samples}: "
             "build the shards again"
         )
+
+
+def jpeg_size(jpeg: bytes | memoryview) -> tuple[int, int]:
+    """Return height and width of a JPEG file in pixels; raise `ValueError` if it has no JPEG header."""
+    height, width, *_ = simplejpeg.decode_jpeg_header(jpeg)
+    return height, width
 
 
 class _OpenTar:

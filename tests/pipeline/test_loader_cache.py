@@ -164,8 +164,8 @@ def test_a_state_says_by_which_rule_the_order_was_drawn(numbered):
 @pytest.mark.parametrize(
     ("switches", "message"),
     [
-        ({"crop_region": "whole-image"}, "crop_region is 'whole-image'; valid with a cache: central-square, since"),
-        ({"crop_size": "random"}, "crop_size is 'random'; valid with a cache: fixed, since its pass does not resize"),
+        ({"crop_region": "whole-image"}, "crop_region is 'whole-image': with a cache .*; use central-square"),
+        ({"crop_size": "random"}, "crop_size is 'random': with a cache its pass does not resize; use fixed"),
     ],
 )
 def test_what_needs_more_than_the_central_square_is_refused(numbered, switches, message):
@@ -174,7 +174,7 @@ def test_what_needs_more_than_the_central_square_is_refused(numbered, switches, 
 
 
 def test_an_unknown_cache_is_refused(numbered):
-    with pytest.raises(InputError, match="cache is 'disk'; valid: none, host, device"):
+    with pytest.raises(InputError, match="cache is 'disk'; use none, host, device"):
         make_loader(numbered, "train", 10, cache="disk")
 
 

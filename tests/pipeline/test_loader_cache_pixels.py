@@ -8,7 +8,7 @@ from test_loader_pixels import PLAIN, batches
 from test_loader_switches import UNLIT
 
 import pipeline.sampler
-from pipeline.augment import Augmentation
+from pipeline.augment import Augmentation, AugmentParams
 from pipeline.cache.batch_kernel import CropFlipNormalize
 from pipeline.cache.formats import Rgb888, YCbCr420
 from pipeline.loader import make_loader
@@ -202,7 +202,11 @@ def test_windows_are_those_of_libjpegs_triangle_filter_wherever_they_begin_mirro
         views = np.stack(np.meshgrid(np.arange(5), starts, starts, [0, 1], indexing="ij"), axis=-1).reshape(-1, 4)
         numbers, corners, flips = views[:, 0], views[:, 1:3].astype(np.int32), views[:, 3].astype(np.int32)
         fused = CropFlipNormalize(squares, len(views), crop, None, torch.device("cpu"))
-        found = fused(torch.from_numpy(rows), numbers, (corners, flips, *untreated(len(views))))
+        found = fused(
+            torch.from_numpy(rows),
+            numbers,
+            AugmentParams(corners, np.full_like(corners, crop), flips, *untreated(len(views))),
+        )
         for image, (number, y, x, flip) in zip(found, views, strict=True):
             window = expected[number, :, y : y + crop, x : x + crop]
             assert abs(image.numpy() - (window[..., ::-1] if flip else window)).max() < 0.1
@@ -214,7 +218,8 @@ def test_views_made_in_groups_are_those_made_at_once(monkeypatch):
     rows = torch.from_numpy(rng.integers(0, 256, (50, squares.bytes), dtype=np.uint8))
 
     def views(count):
-        given = np.zeros((count, 2), np.int32), np.arange(count, dtype=np.int32) % 2, *untreated(count)
+        corners, flips = np.zeros((count, 2), np.int32), np.arange(count, dtype=np.int32) % 2
+        given = AugmentParams(corners, np.full_like(corners, 12), flips, *untreated(count))
         return CropFlipNormalize(squares, 50, 12, None, torch.device("cpu"))(rows, np.arange(count), given).clone()
 
     at_once = views(50)
@@ -234,7 +239,9 @@ def view_of(squares, images):
     side, n = squares.side, len(images)
     fused = CropFlipNormalize(squares, n, side, None, torch.device("cpu"))
     corners, flips = np.zeros((n, 2), np.int32), np.zeros(n, np.int32)
-    return fused(squares.pack(images), np.arange(n), (corners, flips, *untreated(n)))
+    return fused(
+        squares.pack(images), np.arange(n), AugmentParams(corners, np.full_like(corners, side), flips, *untreated(n))
+    )
 
 
 def untreated(n):

@@ -13,9 +13,9 @@ from shard_folders import cut, texture_jpegs, write_shards
 
 from errors import InputError
 from pipeline.augment import Augmentation
-from pipeline.loader import load_images, make_loader
-from pipeline.reading.jpeg_size import jpeg_size
-from pipeline.reading.samples import SampleError
+from pipeline.images import load_images
+from pipeline.loader import make_loader
+from pipeline.reading.samples import SampleError, jpeg_size
 from preprocess.manifest import read_manifest
 
 
@@ -24,27 +24,27 @@ from preprocess.manifest import read_manifest
     [
         ({"data": "nowhere"}, "nowhere does not exist"),
         ({"split": "test"}, "split is 'test': data set 'textures' has no such split; use train, val"),
-        ({"batch_size": 0}, "batch_size is 0; valid: a whole number from 1"),
+        ({"batch_size": 0}, "batch_size is 0; use a whole number from 1"),
         ({"batch_size": 104}, r"103 training samples are too few for one batch of 104 on each of 1 ranks \(104\)"),
         ({"batch_size": 40, "world_size": 3}, r"103 training .* batch of 40 on each of 3 ranks \(120\)"),
         ({"world_size": 0}, "world_size is 0"),
-        ({"rank": 2, "world_size": 2}, "rank is 2; valid: 0 to 1"),
+        ({"rank": 2, "world_size": 2}, "rank is 2; use 0 to 1"),
         ({"rank": -1}, "rank is -1"),
-        ({"crop": 33}, "crop is 33; valid: 1 to 32"),
+        ({"crop": 33}, "crop is 33: it is out of range; use 1 to 32"),
         ({"crop": 0}, "crop is 0"),
-        ({"crops": 10}, "crops is 10; valid: 1"),
-        ({"mode": "eval", "crops": 5}, "crops is 5; valid: 1, 10"),
-        ({"mode": "test"}, "mode is 'test'; valid: train, eval"),
-        ({"mode": "eval", "augmentation": Augmentation()}, "augmentation is .*; valid: None"),
+        ({"crops": 10}, "crops is 10; use 1"),
+        ({"mode": "eval", "crops": 5}, "crops is 5; use 1, 10"),
+        ({"mode": "test"}, "mode is 'test'; use train, eval"),
+        ({"mode": "eval", "augmentation": Augmentation()}, "augmentation is .*; use None"),
         ({"seed": -1}, "seed is -1"),
-        ({"units": "byte"}, "units is 'byte'; valid: grey, unit, unit-std, torchvision"),
-        ({"units": "torchvision", "mean": "image"}, "mean is 'image'; valid with units 'torchvision'.*: channel"),
-        ({"mean": "median"}, "mean is 'median'; valid: channel, image"),
-        ({"on_error": "hope"}, "on_error is 'hope'; valid: raise, skip"),
+        ({"units": "byte"}, "units is 'byte'; use grey, unit, unit-std, torchvision"),
+        ({"units": "torchvision", "mean": "image"}, "units 'torchvision' have a mean .*; use mean 'channel'"),
+        ({"mean": "median"}, "mean is 'median'; use channel, image"),
+        ({"on_error": "hope"}, "on_error is 'hope'; use raise, skip"),
         ({"num_threads": 0}, "num_threads is 0"),
         ({"device": "tpu9"}, "device is 'tpu9'"),
-        ({"device": "meta"}, "device is 'meta'; valid on this machine: cpu"),
-        ({"device": f"cuda:{torch.cuda.device_count()}"}, "device is 'cuda:.*; valid on this machine: cpu"),
+        ({"device": "meta"}, "device is 'meta': .*; use cpu"),
+        ({"device": f"cuda:{torch.cuda.device_count()}"}, "device is 'cuda:.*: .*; use cpu"),
     ],
 )
 def test_wrong_arguments_are_named_with_what_would_be_valid(numbered, change, message):
@@ -72,7 +72,7 @@ def test_wrong_arguments_are_named_with_what_would_be_valid(numbered, change, me
 )
 def test_wrong_augmentations_are_refused_when_they_are_made(change):
     name = next(iter(change))
-    with pytest.raises(InputError, match=f"{name} is .*; valid"):
+    with pytest.raises(InputError, match=f"{name} is .*; use"):
         Augmentation(**change)
 
 
@@ -80,7 +80,7 @@ def test_prediction_refuses_no_image_and_a_wrong_crop(numbered):
     color_stats = read_manifest(numbered).color_stats
     with pytest.raises(InputError, match="jpegs is empty"):
         load_images([], short_side=32, color_stats=color_stats)
-    with pytest.raises(InputError, match="crop is 40; valid: 1 to 32"):
+    with pytest.raises(InputError, match=r"crop is 40: .*; use 1 to 32"):
         load_images(texture_jpegs(0, 1), short_side=32, color_stats=color_stats, crop=40)
 
 
@@ -153,7 +153,7 @@ def test_a_label_outside_the_classes_names_shard_and_key(make_shards):
     manifest.write_text(re.sub(r",\s*{\s*\"id\": \"c003\"[^}]*}", "", manifest.read_text()))
     labels, message = outcome(make_loader(data, "val", 1))
     assert labels == [0, 1, 2]
-    assert "val-000000.tar: sample val/sample-3 has label b'003'; valid: 0 to 2" in message
+    assert "val-000000.tar: sample val/sample-3 has label b'003'; use 0 to 2" in message
 
 
 @pytest.mark.parametrize("split", ["train", "val"])
@@ -288,17 +288,9 @@ def test_samples_left_out_before_that_come_together_are_that_error_again(make_sh
     assert loader.skipped == 2 * len(epochs)
 
 
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        (b"", "not a JPEG"),
-        (b"\xff\xd8\xff", "cut off"),
-        (b"\xff\xd8\xff\xe0\x00\x10JFIF", "cut off"),
-        (b"\xff\xd8\x00\x00", "damaged"),
-    ],
-)
-def test_sizes_of_what_is_no_jpeg_are_refused(content, message):
-    with pytest.raises(ValueError, match=message):
+@pytest.mark.parametrize("content", [b"", b"\xff\xd8\xff", b"\xff\xd8\xff\xe0\x00\x10JFIF", b"\xff\xd8\x00\x00"])
+def test_sizes_of_what_is_no_jpeg_are_refused(content):
+    with pytest.raises(ValueError, match="JPEG"):
         jpeg_size(content)
 
 

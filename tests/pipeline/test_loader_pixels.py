@@ -11,7 +11,8 @@ from shard_folders import CROP, SHORT_SIDE, cut, texture_jpegs
 from torchvision.transforms.v2.functional import center_crop, ten_crop
 
 from pipeline.augment import Augmentation
-from pipeline.loader import load_images, make_loader
+from pipeline.images import load_images
+from pipeline.loader import make_loader
 from pipeline.sampler import draw_epoch
 from preprocess.manifest import read_manifest
 

@@ -12,7 +12,8 @@ from torchvision.transforms.v2.functional import center_crop, resized_crop
 
 from pipeline.augment import Augmentation
 from pipeline.crops import resized_shapes
-from pipeline.loader import load_images, make_loader
+from pipeline.images import load_images
+from pipeline.loader import make_loader
 from pipeline.sampler import ATTEMPTS, draw_attempts, draw_epoch
 
 SHARDS = [30, 1, 25, 40, 7]

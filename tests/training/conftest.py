@@ -47,6 +47,7 @@ def checkpoint(tiny_shards: Path, tmp_path_factory: pytest.TempPathFactory) -> P
         epochs=3,
         batch_size=8,
         label_smoothing=0.0,
+        precision="float32",  # `auto` is bfloat16 on some processors, and the tests compare with float32
         network=dataclasses.replace(base.network, dropout=0.3),
         optimizer=dataclasses.replace(base.optimizer, learning_rate=0.005),
     )

@@ -107,9 +107,9 @@ def test_compiled_trainings_repeat_themselves_and_are_eager_s_but_for_rounding(t
     compiled, eager = Run(dataclasses.replace(config, compile="on")), Run(config)
     assert eager.graphs == [0, 0, 0]
     for name, tensor in eager.weights.items():
-        # Rounding grows from step to step, here over 18 of them.
+        # Rounding grows from step to step, here over 18 of them; most of all in biases, which begin at 0.
         difference = (compiled.weights[name] - tensor).norm() / tensor.norm()
-        assert difference <= 1e-3, f"{name} {difference}"
+        assert difference <= 3e-3, f"{name} {difference}"
 
 
 def train_steps(name: str, layout: Layout, compile: Compile) -> dict[str, Tensor]:

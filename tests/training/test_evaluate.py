@@ -186,7 +186,7 @@ def test_bad_input_gets_code_2_and_one_line(command, checkpoint: Path, tiny_shar
         (
             evaluate.main,
             ["--checkpoint", checkpoint, *data, "--dense", "--crops", 10],
-            "--crops is 10; valid with --dense",
+            "--crops is 10: --dense sees",
         ),
         (evaluate.main, ["--weights", other, *data], "--weights FILE and --recipe NAME go together"),
         (evaluate.main, ["--weights", other, "--recipe", "alexnet", *data], "recipe 'alexnet' is unknown"),

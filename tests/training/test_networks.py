@@ -315,7 +315,7 @@ def test_a_network_of_one_tower_is_not_split(name: str) -> None:
 def test_the_hybrid_is_for_any_width_that_divides_fc6_to_fc8() -> None:
     for width in (2, 4, 8):
         NETWORKS["alexnet-owt"].check(1000, width)
-    with pytest.raises(InputError, match=r"does not divide the 4096 units of fc6 and fc7; valid are divisors of 8$"):
+    with pytest.raises(InputError, match=r"does not divide the 4096 units of fc6 and fc7; use divisors of 8$"):
         NETWORKS["alexnet-owt"].check(1000, 3)
     with pytest.raises(InputError, match=r"parallel.model 16 does not divide the 1000 classes"):
         NETWORKS["alexnet-owt"].check(1000, 16)

@@ -162,6 +162,6 @@ class Architecture:
             if units % width:
                 what = "classes" if units == num_classes else "units of fc6 and fc7"
                 raise InputError(
-                    f"parallel.model {width} does not divide the {units} {what}; valid are divisors of "
+                    f"parallel.model {width} does not divide the {units} {what}; use divisors of "
                     f"{math.gcd(*self.hidden, num_classes)}"
                 )
