@@ -23,7 +23,6 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from types import FrameType
 
 from atomic_files import atomic_write
 from cluster.processes import MARK_VARIABLE, find_family, stop_family
@@ -39,6 +38,8 @@ from cluster.services import (
     services,
     token_path,
 )
+from errors import InputError
+from interrupts import Interrupted, block_signals, raise_on_signals
 
 START_SECONDS = 300.0
 """Timeout for a service to answer; a busy machine needs more than a minute."""
@@ -51,27 +52,15 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _POLL_SECONDS = 0.2
 
 
-class UsageError(ValueError):
-    """Bad usage; the message is one line that names the correction."""
-
-
 class StartError(RuntimeError):
     """A service did not start, or cannot be stopped; the message has the details."""
-
-
-class Interrupted(BaseException):
-    """A signal arrived; raised wherever the command is, so that it stops the services that it started."""
-
-    def __init__(self, signum: int) -> None:
-        """Keep the signal's number."""
-        self.signum = signum
 
 
 def up(project: Path, dashboard_port: int, ray_port: int, mlflow_port: int) -> int:
     """Start both services in `project`, wait until they answer, print what to export; return 0.
 
     Raises:
-        UsageError: a port is in use.
+        InputError: a port is in use.
         StartError: a service did not start; its processes are stopped.
     """
     with _only_one(project):
@@ -124,10 +113,10 @@ def _answering(cluster: Cluster) -> dict[Service, bool]:
 def _plan(project: Path, dashboard_port: int, ray_port: int, mlflow_port: int) -> Cluster:
     chosen = {"--dashboard-port": dashboard_port, "--ray-port": ray_port, "--mlflow-port": mlflow_port}
     if len(set(chosen.values())) < len(chosen):
-        raise UsageError(f"{', '.join(f'{option} {port}' for option, port in chosen.items())}: all must differ")
+        raise InputError(f"{', '.join(f'{option} {port}' for option, port in chosen.items())}: all must differ")
     for option, port in chosen.items():
         if not port_is_free(port):
-            raise UsageError(f"port {port} of 127.0.0.1 is in use; choose another with {option}")
+            raise InputError(f"port {port} of 127.0.0.1 is in use; choose another with {option}")
     agent_port, client_port = free_ports(2)
     return Cluster(
         project=str(project),
@@ -188,16 +177,13 @@ def _spawn(cluster: Cluster, service: Service) -> subprocess.Popen[bytes]:
 
 def _stop(cluster: Cluster) -> None:
     """Stop all processes of the cluster and remove its state; signals wait until then, at most a minute."""
-    signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
-    try:
+    with block_signals(*SIGNALS):
         for service in services(cluster):
             left = stop_family(service.mark)
             if left:
                 raise StartError(f"{service.name} cannot be ended: {sorted(process.pid for process in left)} remain")
         shutil.rmtree(cluster.temp_folder, ignore_errors=True)
         _state_path(cluster.project).unlink(missing_ok=True)
-    finally:
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
 
 
 def _print_exports(cluster: Cluster) -> None:
@@ -213,14 +199,14 @@ def _print_exports(cluster: Cluster) -> None:
 
 @contextlib.contextmanager
 def _only_one(project: Path) -> Iterator[None]:
-    """Hold the project's lock; `UsageError` if another command does."""
+    """Hold the project's lock; `InputError` if another command does."""
     folder = project / STATE_FOLDER
     folder.mkdir(exist_ok=True)
     with (folder / "lock").open("w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            raise UsageError(f"another `cluster.local` is at work in {project}; wait for it or interrupt it") from error
+            raise InputError(f"another `cluster.local` is at work in {project}; wait for it or interrupt it") from error
         yield
 
 
@@ -235,9 +221,9 @@ def _read_state(project: Path) -> Cluster | None:
     except FileNotFoundError:
         return None
     except (TypeError, ValueError) as error:
-        raise UsageError(f"{path} is not a cluster's state; remove it") from error
+        raise InputError(f"{path} is not a cluster's state; remove it") from error
     if cluster.project != str(project):
-        raise UsageError(f"{path} is about a cluster of {cluster.project}: work on it there, or remove the file")
+        raise InputError(f"{path} is about a cluster of {cluster.project}: work on it there, or remove the file")
     return cluster
 
 
@@ -257,10 +243,6 @@ def _log_end(cluster: Cluster, service: Service) -> str:
 
 def _say(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
-
-
-def _on_signal(signum: int, _frame: FrameType | None) -> None:
-    raise Interrupted(signum)
 
 
 def _port(text: str) -> int:
@@ -286,22 +268,21 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one action in the working directory; return 0, 1 (failed, or not up), 2 (usage) or 128 + signal."""
     options = _parse(arguments)
-    for signum in SIGNALS:
-        signal.signal(signum, _on_signal)
+    raise_on_signals(*SIGNALS)
     project = Path.cwd()
     try:
         if options.action == "up":
             return up(project, options.dashboard_port, options.ray_port, options.mlflow_port)
         return down(project) if options.action == "down" else status(project)
-    except UsageError as error:
+    except InputError as error:
         _say(f"error: {error}")
         return 2
     except (StartError, OSError) as error:
         _say(f"error: {error}")
         return 1
-    except Interrupted as error:
+    except Interrupted as interrupt:
         _say("interrupted")
-        return 128 + error.signum
+        return interrupt.exit_code
 
 
 if __name__ == "__main__":

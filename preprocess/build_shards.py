@@ -14,20 +14,15 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from types import FrameType
-from typing import NoReturn
 
 from errors import InputError
+from interrupts import Interrupted, raise_on_signals
 from preprocess.build import Outcome, build
 from preprocess.plan import BuildOptions
 from preprocess.run.pool import WorkerDiedError
 from preprocess.sources import LAYOUTS, printable
 from preprocess.state.build_state import finished_shards
 from preprocess.verify import Fault, verify
-
-
-class InterruptedBySignal(BaseException):
-    """SIGINT or SIGTERM arrived."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -44,8 +39,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _verify(options, deep) if verifying else _build(options)
     except InputError as error:
         return _fail(2, str(error))
-    except InterruptedBySignal as interrupt:
-        return _fail(128 + interrupt.args[0], "interrupted" if verifying else f"interrupted; {_left(options)}")
+    except Interrupted as interrupt:
+        return _fail(interrupt.exit_code, "interrupted" if verifying else f"interrupted; {_left(options)}")
     except WorkerDiedError as error:
         return _fail(1, str(error) if verifying else f"{error}; {_left(options)}")
     except OSError as error:
@@ -114,19 +109,6 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _raise_on_signals() -> None:
-    def interrupt(number: int, frame: FrameType | None) -> NoReturn:  # noqa: ARG001 - the signature is given
-        # A second signal must not interrupt the cleanup.
-        for each in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(each, signal.SIG_IGN)
-        raise InterruptedBySignal(number)
-
-    signal.signal(signal.SIGTERM, interrupt)
-    # A shell starts background jobs with SIGINT ignored: keep that.
-    if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
-        signal.signal(signal.SIGINT, interrupt)
-
-
 def _open_closed_streams() -> None:
     # If a standard stream was closed (`2>&-`), the next file gets its number: errors would go into a shard.
     for number, name in enumerate(("stdin", "stdout", "stderr")):
@@ -167,5 +149,7 @@ def _fail(code: int, message: str) -> int:
 if __name__ == "__main__":
     _open_closed_streams()
     _write_any_name()
-    _raise_on_signals()
+    # A shell starts background jobs with SIGINT ignored: keep that.
+    in_background = signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    raise_on_signals(signal.SIGTERM, *(() if in_background else (signal.SIGINT,)))
     sys.exit(main())

@@ -21,11 +21,12 @@ from multiprocessing.connection import wait as wait_for_connection
 from multiprocessing.context import BaseContext
 from typing import Any, TypeVar
 
+from interrupts import block_signals
+
 Task = TypeVar("Task")
 Result = TypeVar("Result")
 
 _REFRESH_SECONDS = 0.2
-_SIGNALS = {signal.SIGINT, signal.SIGTERM}
 _REASON_BYTES = 240
 REASONS_SHOWN = 3
 
@@ -149,11 +150,8 @@ def _submit(
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     # Submitting starts the workers. They inherit the blocked signals: Ctrl-C, which reaches every process of the
     # terminal's group, is handled by the parent, late by the time of a few spawns.
-    signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
-    try:
+    with block_signals(signal.SIGINT, signal.SIGTERM):
         return {executor.submit(_run_task, function, number, task): number for number, task in enumerate(tasks)}
-    finally:
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
 
 
 _board: _Board | None = None  # of this worker process

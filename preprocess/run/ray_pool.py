@@ -9,9 +9,7 @@ import contextlib
 import itertools
 import logging
 import os
-import signal
 import socket
-import threading
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -19,7 +17,7 @@ import ray
 from ray.exceptions import RayError, RayTaskError
 
 from errors import InputError
-from interrupts import defer_signals
+from interrupts import defer_signals, keep_sigterm_handler
 from preprocess.run.pool import REASONS_SHOWN, Counts, Result, Task, WorkerDiedError
 
 _ATTEMPTS = 6  # of one task: nodes may die now and then, but an image that kills every worker must end the build
@@ -101,7 +99,7 @@ def _joined(address: str) -> Iterator[None]:
     try:
         if not joined_before:
             _check_address(os.environ.get("RAY_ADDRESS") or address if address == "auto" else address)
-        with _kept_sigterm_handler():
+        with keep_sigterm_handler():
             ray.init(address=address, ignore_reinit_error=True, logging_level=logging.WARNING)
     except (OSError, ValueError, RuntimeError) as error:
         reason = str(getattr(error, "strerror", None) or error).split(". ")[0]
@@ -114,17 +112,6 @@ def _joined(address: str) -> Iterator[None]:
     finally:
         if not joined_before:
             ray.shutdown()
-
-
-@contextlib.contextmanager
-def _kept_sigterm_handler() -> Iterator[None]:
-    """Restore the handler that `ray.init` replaces: its own exits silently."""
-    handler = signal.getsignal(signal.SIGTERM)
-    try:
-        yield
-    finally:
-        if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGTERM, handler)
 
 
 def _check_address(address: str) -> None:
