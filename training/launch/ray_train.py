@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import signal
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from ray.train import CheckpointConfig, FailureConfig, LoggingConfig, RunConfig,
 from ray.train.torch import TorchConfig, TorchTrainer, get_device
 
 from errors import InputError
+from interrupts import keep_sigterm_handler
 from training import tracking
 from training.checkpoint import write_checkpoint
 from training.config import Config
@@ -61,9 +61,8 @@ def join_ray() -> None:
         )
     for name, value in {**RAY_TRAIN_SETTINGS, **({} if address else OWN_RAY_SETTINGS)}.items():
         os.environ.setdefault(name, value)
-    on_sigterm = signal.getsignal(signal.SIGTERM)
-    ray.init(address or "local", ignore_reinit_error=True, logging_level=logging.WARNING)
-    signal.signal(signal.SIGTERM, on_sigterm)  # Ray has installed one that exits without cleaning up
+    with keep_sigterm_handler():
+        ray.init(address or "local", ignore_reinit_error=True, logging_level=logging.WARNING)
 
 
 def fit(config: Config, resources: Resources, tracking_uri: str, run_id: str) -> str | None:
