@@ -2,11 +2,20 @@
 
 import dataclasses
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from commands import run_command
 from raw_data import MAX_REJECTED
+
+
+@pytest.fixture(scope="session", autouse=True)
+def float32_on_every_processor() -> Iterator[None]:
+    """Let precision `auto` be float32 in this process: with AMX it would be bfloat16, and references are float32."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("training.loop.precision._cpu_has_amx_bf16", lambda: False)
+        yield
 
 
 @pytest.fixture(scope="session")
@@ -47,7 +56,6 @@ def checkpoint(tiny_shards: Path, tmp_path_factory: pytest.TempPathFactory) -> P
         epochs=3,
         batch_size=8,
         label_smoothing=0.0,
-        precision="float32",  # `auto` is bfloat16 on some processors, and the tests compare with float32
         network=dataclasses.replace(base.network, dropout=0.3),
         optimizer=dataclasses.replace(base.optimizer, learning_rate=0.005),
     )
