@@ -19,10 +19,9 @@ from tqdm import tqdm
 from errors import InputError
 from pipeline.loader import Loader, make_loader
 from preprocess.manifest import Manifest, manifest_digest, read_manifest
-from training.cli import run_command
+from training.cli import resolve, run_command
 from training.load_model import LoadedModel, add_model_arguments, load_model, make_dense
 from training.loop.step import TOP_K, log_probabilities
-from training.project import resolve
 from training.report.examples import Example
 from training.report.folder import prepare_folder, report_files, write_report
 from training.report.html import Subject

@@ -9,10 +9,9 @@ from pathlib import Path
 import tyro
 
 from errors import InputError
-from training.cli import run_command
+from training.cli import run_command, table_options
 from training.config import Config
 from training.recipes import RECIPES
-from training.tables import TABLES
 
 DEFAULT_RECIPE = "sample"
 
@@ -32,7 +31,9 @@ def parse(arguments: Sequence[str]) -> Config:
         # The recipe may be left out, but the parser of the recipe's fields wants it named.
         arguments.insert(0, DEFAULT_RECIPE)
     recipes = {name: ((make.__doc__ or "").splitlines()[0], make()) for name, make in RECIPES.items()}
-    return tyro.extras.overridable_config_cli(recipes, args=arguments, prog="python -m training.run", registry=TABLES)
+    return tyro.extras.overridable_config_cli(
+        recipes, args=arguments, prog="python -m training.run", registry=table_options()
+    )
 
 
 def main(arguments: Sequence[str]) -> None:

@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 
 from errors import InputError
-from training.project import resolve
+from training.cli import resolve
 
 
 def test_paths_begin_in_the_project(tmp_path: Path) -> None:

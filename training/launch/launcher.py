@@ -13,12 +13,12 @@ from ray.train import Result
 from preprocess.manifest import manifest_digest
 from training import tracking
 from training.checkpoint import MODEL, read_model
+from training.cli import resolve
 from training.config import Config
 from training.launch.ray_train import fit, join_ray
 from training.launch.resources import check_data_and_network, resolve_resources
 from training.loop.compile import check_compiler
 from training.models import architecture
-from training.project import resolve
 from training.report.pictures import kernels_png
 
 
