@@ -16,10 +16,9 @@ from pipeline.crops import default_crop
 from pipeline.views import Mean, Units, check_units
 from training.loop.compile import Compile
 from training.loop.precision import Precision
-from training.models.activation import Activation
-from training.models.architecture import Order, check_lrn_size
-from training.models.dropout import DropoutForm
-from training.models.initial import Init
+from training.models import NetworkArchitecture, architecture
+from training.models.architecture import Lrn, Order, Pooling
+from training.models.layers import Activation, DropoutForm, Init
 
 
 @dataclass(frozen=True)
@@ -42,7 +41,7 @@ class Parallel:
 
 @dataclass(frozen=True)
 class Network:
-    """A network and its switches; a switch that is None uses the network's default."""
+    """A network by name, and what to change of its architecture, which checks it; None: nothing."""
 
     name: str = "alexnet"
     """A key of `training.models.NETWORKS`."""
@@ -50,7 +49,7 @@ class Network:
     """Side of conv1's kernels in pixels."""
     first_stride: int | None = None
     """Stride of conv1 in pixels."""
-    lrn: Literal["off", "paper", "code-2012"] | None = None
+    lrn: Lrn | None = None
     """Response normalisation in stages 1 and 2: none, the paper's alpha, or that of the released code."""
     dropout: float | None = None
     """Probability of zeroing a unit of fc6 and fc7 in training."""
@@ -71,24 +70,12 @@ class Network:
     """Operations after conv2."""
     spatial_norm: bool | None = None
     """Normalisation over 5x5 pixels of the same map after conv2's LRN, as in run 145."""
-    pooling: Literal["overlapping", "disjoint"] | None = None
+    pooling: Pooling | None = None
     """3x3 every 2 pixels, or 2x2 with less padding in conv2 and conv5, as run 147."""
     activation: Activation | None = None
     """Activation after every layer but the last; `leaky` has slope 0.1, `prelu` learns one per channel."""
     dropout_form: DropoutForm | None = None
     """Where dropout scales: in training (`inverted`) or in evaluation (`2012`)."""
-
-    def __post_init__(self) -> None:
-        _at_least("network.first_kernel", self.first_kernel, 1)
-        _at_least("network.first_stride", self.first_stride, 1)
-        if self.dropout is not None and not 0 <= self.dropout < 1:
-            raise InputError(f"network.dropout is {self.dropout}; use 0 up to but not including 1")
-        for name in ("lrn_alpha", "lrn_k", "lrn_beta"):
-            value = getattr(self, name)
-            if value is not None and not 0 < value < float("inf"):
-                raise InputError(f"network.{name} is {value}; it must be above 0 and finite")
-        if self.lrn_size is not None:
-            check_lrn_size(self.lrn_size)
 
 
 @dataclass(frozen=True)
@@ -256,6 +243,7 @@ class Config:
         if not 0 <= self.label_smoothing < 1:
             raise InputError(f"label_smoothing is {self.label_smoothing}; use 0 up to but not including 1")
         check_units(self.units, self.mean)
+        self.architecture()
         self._check_graphs()
         if self.image_size > self.short_side:
             raise InputError(f"crop is {self.crop}; with a short side of {self.short_side} it can be at most that")
@@ -273,11 +261,9 @@ class Config:
         """Side of the network's square input in pixels."""
         return self.crop or default_crop(self.short_side)
 
-    def switches(self) -> dict[str, Any]:
-        """Return the keyword arguments of `training.models.build` that this configuration asks for."""
-        switches = dataclasses.asdict(self.network)
-        del switches["name"]
-        return {**switches, "image_size": self.image_size}
+    def architecture(self) -> NetworkArchitecture:
+        """Return the architecture of the network for images of `image_size`."""
+        return architecture(**dataclasses.asdict(self.network), image_size=self.image_size)
 
 
 def flatten(config: Config) -> dict[str, Any]:

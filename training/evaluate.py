@@ -135,14 +135,14 @@ def predict_all(trained: LoadedModel, loader: Loader) -> Predictions:
 
 def describe(trained: LoadedModel, manifest: Manifest) -> Subject:
     """Return what the report says of the network and shows of its first layer."""
-    layer = trained.network.architecture.first_layer
+    layer = trained.architecture.first_layer
     first = trained.network.get_parameter(f"{layer}.weight").detach().cpu().float().numpy()
     return Subject(
         network=trained.config.network.name,
         parameters=sum(parameter.numel() for parameter in trained.network.parameters()),
         data=manifest.name,
         conv1=first,
-        towers=trained.network.architecture.towers,
+        towers=trained.architecture.towers,
     )
 
 

@@ -10,13 +10,14 @@ from typing import Literal
 
 import numpy as np
 import torch
+from torch import nn
 
 from errors import InputError
 from pipeline.views import read_mean_image
 from training.checkpoint import MODEL, DatasetInfo, check_fits, describe_data, read_checkpoint, read_mean, read_model
 from training.config import Config
 from training.loop.precision import autocast, resolve_precision
-from training.models import AlexNet, Architecture, LeNet5, build, to_fully_convolutional
+from training.models import Architecture, NetworkArchitecture, make_network, to_fully_convolutional
 from training.recipes import RECIPES
 
 
@@ -24,7 +25,7 @@ from training.recipes import RECIPES
 class LoadedModel:
     """A single-device network in eval mode on `device`, with what is needed to feed it."""
 
-    network: AlexNet | LeNet5
+    network: nn.Module
     config: Config
     data: DatasetInfo
     mean_image: np.ndarray | None
@@ -34,6 +35,11 @@ class LoadedModel:
     """Where the weights come from, for people."""
     run_id: str | None
     """The MLflow run that was asked for, if it was one."""
+
+    @property
+    def architecture(self) -> NetworkArchitecture:
+        """The architecture that was trained."""
+        return self.config.architecture()
 
     @property
     def autocast(self) -> torch.autocast:
@@ -94,14 +100,14 @@ def make_dense(trained: LoadedModel) -> LoadedModel:
     Raises:
         InputError: it is not one of the AlexNet family.
     """
-    known, config = trained.network.architecture, replace(trained.config, crop=trained.data.short_side)
+    known, config = trained.architecture, replace(trained.config, crop=trained.data.short_side)
     if not isinstance(known, Architecture):
         raise InputError(
             f"--dense needs a network of the AlexNet family, not {config.network.name} of {trained.name}; leave it out"
         )
     side = known.last_side()
-    switches = {**config.switches(), "fully_convolutional": True, "hybrid": False, "map_side": side}
-    network = build(config.network.name, len(trained.data.classes), **switches)
+    dense = replace(known, image_size=config.image_size, fully_convolutional=True, hybrid=False, map_side=side)
+    network = make_network(dense, len(trained.data.classes))
     network.load_state_dict(to_fully_convolutional(trained.network.state_dict(), side))
     network.to(device=trained.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     return replace(trained, network=network.eval(), config=config, name=f"{trained.name}, dense")
@@ -141,8 +147,8 @@ def _from_checkpoint(folder: Path, device: torch.device, name: str, run_id: str 
     return LoadedModel(network, config, data, read_mean(folder, checkpoint), device, name, run_id)
 
 
-def _load(weights: Path, config: Config, classes: int, device: torch.device, name: str) -> AlexNet | LeNet5:
-    network = build(config.network.name, classes, **config.switches())
+def _load(weights: Path, config: Config, classes: int, device: torch.device, name: str) -> nn.Module:
+    network = make_network(config.architecture(), classes)
     state = read_model(weights)
     check_fits(state, network.state_dict(), name)
     network.load_state_dict(state)

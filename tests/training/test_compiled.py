@@ -20,7 +20,7 @@ from training.loop.precision import autocast
 from training.loop.state import TrainState, build_state
 from training.loop.step import mean_loss, train_step
 from training.loop.train import train
-from training.models import architecture, build
+from training.models import architecture, build, make_network
 from training.optim.optimizer import make_optimizer
 from training.parallel.layout import Layout, gather_full, take_shard
 from training.recipes import RECIPES
@@ -116,7 +116,9 @@ def train_steps(name: str, layout: Layout, compile: Compile) -> dict[str, Tensor
     """Take steps on this process's share of each batch, the first layer frozen before the last; return all weights."""
     torch.manual_seed(0)
     initial = build(name, 12, **SWITCHES[name]).state_dict()
-    network = build(name, 12, links=layout.links(), **SWITCHES[name]).to(memory_format=torch.channels_last)
+    network = make_network(architecture(name, **SWITCHES[name]), 12, layout.links()).to(
+        memory_format=torch.channels_last
+    )
     network.load_state_dict(take_shard(initial, network, layout))
     optimizer = make_optimizer(network, Optimizer(learning_rate=0.004))
     for steps in (range(3), range(3, 4)):

@@ -5,7 +5,6 @@ import pytest
 
 from errors import InputError
 from training.config import Config, Network, Optimizer, Parallel, flatten
-from training.models import architecture
 from training.recipes import RECIPES
 from training.run import parse
 from typed_json import parse_json
@@ -34,7 +33,7 @@ def test_alexnet_paper_is_the_text_of_2012() -> None:
     config = RECIPES["alexnet-paper"]()
     assert (config.image_size, config.batch_size, config.epochs) == (224, 128, 90)
     assert config.network == Network(dropout_form="2012")
-    network = architecture(config.network.name, **config.switches())
+    network = config.architecture()
     assert (network.first_kernel, network.first_stride, network.lrn) == (11, 4, "paper")
     assert (network.dropout, network.init) == (0.5, "paper")
     assert config.optimizer == Optimizer(0.01, 0.9, 5e-4, "plateau", momentum_form="2012")
@@ -74,7 +73,7 @@ def test_a_table_with_half_a_row_or_a_wrong_type_gets_code_2(
 
 def test_alexnet_2012_is_run_145_where_it_differs_from_the_text() -> None:
     config = RECIPES["alexnet-2012"]()
-    network = architecture(config.network.name, **config.switches())
+    network = config.architecture()
     assert (network.lrn, network.order1, network.order2) == ("code-2012", "lrn-pool-act", "act-lrn-pool")
     assert (network.spatial_norm, network.init, network.dropout_form) == (True, "code-2012", "2012")
     assert (config.augmentation.granularity, config.augmentation.lighting) == ("chunk", "code-2012")

@@ -16,7 +16,7 @@ from preprocess.manifest import read_manifest
 from training import evaluate, predict
 from training.checkpoint import MODEL, read_checkpoint, read_model
 from training.cli import run_command as run_in_process
-from training.models import build
+from training.models import build, make_network
 from training.tracking import create_run, open_client
 
 
@@ -41,7 +41,7 @@ def command(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.Capt
 def reference(checkpoint: Path, shards: Path, crops: int) -> tuple[np.ndarray, np.ndarray]:
     """Return labels and float64 class probabilities of the val split by Pillow, torchvision and plain torch."""
     done, manifest = read_checkpoint(checkpoint), read_manifest(shards)
-    network = build(done.config.network.name, len(manifest.classes), **done.config.switches())
+    network = make_network(done.config.architecture(), len(manifest.classes))
     network.load_state_dict(read_model(checkpoint / MODEL))
     network.eval()
     mean = torch.tensor(manifest.color_stats.mean)[:, None, None]
@@ -92,7 +92,7 @@ def test_dense_evaluation_sees_the_whole_square(command, checkpoint: Path, tiny_
     assert code == 0, err
     report = json.loads((tmp_path / "r" / "report.json").read_text())
     done, manifest = read_checkpoint(checkpoint), read_manifest(tiny_shards)
-    network = build("alexnet-small", 3, **done.config.switches()).eval()
+    network = make_network(done.config.architecture(), 3).eval()
     network.load_state_dict(read_model(checkpoint / MODEL))
     mean = torch.tensor(manifest.color_stats.mean)[:, None, None]
     std = torch.tensor(np.diag(manifest.color_stats.covariance)).float().sqrt()[:, None, None]

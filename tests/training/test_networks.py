@@ -11,9 +11,8 @@ import torchvision
 from torch import Tensor, nn
 
 from errors import InputError
-from training.models import NETWORKS, AlexNet, build, to_fully_connected, to_fully_convolutional
-from training.models.activation import make_activation
-from training.models.dropout import Dropout2012
+from training.models import NETWORKS, AlexNet, architecture, build, to_fully_connected, to_fully_convolutional
+from training.models.layers import Dropout2012, make_activation
 from training.models.lrn import SpatialResponseNorm
 
 State = Mapping[str, Tensor]
@@ -146,7 +145,7 @@ def test_a_network_is_what_its_description_says(case: str) -> None:
     torch.manual_seed(SEEDS.get(case, 0))
     name, switches, reference = REFERENCES[case]
     network = build(name, 10, **switches).eval()
-    side = network.architecture.image_size
+    side = architecture(name, **switches).image_size
     assert_equal_to(network, reference, torch.randn(2, 3, side, side) * 60)
 
 

@@ -19,7 +19,7 @@ from torch import Tensor
 from training.config import Optimizer
 from training.loop.precision import autocast
 from training.loop.step import train_step
-from training.models import architecture, build
+from training.models import architecture, build, make_network
 from training.optim.optimizer import load_optimizer_state, make_ema, make_optimizer, optimizer_state
 from training.parallel.layout import Layout, gather_full, take_shard
 
@@ -54,7 +54,7 @@ def initial_state(name: str) -> dict[str, Tensor]:
 
 def train_steps(name: str, layout: Layout, steps: range, start: State | None) -> State:
     """Take optimiser steps on this layout's share of each batch, in two parts; return the single-device state."""
-    network = build(name, 12, links=layout.links(), **SWITCHES[name])
+    network = make_network(architecture(name, **SWITCHES[name]), 12, layout.links())
     network.load_state_dict(take_shard(start["model"] if start else initial_state(name), network, layout))
     network.to(layout.device)
     optimizer = make_optimizer(network, Optimizer(learning_rate=0.004))
@@ -110,7 +110,7 @@ def order_of_a_step(layout: Layout) -> list[str]:
 
         return call
 
-    network = build("alexnet-owt", 12, links=layout.links(), **SWITCHES["alexnet-owt"])
+    network = make_network(architecture("alexnet-owt", **SWITCHES["alexnet-owt"]), 12, layout.links())
     network.layer("fc6").register_forward_hook(lambda *_: order.append("fc6"))
     network.layer("fc6").register_full_backward_hook(lambda *_: order.append("fc6 backward"))
     images, labels = (part.chunk(layout.num_batch_ranks)[layout.batch_rank] for part in batch(0))

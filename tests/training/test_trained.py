@@ -9,7 +9,7 @@ from preprocess.manifest import read_manifest
 from training.config import Config, Network
 from training.evaluate import describe
 from training.load_model import load_model
-from training.models import build
+from training.models import make_network
 from training.recipes import RECIPES
 
 
@@ -20,7 +20,7 @@ def test_a_file_of_weights_of_any_network_is_taken_up_and_described(
     config = Config(recipe="own", short_side=64, crop=64, epochs=1, network=Network(name))
     monkeypatch.setitem(RECIPES, "own", lambda: dataclasses.replace(config))
     manifest = read_manifest(tiny_shards)
-    network = build(name, len(manifest.classes), **config.switches()).eval()
+    network = make_network(config.architecture(), len(manifest.classes)).eval()
     torch.save(network.state_dict(), tmp_path / "weights.pth")
     choice = argparse.Namespace(
         run=None, which=None, checkpoint=None, weights=tmp_path / "weights.pth", recipe="own", device="cpu"

@@ -21,7 +21,7 @@ from training.loop.precision import autocast
 from training.loop.state import TrainState, build_state, capture_checkpoint
 from training.loop.step import log_probabilities, score
 from training.loop.train import DivergenceError, train, train_epoch, validate
-from training.models import build
+from training.models import build, make_network
 from training.parallel.layout import Layout
 from training.recipes import RECIPES
 
@@ -103,7 +103,7 @@ def test_a_training_is_the_plain_loop_of_its_parts(config: Config, tmp_path: Pat
     run = Run(config, tmp_path / "run")
 
     torch.manual_seed(3)
-    plain = build("alexnet-small", 3, **config.switches())
+    plain = make_network(config.architecture(), 3)
     sgd = torch.optim.SGD(plain.parameters(), lr=0.002, momentum=0.8, weight_decay=1e-2)
     average: dict[str, Tensor] = {}  # begins with the weights after the first step
     options = {"seed": 3, "units": "unit-std", "augmentation": augmentation, "num_threads": 1}

@@ -18,7 +18,6 @@ from training.config import Config
 from training.launch.ray_train import fit, join_ray
 from training.launch.resources import check_data_and_network, resolve_resources
 from training.loop.compile import check_compiler
-from training.models import architecture
 from training.report.pictures import kernels_png
 
 
@@ -85,7 +84,7 @@ def _log_checkpoints(client: tracking.MlflowClient, run_id: str, config: Config)
 
 
 def _log_kernels(client: tracking.MlflowClient, run_id: str, checkpoint: Path, config: Config) -> None:
-    network = architecture(config.network.name)
+    network = config.architecture()
     kernels = read_model(checkpoint / MODEL)[f"{network.first_layer}.weight"].numpy()
     with tempfile.TemporaryDirectory() as folder:
         picture = Path(folder, "conv1-kernels.png")

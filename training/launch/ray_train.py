@@ -24,7 +24,6 @@ from training.launch.progress import Progress
 from training.launch.resources import Resources
 from training.loop.state import TrainState, build_state, capture_checkpoint
 from training.loop.train import DivergenceError, train
-from training.models import architecture
 from training.parallel.layout import make_layout
 
 COLLECTIVE_TIMEOUT_SECONDS = 300
@@ -109,8 +108,7 @@ def train_worker(arguments: dict[str, Any]) -> str | None:
     logging.getLogger().setLevel(logging.WARNING)  # some of Ray Train's reports use the root logger
     config: Config = arguments["config"]
     resources: Resources = arguments["resources"]
-    hybrid = architecture(config.network.name).hybrid
-    layout = make_layout(torch.device(get_device()), resources.data, resources.model, hybrid)
+    layout = make_layout(torch.device(get_device()), resources.data, resources.model, config.architecture().hybrid)
     metric_log = tracking.MetricLog(arguments["tracking_uri"], arguments["run_id"]) if layout.is_first else None
     progress = Progress(config.epochs)
 

@@ -10,7 +10,7 @@ import torch
 from errors import InputError
 from preprocess.manifest import read_manifest
 from training.config import Config, Parallel, flatten
-from training.models import architecture, build
+from training.models import make_network
 from training.optim.optimizer import check_layers
 
 
@@ -48,9 +48,9 @@ def check_data_and_network(config: Config) -> None:
     samples = manifest.split("train").samples
     if samples < config.batch_size:
         raise InputError(f"batch_size {config.batch_size} is more than the {samples} train samples of {config.data}")
-    architecture(config.network.name, **config.switches()).check(len(manifest.classes), config.parallel.model)
+    config.architecture().check(len(manifest.classes), config.parallel.model)
     with torch.device("meta"):  # only names: no memory, no random numbers
-        named = build(config.network.name, len(manifest.classes), **config.switches())
+        named = make_network(config.architecture(), len(manifest.classes))
     check_layers(named, config.optimizer, config.epochs)
 
 
@@ -89,7 +89,7 @@ def resolve_resources(config: Config, nodes: list[dict[str, float]]) -> Resource
 
 def _check_batch_divides(config: Config, data: int) -> None:
     model = config.parallel.model
-    hybrid = model > 1 and architecture(config.network.name).hybrid
+    hybrid = model > 1 and config.architecture().hybrid
     shares = data * model if hybrid else data
     if config.batch_size % shares:
         of = f"parallel.data {data} x parallel.model {model} devices" if hybrid else f"parallel.data {data} replicas"

@@ -27,7 +27,7 @@ from training.checkpoint import (
 from training.config import Config
 from training.loop.compile import MeanLoss, make_mean_loss
 from training.loop.precision import autocast, resolve_precision
-from training.models import build
+from training.models import make_network
 from training.optim.optimizer import (
     check_layers,
     load_lr,
@@ -82,8 +82,8 @@ def build_state(config: Config, layout: Layout, num_threads: int, checkpoint: Pa
     data = describe_data(config.data)
     torch.manual_seed(config.seed)
     # Drawn completely on every worker, then cut: the weights depend on the seed only, not on the layout.
-    initial = build(config.network.name, len(data.classes), **config.switches()).state_dict()
-    network = build(config.network.name, len(data.classes), links=layout.links(), **config.switches())
+    initial = make_network(config.architecture(), len(data.classes)).state_dict()
+    network = make_network(config.architecture(), len(data.classes), layout.links())
     network.load_state_dict(take_shard(initial, network, layout))
     network.to(device=layout.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     check_layers(network, config.optimizer, config.epochs)

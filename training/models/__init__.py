@@ -1,20 +1,19 @@
-"""The networks. `build` is the only way in; nothing here knows of Ray, MLflow or processes."""
+"""The networks. Nothing here knows of Ray, MLflow or processes."""
 
-from training.models.alexnet import AlexNet
+from training.models.alexnet import AlexNet, to_fully_connected, to_fully_convolutional
 from training.models.architecture import Architecture
-from training.models.conversion import to_fully_connected, to_fully_convolutional
-from training.models.lenet import LeNet5
-from training.models.links import Links
-from training.models.networks import NETWORKS, architecture, build
+from training.models.contract import Links, NetworkArchitecture
+from training.models.networks import NETWORKS, architecture, build, make_network
 
 __all__ = [
     "NETWORKS",
     "AlexNet",
     "Architecture",
-    "LeNet5",
     "Links",
+    "NetworkArchitecture",
     "architecture",
     "build",
+    "make_network",
     "to_fully_connected",
     "to_fully_convolutional",
 ]

@@ -8,16 +8,16 @@ convolutions whole, and fc6 to fc8 are split in the same way. On one device the 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from training.models.activation import make_activation
 from training.models.architecture import LRN_ALPHA, Architecture
+from training.models.contract import Links
 from training.models.convolution import Conv2d
-from training.models.dropout import make_dropout
-from training.models.initial import initialise
-from training.models.links import Links
+from training.models.layers import initialise, make_activation, make_dropout
 from training.models.lrn import LocalResponseNorm, SpatialResponseNorm
 
 _CONVOLUTIONS = ("conv1", "conv2", "conv3", "conv4", "conv5")
@@ -192,3 +192,25 @@ class AlexNet(nn.Module):
 
     def _path(self, name: str) -> str:
         return name if self.architecture.names == "layers" else _TORCHVISION[name]
+
+
+def to_fully_convolutional(state: Mapping[str, Tensor], side: int = 6) -> dict[str, Tensor]:
+    """Return the state of `alexnet-single` for `alexnet-conv`, or of `alexnet-owt` for `alexnet-owt-conv`.
+
+    The first matrix (units, channels * side²) becomes (units, channels, side, side), the others
+    (units, inputs, 1, 1). All else is unchanged; tensors share their memory with those of `state`.
+    """
+    matrices = [name for name, tensor in state.items() if tensor.dim() == 2]
+    kernels = {name: (side if name == matrices[0] else 1) for name in matrices}
+    return {
+        name: tensor.reshape(len(tensor), -1, kernels[name], kernels[name]) if name in kernels else tensor
+        for name, tensor in state.items()
+    }
+
+
+def to_fully_connected(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Undo `to_fully_convolutional`: fc6 to fc8 (`classifier.N` in torchvision's names) become matrices."""
+    return {
+        name: tensor.flatten(1) if tensor.dim() == 4 and name.startswith(("fc", "classifier")) else tensor
+        for name, tensor in state.items()
+    }

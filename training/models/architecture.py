@@ -8,23 +8,18 @@ from dataclasses import dataclass
 from typing import Literal
 
 from errors import InputError
-from training.models.activation import Activation
-from training.models.dropout import DropoutForm
-from training.models.initial import Init
+from training.models.contract import NetworkArchitecture
+from training.models.layers import Activation, DropoutForm, Init
 
 LRN_ALPHA = {"paper": 1e-4, "code-2012": 2e-5}
 """Coefficient of the plain sum of squares: the paper's formula, and run 145, whose code divided by the size."""
+Lrn = Literal["off", "paper", "code-2012"]
+Pooling = Literal["overlapping", "disjoint"]
 Order = Literal["act-lrn-pool", "act-pool-lrn", "lrn-act-pool", "lrn-pool-act", "pool-act-lrn", "pool-lrn-act"]
 
 
-def check_lrn_size(size: int) -> None:
-    """Raise `InputError` unless a window of so many channels has a middle."""
-    if size < 1 or size % 2 == 0:
-        raise InputError(f"network.lrn_size is {size}; it must be odd and at least 1")
-
-
 @dataclass(frozen=True)
-class Architecture:
+class Architecture(NetworkArchitecture):
     """One network of the family; the defaults are those of the paper of 2012, but for the form of dropout."""
 
     channels: tuple[int, int, int, int, int] = (96, 256, 384, 384, 256)
@@ -53,7 +48,7 @@ class Architecture:
     """fc6 to fc8 are convolutions: larger images give a map of logits (`AlexNet.logit_map`) and their mean."""
     names: Literal["layers", "torchvision"] = "layers"
     """Parameters are named conv1 .. fc8, or features.N and classifier.N as in torchvision."""
-    lrn: Literal["off", "paper", "code-2012"] = "paper"
+    lrn: Lrn = "paper"
     """Response normalisation in stages 1 and 2, and whose alpha."""
     lrn_alpha: float | None = None
     """Coefficient of the plain sum of squares, in place of the one that `lrn` names."""
@@ -69,7 +64,7 @@ class Architecture:
     """Operations after conv2."""
     spatial_norm: bool = False
     """Run 145's normalisation over 5x5 pixels of the same map, after stage 2's LRN; the paper has none."""
-    pooling: Literal["overlapping", "disjoint"] = "overlapping"
+    pooling: Pooling = "overlapping"
     """3x3 every 2 pixels; or 2x2, with 1 pixel less padding in conv2 and conv5 so that 6x6 maps remain (run 147)."""
     activation: Activation = "relu"
     """After every layer but fc8."""
@@ -80,10 +75,20 @@ class Architecture:
     dropout_place: Literal["outputs", "inputs"] = "outputs"
     """Of fc6 and fc7: their outputs as in 2012, or their inputs as in torchvision."""
     init: Init = "paper"
-    """Initial weights, see `training.models.initial`."""
+    """Initial weights, see `initialise`."""
 
     def __post_init__(self) -> None:
-        check_lrn_size(self.lrn_size)
+        for name in ("first_kernel", "first_stride"):
+            if (least := getattr(self, name)) < 1:
+                raise InputError(f"network.{name} is {least}; it must be at least 1")
+        if not 0 <= self.dropout < 1:
+            raise InputError(f"network.dropout is {self.dropout}; use 0 up to but not including 1")
+        for name in ("lrn_alpha", "lrn_k", "lrn_beta"):
+            value = getattr(self, name)
+            if value is not None and not 0 < value < math.inf:
+                raise InputError(f"network.{name} is {value}; it must be above 0 and finite")
+        if self.lrn_size < 1 or self.lrn_size % 2 == 0:
+            raise InputError(f"network.lrn_size is {self.lrn_size}; it must be odd and at least 1")
 
     @property
     def first_layer(self) -> str:

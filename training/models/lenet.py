@@ -8,12 +8,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from errors import InputError
-from training.models.activation import Activation, make_activation
-from training.models.initial import Init, initialise
+from training.models.contract import Links, NetworkArchitecture
+from training.models.layers import Activation, Init, initialise, make_activation
 
 
 @dataclass(frozen=True)
-class LeNetArchitecture:
+class LeNetArchitecture(NetworkArchitecture):
     """The switches of LeNet-5; the sizes are those of 1998, for three colours."""
 
     image_size: int = 32
@@ -21,16 +21,13 @@ class LeNetArchitecture:
     activation: Activation = "tanh"
     """After every layer but fc5."""
     init: Init = "torch"
-    """Initial weights, see `training.models.initial`."""
-    towers: int = 1
-    hybrid: bool = False
-    first_layer: str = "conv1"
+    """Initial weights, see `initialise`."""
 
     def last_side(self) -> int:
         """Return the side in pixels of the maps that fc3 sees."""
         return ((self.image_size - 4) // 2 - 4) // 2
 
-    def check(self, num_classes: int, width: int) -> None:  # noqa: ARG002 - as that of the AlexNet family
+    def check(self, num_classes: int, width: int) -> None:  # noqa: ARG002 - any number of classes fits
         """Raise `InputError` for images that leave nothing to classify, or more than one device."""
         if self.last_side() < 1:
             raise InputError(f"crop {self.image_size} is too small for lenet5; it needs at least 16 pixels")
@@ -41,11 +38,9 @@ class LeNetArchitecture:
 class LeNet5(nn.Module):
     """Convolutions of 6 and 16 maps, 2x2 average pooling, 120 and 84 units; images N,3,H,H -> N,num_classes logits."""
 
-    def __init__(self, architecture: LeNetArchitecture, num_classes: int, width: int) -> None:
+    def __init__(self, architecture: LeNetArchitecture, num_classes: int, links: Links) -> None:
         super().__init__()
-        architecture.check(num_classes, width)
-        self.architecture = architecture
-        self.num_classes = num_classes
+        architecture.check(num_classes, links.width)
         self.conv1 = nn.Conv2d(3, 6, 5)
         self.conv2 = nn.Conv2d(6, 16, 5)
         self.fc3 = nn.Linear(16 * architecture.last_side() ** 2, 120)

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import fields, replace
+from typing import Any
+
+from torch import nn
 
 from errors import InputError
 from training.models.alexnet import AlexNet
 from training.models.architecture import Architecture
+from training.models.contract import Links, NetworkArchitecture
 from training.models.lenet import LeNet5, LeNetArchitecture
-from training.models.links import Links
 
 _SINGLE = Architecture(towers=1)
 _OWT = Architecture(
@@ -24,7 +28,7 @@ _OWT = Architecture(
     init="torch",
 )
 
-NETWORKS: dict[str, Architecture | LeNetArchitecture] = {
+NETWORKS: dict[str, NetworkArchitecture] = {
     # The paper's.
     "alexnet": Architecture(),
     "alexnet-single": _SINGLE,
@@ -67,28 +71,36 @@ NETWORKS: dict[str, Architecture | LeNetArchitecture] = {
     "lenet5": LeNetArchitecture(),
 }
 
+_FAMILIES: dict[type[NetworkArchitecture], Callable[[Any, int, Links], nn.Module]] = {
+    Architecture: AlexNet,
+    LeNetArchitecture: LeNet5,
+}
 
-def build(name: str, num_classes: int, *, links: Links | None = None, **switches: object) -> AlexNet | LeNet5:
-    """Return the network `name` for `num_classes` classes, its weights drawn from torch's global generator.
 
-    Args:
-        name: a key of `NETWORKS`.
-        num_classes: number of outputs of the last layer.
-        links: what connects this device with those that share the network; None: a single device.
-        **switches: fields of the network's architecture to change; None leaves what the network has.
+def build(name: str, num_classes: int, **switches: object) -> nn.Module:
+    """Return the network `name` for a single device; see `architecture` for the switches, `make_network` for the rest.
 
     Raises:
-        InputError: an unknown name, a switch that the network cannot have, too small an image, or widths that cannot
-            be split over the devices.
+        InputError: an unknown name, a switch that the network cannot have, or too small an image.
     """
-    links = links or Links()
-    chosen = architecture(name, **switches)
-    if isinstance(chosen, LeNetArchitecture):
-        return LeNet5(chosen, num_classes, links.width)
-    return AlexNet(chosen, num_classes, links)
+    return make_network(architecture(name, **switches), num_classes)
 
 
-def architecture(name: str, **switches: object) -> Architecture | LeNetArchitecture:
+def make_network(architecture: NetworkArchitecture, num_classes: int, links: Links | None = None) -> nn.Module:
+    """Return the network of this architecture, its weights drawn from torch's global generator.
+
+    Args:
+        architecture: what `training.models.architecture` returns.
+        num_classes: number of outputs of the last layer.
+        links: what connects this device with those that share the network; None: a single device.
+
+    Raises:
+        InputError: too small an image, or widths that cannot be split over the devices.
+    """
+    return _FAMILIES[type(architecture)](architecture, num_classes, links or Links())
+
+
+def architecture(name: str, **switches: object) -> NetworkArchitecture:
     """Return the numbers of the network `name` with some of them changed (None: not).
 
     Raises:
@@ -101,7 +113,7 @@ def architecture(name: str, **switches: object) -> Architecture | LeNetArchitect
     for switch, value in given.items():
         if switch not in own:
             raise InputError(f"network.{switch} is {value!r}, but {name} has no such switch; leave it out")
-    changed = replace(NETWORKS[name], **given)  # type: ignore[arg-type]
+    changed = replace(NETWORKS[name], **given)
     if isinstance(changed, Architecture):
         _refuse_unread(name, changed, given)
     return changed

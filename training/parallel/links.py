@@ -13,7 +13,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from training.models.links import Links
+from training.models import Links
 
 
 class TowerLinks(Links):
