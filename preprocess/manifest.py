@@ -1,4 +1,4 @@
-"""`manifest.json`, the description that turns a folder of tars into a data set.
+"""What describes a data set: `manifest.json`, which turns a folder of tars into one, and the index of each tar.
 
 The manifest is written last and by rename: a folder without it is not a data set, whatever else lies there.
 """
@@ -8,10 +8,10 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, NamedTuple
 
 import pydantic
 
@@ -22,6 +22,8 @@ from typed_json import read_versioned_json, to_json_values
 MANIFEST_NAME = "manifest.json"
 MEAN_IMAGE_NAME = "mean.npy"
 SCHEMA = 1
+INDEX_VERSION = "v1.2"
+"""Of the format that DALI's `wds2idx` writes."""
 
 _Count = Annotated[int, pydantic.Field(ge=0)]
 
@@ -182,3 +184,49 @@ def parse_manifest(folder: Path | str) -> Manifest:
 def manifest_digest(folder: Path | str) -> str:
     """Return the SHA-256 of `manifest.json` in hex: it names the data set, tars included."""
     return hashlib.sha256((Path(folder) / MANIFEST_NAME).read_bytes()).hexdigest()
+
+
+class IndexEntry(NamedTuple):
+    """Where the two files of a sample lie in its tar: offsets and sizes in bytes."""
+
+    key: str
+    jpeg_offset: int
+    jpeg_bytes: int
+    label_offset: int
+    label_bytes: int
+
+
+def index_text(entries: Iterable[IndexEntry]) -> str:
+    """Return the text of the index of a tar that holds these samples."""
+    lines = [f"jpg {at} {size} {key}.jpg cls {label} {digits} {key}.cls" for key, at, size, label, digits in entries]
+    return "\n".join([f"{INDEX_VERSION} {len(lines)}", *lines, ""])
+
+
+def indexed_samples(path: Path) -> int:
+    """Return the number of samples in the first line of an index; raise `InputError` if it has none."""
+    with path.open(encoding="ascii", errors="replace") as file:
+        header = file.readline().strip()
+    version, _, count = header.partition(" ")
+    if version != INDEX_VERSION or not count.isdecimal():
+        raise InputError(f"{path} begins with {header!r}, not with {INDEX_VERSION} and a count: build the shards again")
+    return int(count)
+
+
+def read_index(path: Path) -> list[IndexEntry]:
+    """Return the samples of an index in the order of the tar.
+
+    Raises:
+        InputError: it is not the index of a tar whose samples are a JPEG and a label.
+    """
+    indexed_samples(path)
+    entries = []
+    for line in path.read_text(encoding="ascii", errors="replace").splitlines()[1:]:
+        try:
+            jpg, jpeg_offset, jpeg_bytes, name, cls, label_offset, label_bytes, _ = line.split(" ")
+            numbers = (int(jpeg_offset), int(jpeg_bytes), int(label_offset), int(label_bytes))
+        except ValueError:
+            jpg = cls = ""
+        if (jpg, cls) != ("jpg", "cls"):
+            raise InputError(f"{path} is not an index of jpg and cls: it has the line {line!r}; build the shards again")
+        entries.append(IndexEntry(name.partition(".")[0], *numbers))
+    return entries

@@ -22,9 +22,8 @@ from urllib.parse import quote
 
 from atomic_files import atomic_write, partial_path
 from errors import InputError
-from preprocess.manifest import Shard
+from preprocess.manifest import IndexEntry, Shard, index_text
 
-INDEX_VERSION = "v1.2"  # of DALI's webdataset reader: `<ext> <offset> <size> <name>` for each file of a sample
 MAX_KEY_BYTES = 96  # a USTAR name without the prefix field, less the ending
 _KEY_DIGEST_CHARACTERS = 16
 _SYNC_BYTES = 4 << 20  # flushed at a time by a thread, so that `commit` need not wait for all
@@ -69,19 +68,6 @@ def _key(text: str, source: str) -> str:
     return f"{re.sub(r'%[0-9A-F]?$', '', head)}~{digest}"
 
 
-def indexed_keys(index: Path) -> list[str]:
-    """Return the keys of the samples of a shard, in order, from the index that `ShardWriter` wrote.
-
-    Raises:
-        ValueError: it is not such an index.
-    """
-    lines = index.read_text(encoding="ascii").splitlines()[1:]
-    try:
-        return [line.split(" ")[3].partition(".")[0] for line in lines]
-    except IndexError:
-        raise ValueError(f"{index} is not an index of samples of two files") from None
-
-
 def index_of(tar_path: Path) -> str:
     """Return the text of the index of a tar, computed from the tar.
 
@@ -93,13 +79,13 @@ def index_of(tar_path: Path) -> str:
         members = tar.getmembers()
     if len(members) % 2:
         raise ValueError(f"{members[-1].name} is one file too many")
-    lines = []
+    entries = []
     for image, label in zip(members[::2], members[1::2], strict=True):
         key = image.name.partition(".")[0]
         if (image.name, label.name) != (f"{key}.jpg", f"{key}.cls"):
             raise ValueError(f"{image.name} is not an image that is followed by its label")
-        lines.append(" ".join(_index_entry(file.name, file.offset_data, file.size) for file in (image, label)))
-    return _index_text(lines)
+        entries.append(IndexEntry(key, image.offset_data, image.size, label.offset_data, label.size))
+    return index_text(entries)
 
 
 class ShardWriter:
@@ -115,7 +101,7 @@ class ShardWriter:
         self._file = partial_path(self._tar_path).open("wb")
         self._size = 0
         self._digest = hashlib.sha256()
-        self._index: list[str] = []
+        self._index: list[IndexEntry] = []
         self._synced = 0
         self._thread = ThreadPoolExecutor(1)
         self._syncing: Future[None] | None = None
@@ -127,15 +113,13 @@ class ShardWriter:
 
     def add(self, key: str, image: bytes, label: str) -> None:
         """Append one sample: JPEG bytes, and the label in zero-padded ASCII."""
-        files = (("jpg", image), ("cls", label.encode("ascii")))
-        blocks, entries, offset = [], [], self._size
-        for ending, data in files:
-            name = f"{key}.{ending}"
-            blocks += [_header(name, len(data)), data, bytes(-len(data) % BLOCKSIZE)]
-            entries.append(_index_entry(name, offset + BLOCKSIZE, len(data)))
-            offset += sum(map(len, blocks[-3:]))
+        blocks, offsets, end = [], [], self._size
+        for ending, data in (("jpg", image), ("cls", label.encode("ascii"))):
+            blocks += [_header(f"{key}.{ending}", len(data)), data, bytes(-len(data) % BLOCKSIZE)]
+            offsets.append(end + BLOCKSIZE)
+            end += sum(map(len, blocks[-3:]))
         self._write(b"".join(blocks))
-        self._index.append(" ".join(entries))
+        self._index.append(IndexEntry(key, offsets[0], len(image), offsets[1], len(label)))
 
     def commit(self, expected: Shard | None = None) -> Shard:
         """Finish tar and index; flush each to disk, then rename it.
@@ -161,7 +145,7 @@ class ShardWriter:
                 f"{self._tar_path} is built with different bytes than in the manifest: the source or the version of a "
                 "library has changed; use another --output, or remove the folder"
             )
-        atomic_write(self._index_path, _index_text(self._index).encode("ascii"))
+        atomic_write(self._index_path, index_text(self._index).encode("ascii"))
         partial_path(self._tar_path).replace(self._tar_path)
         return shard
 
@@ -190,14 +174,6 @@ class ShardWriter:
     def _end_sync(self) -> None:
         if self._syncing is not None:
             self._syncing.result()  # the system reports an error of the disk only once
-
-
-def _index_entry(name: str, offset: int, size: int) -> str:
-    return f"{name.partition('.')[2]} {offset} {size} {name}"
-
-
-def _index_text(lines: Sequence[str]) -> str:
-    return "\n".join([f"{INDEX_VERSION} {len(lines)}", *lines, ""])
 
 
 def _empty_header() -> bytes:

@@ -13,9 +13,8 @@ import numpy as np
 import simplejpeg
 
 from errors import InputError
-from preprocess.manifest import Manifest, Shard
+from preprocess.manifest import Manifest, Shard, indexed_samples, read_index
 
-INDEX_VERSION = "v1.2"
 OPEN_TARS = 64
 """File handles kept open; a shuffling window touches fewer shards than this."""
 
@@ -83,7 +82,7 @@ class Samples:
         self.shard_samples = [shard.samples for shard in self._shards]
         self._ends = list(accumulate(self.shard_samples))
         for shard in self._shards:
-            self._check_header(shard)
+            self._check_count(shard, indexed_samples(self._folder / shard.index))
         self._tables: list[np.ndarray | None] = [None] * len(self._shards)
         self._sizes = np.zeros((len(self), 2), np.int32)  # 0: not known yet
         self._labels = np.zeros(len(self), np.int64)
@@ -134,8 +133,7 @@ class Samples:
 
     def _key(self, index: int) -> str:
         number, row = self._locate(index)
-        _, lines = self._index_lines(self._shards[number])
-        return _components(lines[row])["jpg"][2].split(".")[0]
+        return read_index(self._folder / self._shards[number].index)[row].key
 
     def _locate(self, index: int) -> tuple[int, int]:
         if not 0 <= index < len(self):
@@ -188,40 +186,18 @@ class Samples:
         table = self._tables[number]
         if table is None:
             shard = self._shards[number]
-            count, lines = self._index_lines(shard)
-            if not count == len(lines) == shard.samples:
-                raise self._count_error(shard, len(lines))
-            try:
-                rows = [(*parts["jpg"][:2], *parts["cls"][:2]) for parts in map(_components, lines)]
-            except (KeyError, ValueError) as error:
-                raise InputError(f"{self._folder / shard.index} is not an index of jpg and cls: {error!r}") from error
-            table = self._tables[number] = _spans_of(np.array(rows, np.int64).reshape(-1, 4))
+            entries = read_index(self._folder / shard.index)
+            self._check_count(shard, len(entries))
+            files = np.array([entry[1:] for entry in entries], np.int64).reshape(-1, 4)
+            table = self._tables[number] = _spans_of(files)
         return table
 
-    def _check_header(self, shard: Shard) -> None:
-        with (self._folder / shard.index).open(encoding="utf-8") as file:
-            count = self._parse_header(shard, file.readline())
+    def _check_count(self, shard: Shard, count: int) -> None:
         if count != shard.samples:
-            raise self._count_error(shard, count)
-
-    def _index_lines(self, shard: Shard) -> tuple[int, list[str]]:
-        header, *lines = (self._folder / shard.index).read_text(encoding="utf-8").splitlines() or [""]
-        return self._parse_header(shard, header), lines
-
-    def _parse_header(self, shard: Shard, header: str) -> int:
-        version, _, count = header.partition(" ")
-        if version != INDEX_VERSION or not count.strip().isdigit():
             raise InputError(
-                f"{self._folder / shard.index} begins with {header.strip()!r}, not with {INDEX_VERSION} and a count: "
+                f"{self._folder / shard.index} lists {count} samples where the manifest says {shard.samples}: "
                 "build the shards again"
             )
-        return int(count)
-
-    def _count_error(self, shard: Shard, count: int) -> InputError:
-        return InputError(
-            f"{self._folder / shard.index} lists {count} samples where the manifest says {shard.samples}: "
-            "build the shards again"
-        )
 
 
 def jpeg_size(jpeg: bytes | memoryview) -> tuple[int, int]:
@@ -252,9 +228,3 @@ def _spans_of(files: np.ndarray) -> np.ndarray:
     lengths = (begins + sizes).max(axis=1, keepdims=True) - starts
     relative = np.stack([begins - starts, sizes], axis=-1).reshape(-1, 4)
     return np.hstack([starts, lengths, relative])
-
-
-def _components(line: str) -> dict[str, tuple[int, int, str]]:
-    """Split `ext offset size name ext offset size name ...` into ext -> (offset, size, name)."""
-    words = line.split(" ")
-    return {words[i]: (int(words[i + 1]), int(words[i + 2]), words[i + 3]) for i in range(0, len(words) - 3, 4)}

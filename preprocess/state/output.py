@@ -18,9 +18,8 @@ from pathlib import Path
 
 from atomic_files import PARTIAL_PATTERN, flush_folder, remove_partial_files
 from errors import InputError
-from preprocess.manifest import MANIFEST_NAME, MEAN_IMAGE_NAME, Manifest, Shard, parse_manifest
+from preprocess.manifest import MANIFEST_NAME, MEAN_IMAGE_NAME, Manifest, Shard, parse_manifest, read_index
 from preprocess.plan import Plan
-from preprocess.shards import indexed_keys
 from preprocess.sources import printable
 from preprocess.verify import ShardCheck, check_mean_image, check_shards, shard_faults
 
@@ -118,8 +117,8 @@ def _difference(manifest: Manifest, plan: Plan) -> str | None:
 
 def _is_indexed(index: Path, keys: list[str]) -> bool:
     try:
-        return indexed_keys(index) == keys
-    except (OSError, ValueError):
+        return [entry.key for entry in read_index(index)] == keys
+    except (OSError, InputError):
         return False  # damaged
 
 

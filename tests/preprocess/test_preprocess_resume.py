@@ -19,8 +19,8 @@ from raw_data import MAX_REJECTED, TINY_SHARD_SAMPLES, TINY_SHORT_SIDE, encoded
 from shard_reading import changed_files, file_identities, folder_bytes
 
 from preprocess.build_shards import main
+from preprocess.manifest import read_index
 from preprocess.run.pool import Tally
-from preprocess.shards import indexed_keys
 
 TINY = ("--short-side", TINY_SHORT_SIDE, "--shard-samples", TINY_SHARD_SAMPLES, "--max-rejected", MAX_REJECTED)
 RECORDS = ".unfinished/[tv]*-*.json"
@@ -241,7 +241,7 @@ def test_a_file_that_was_replaced_is_built_in_anew(
 ) -> None:
     source = Path(shutil.copytree(raw_folder, tmp_path / "tiny"))  # with the times of the files
     before = file_identities(build_state)
-    key = indexed_keys(build_state / "train-000002.idx")[0]
+    key = read_index(build_state / "train-000002.idx")[0].key
     (replaced,) = source.glob(f"{key}.*")
     replaced.write_bytes(encoded(Image.new("RGB", (80, 90), (9, 99, 0))))
     assert build(source, build_state) == 0

@@ -8,8 +8,8 @@ import pytest
 from shard_reading import folder_bytes
 from wds2idx import IndexCreator
 
-from preprocess.manifest import Shard
-from preprocess.shards import ShardWriter, indexed_keys, label_width, sample_keys
+from preprocess.manifest import Shard, read_index
+from preprocess.shards import ShardWriter, label_width, sample_keys
 
 NAMES = [
     "train/n01440764/n01440764_10026.JPEG",
@@ -90,7 +90,7 @@ def test_the_index_is_the_one_that_dali_would_write(tmp_path: Path, samples: lis
     with IndexCreator(str(tmp_path / shard.tar), str(tmp_path / "reference.idx"), verbose=False) as creator:
         creator.create_index()
     assert (tmp_path / shard.index).read_text() == (tmp_path / "reference.idx").read_text()
-    assert indexed_keys(tmp_path / shard.index) == [key for key, _, _ in samples]
+    assert [entry.key for entry in read_index(tmp_path / shard.index)] == [key for key, _, _ in samples]
 
 
 def test_the_same_samples_give_the_same_bytes(tmp_path: Path, samples: list) -> None:
