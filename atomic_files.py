@@ -24,14 +24,15 @@ def partial_path(path: Path) -> Path:
     return path.with_name(f".{path.name}.{host}-{os.getpid()}.partial")
 
 
-def atomic_write(path: Path, data: Buffer) -> None:
+def atomic_write(path: Path, data: Buffer, mode: int = 0o666) -> None:
     """Write a file that gets the name `path` only once all of it is on disk.
 
-    On failure nothing is left behind, and an earlier file of that name stays.
+    On failure nothing is left behind, and an earlier file of that name stays. `mode` are its permissions, less the
+    process's umask.
     """
     partial = partial_path(path)
     try:
-        with partial.open("wb") as file:
+        with open(partial, "wb", opener=lambda name, flags: os.open(name, flags, mode)) as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())

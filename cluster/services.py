@@ -16,6 +16,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from atomic_files import atomic_write
+
 HOST = "127.0.0.1"
 STATE_FOLDER = ".cluster"
 """Folder in the project for the state, the token and the logs."""
@@ -96,10 +98,7 @@ def make_token(project: str | Path) -> None:
     """Make the project's token unless there is one: exports of a shell stay valid after a restart."""
     path = token_path(project)
     if not path.exists():
-        new = path.with_suffix(".new")
-        new.touch(mode=0o600)
-        new.write_text(secrets.token_hex(32))
-        new.replace(path)
+        atomic_write(path, secrets.token_hex(32).encode(), mode=0o600)
 
 
 def client_environment(cluster: Cluster) -> dict[str, str]:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
+from atomic_files import atomic_write
 from errors import InputError
 from preprocess.manifest import ClassEntry
 from training.report.examples import Exhibits, ReadExample, choose_exhibits
@@ -70,10 +70,11 @@ def write_report(
         exhibits = choose_exhibits(predictions, classes, read_example, seed)
         pictures = draw_pictures(report, predictions, subject, exhibits)
         partial.mkdir()
-        _write(partial / REPORT_NAME, json.dumps(report, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
-        _write(partial / PAGE_NAME, render_html(report, predictions, subject, exhibits))
+        text = f"{json.dumps(report, indent=1, ensure_ascii=False, allow_nan=False)}\n"
+        atomic_write(partial / REPORT_NAME, text.encode())
+        atomic_write(partial / PAGE_NAME, render_html(report, predictions, subject, exhibits).encode())
         for name, png in pictures.items():
-            _write(partial / name, png)
+            atomic_write(partial / name, png)
         _commit(partial, folder, pictures)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
@@ -116,10 +117,3 @@ def _commit(partial: Path, folder: Path, pictures: Mapping[str, bytes]) -> None:
             (folder / PICTURES / name).unlink(missing_ok=True)
     (partial / PAGE_NAME).replace(folder / PAGE_NAME)
     (partial / REPORT_NAME).replace(folder / REPORT_NAME)
-
-
-def _write(path: Path, content: str | bytes) -> None:
-    with path.open("wb") as file:
-        file.write(content.encode() if isinstance(content, str) else content)
-        file.flush()
-        os.fsync(file.fileno())
