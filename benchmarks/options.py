@@ -9,5 +9,5 @@ def positive_int(text: str) -> int:
     """Return the number that an option gives, as argparse's `type`; below 1, argparse ends with exit code 2."""
     number = int(text)
     if number < 1:
-        raise argparse.ArgumentTypeError(f"{number} is below 1; valid are whole numbers from 1")
+        raise argparse.ArgumentTypeError(f"is {number}; use at least 1")
     return number

@@ -42,6 +42,15 @@ class Counts:
     reasons: tuple[str, ...] = ()
     """Image and reason of some of the first rejections."""
 
+    def __add__(self, other: Counts) -> Counts:
+        """Return the sums, with the first reasons of both."""
+        return Counts(
+            self.images + other.images,
+            self.bytes + other.bytes,
+            self.rejected + other.rejected,
+            (self.reasons + other.reasons)[:REASONS_SHOWN],
+        )
+
 
 class WorkerDiedError(RuntimeError):
     """A worker process ended without a result: it was killed, or the machine ran out of memory."""

@@ -18,7 +18,7 @@ from ray.exceptions import RayError, RayTaskError
 
 from errors import InputError
 from interrupts import defer_signals, keep_sigterm_handler
-from preprocess.run.pool import REASONS_SHOWN, Counts, Result, Task, WorkerDiedError
+from preprocess.run.pool import Counts, Result, Task, WorkerDiedError
 
 _ATTEMPTS = 6  # of one task: nodes may die now and then, but an image that kills every worker must end the build
 _IN_FLIGHT = 2  # tasks for each core: the next one waits at the node, and the queue stays short
@@ -35,11 +35,8 @@ class RayTally:
 
     def count(self, images: int = 1, size: int = 0, rejected: str = "") -> None:
         """Add to the counters, as `pool.Tally` does."""
-        so_far = self.counts
-        reasons = (rejected,) if rejected and not so_far.reasons else ()
-        self.counts = Counts(
-            so_far.images + images, so_far.bytes + size, so_far.rejected + bool(rejected), so_far.reasons + reasons
-        )
+        reasons = (rejected,) if rejected and not self.counts.reasons else ()
+        self.counts += Counts(images, size, bool(rejected), reasons)
 
 
 def run_tasks_on_ray(
@@ -80,7 +77,7 @@ def run_tasks_on_ray(
                 done, _ = ray.wait(list(running), timeout=_REFRESH_SECONDS)
                 for reference in done:
                     result, counts = _result(reference, address)
-                    total = _sum(total, counts)
+                    total = total + counts
                     collect(running.pop(reference), result)
                 show(total)
                 hand_over_signals()
@@ -104,8 +101,8 @@ def _joined(address: str) -> Iterator[None]:
     except (OSError, ValueError, RuntimeError) as error:
         reason = str(getattr(error, "strerror", None) or error).split(". ")[0]
         raise InputError(
-            f"--ray {address}: cannot join a Ray cluster ({reason}); valid are `auto` where one runs, "
-            "or HOST:PORT of its head"
+            f"--ray {address}: cannot join a Ray cluster ({reason}); use `auto` where one runs, or "
+            "HOST:PORT of its head"
         ) from error
     try:
         yield
@@ -151,12 +148,3 @@ def _cancel(references: Sequence[Any]) -> None:
     for reference in running:
         ray.cancel(reference, force=True)
     ray.wait(list(references), num_returns=len(references), timeout=_CANCEL_SECONDS)
-
-
-def _sum(one: Counts, other: Counts) -> Counts:
-    return Counts(
-        one.images + other.images,
-        one.bytes + other.bytes,
-        one.rejected + other.rejected,
-        (one.reasons + other.reasons)[:REASONS_SHOWN],
-    )

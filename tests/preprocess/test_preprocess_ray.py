@@ -134,7 +134,7 @@ def test_what_is_no_address_is_the_command_s_to_say(
     arguments = ["--input", raw_folder, "--output", tmp_path / "out", "--ray", address]
     assert main(list(map(str, arguments))) == 2
     assert capsys.readouterr().err == (
-        f"build_shards: --ray {address}: cannot join a Ray cluster ('{address}' is not HOST:PORT); valid are `auto` "
+        f"build_shards: --ray {address}: cannot join a Ray cluster ('{address}' is not HOST:PORT); use `auto` "
         "where one runs, or HOST:PORT of its head\n"
     )
     assert not ray.is_initialized()
@@ -148,6 +148,6 @@ def test_an_address_where_nobody_listens_is_said_at_once(
         address = f"127.0.0.1:{bound.getsockname()[1]}"
         assert main(["--input", str(raw_folder), "--output", str(tmp_path / "out"), "--ray", address]) == 2
     assert capsys.readouterr().err == (
-        f"build_shards: --ray {address}: cannot join a Ray cluster (Connection refused); valid are `auto` where one "
-        "runs, or HOST:PORT of its head\n"
+        f"build_shards: --ray {address}: cannot join a Ray cluster (Connection refused); use `auto` where one runs, "
+        "or HOST:PORT of its head\n"
     )
