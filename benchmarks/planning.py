@@ -15,8 +15,7 @@ from collections.abc import Iterator
 
 from benchmarks.options import positive_int
 from preprocess.plan import divide
-from preprocess.sources import ArchiveRef, Catalogue
-from preprocess.sources.catalogue import Found
+from preprocess.sources.catalogue import ArchiveRef, Catalogue, Found
 
 CLASSES = 1000
 TRAIN, VAL = 1_281_167, 50_000

@@ -33,7 +33,8 @@ from preprocess.run.pool import REASONS_SHOWN, Counts
 from preprocess.run.progress import Progress, run_with_progress
 from preprocess.run.shard_task import ShardTask, build_shard, still_rejected
 from preprocess.shards import label_width
-from preprocess.sources import SPLITS, Catalogue, RawFiles, printable, unpack
+from preprocess.sources.catalogue import SPLITS, Catalogue, printable
+from preprocess.sources.raw_files import RawFiles
 from preprocess.state.build_state import BuildState, ShardRecord, changed_shards, resume_build
 from preprocess.state.fingerprint import build_fingerprint
 from preprocess.state.output import OutputState, claim_output, inspect_output, remove_leftovers, remove_stray_files
@@ -107,11 +108,11 @@ def _prepare_images(plan: Plan, build_state: BuildState) -> RawFiles:
         drawing = sample.draw_tasks(build_state.drawn, options.seed)
         run_with_progress(sample.draw, drawing, options, Progress("drawing", plan.images))
         return RawFiles(build_state.drawn, build_state.scratch)
-    unpacking = plan.source.unpack_tasks(build_state.scratch)
-    if unpacking:
-        progress = Progress("unpacking", sum(task.container.rows for task in unpacking))
-        run_with_progress(unpack, unpacking, options, progress)
-    return RawFiles(plan.source.root, build_state.scratch)
+    raw = RawFiles(plan.source.root, build_state.scratch)
+    if plan.source.containers:
+        progress = Progress("unpacking", sum(container.rows for container in plan.source.containers))
+        run_with_progress(raw.unpack, plan.source.containers, options, progress)
+    return raw
 
 
 def _kept_shards(plan: Plan, existing: OutputState, build_state: BuildState, raw: RawFiles) -> dict[str, ShardRecord]:

@@ -20,7 +20,8 @@ from interrupts import Interrupted, raise_on_signals
 from preprocess.build import Outcome, build
 from preprocess.plan import BuildOptions
 from preprocess.run.pool import WorkerDiedError
-from preprocess.sources import LAYOUTS, printable
+from preprocess.sources.catalogue import printable
+from preprocess.sources.layouts import LAYOUTS
 from preprocess.state.build_state import finished_shards
 from preprocess.verify import Fault, verify
 

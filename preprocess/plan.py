@@ -14,17 +14,9 @@ from typing import NamedTuple
 from errors import InputError
 from preprocess import sample
 from preprocess.shards import sample_keys, shard_stem
-from preprocess.sources import (
-    LAYOUTS,
-    SPLITS,
-    Catalogue,
-    ImageRef,
-    RawImage,
-    Source,
-    open_source,
-    printable,
-    shuffle_key,
-)
+from preprocess.sources.catalogue import SPLITS, Catalogue, ImageRef, RawImage, printable, shuffle_key
+from preprocess.sources.layouts import LAYOUTS, open_source
+from preprocess.sources.source import Source
 
 
 @dataclass(frozen=True)

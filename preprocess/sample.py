@@ -22,7 +22,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from preprocess.run.pool import Tally
-from preprocess.sources import Catalogue, FileRef, shuffle_key
+from preprocess.sources.catalogue import Catalogue, FileRef, shuffle_key
 
 NAME = "sample"
 

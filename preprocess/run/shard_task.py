@@ -12,7 +12,8 @@ from preprocess.manifest import Rejection, Shard
 from preprocess.plan import PlannedShard
 from preprocess.run.pool import Tally
 from preprocess.shards import ShardWriter
-from preprocess.sources import RawFiles, printable
+from preprocess.sources.catalogue import printable
+from preprocess.sources.raw_files import RawFiles
 from preprocess.state.build_state import ShardRecord, save_record
 
 

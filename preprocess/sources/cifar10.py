@@ -18,8 +18,8 @@ import numpy as np
 
 from errors import InputError
 from preprocess.sources.catalogue import Catalogue, Found, RowRef
-from preprocess.sources.records import Container
-from preprocess.sources.source import Source
+from preprocess.sources.labels import check_labels
+from preprocess.sources.source import Container, Source
 
 _BATCHES = {**{f"data_batch_{number}": "train" for number in range(1, 6)}, "test_batch": "val"}
 _META = "batches.meta"
@@ -101,9 +101,7 @@ def _load_batch(path: Path, classes: int = 10) -> dict[str, Any]:
         or len(names) != len(labels)
     ):
         raise InputError(f"{path} is not a batch of CIFAR-10: data, labels and filenames of as many rows")
-    for row, label in enumerate(labels):
-        if not isinstance(label, int) or not 0 <= label < classes:
-            raise InputError(f"{path}, row {row} has label {label!r}; valid: 0 to {classes - 1}")
+    check_labels(path, labels, classes)
     return content
 
 

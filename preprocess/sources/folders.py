@@ -52,7 +52,7 @@ def read(root: Path, val_fraction: float | None, seed: int) -> Source:
     for name in sorted(listing["train"].keys() ^ listing["val"].keys()):
         there, absent = (train, val) if name in listing["train"] else (val, train)
         raise InputError(f"class {printable(name)!r} is in {there} but not in {absent}: both need the same classes")
-    found = (image for split, classes in listing.items() for image in _found(split, classes))
+    found = (image for split, classes in listing.items() for image in class_images(split, classes))
     return Source(root, Catalogue.of(names, found), ignored=_others(root, ("train", val.name)))
 
 
@@ -83,6 +83,13 @@ def list_classes(folder: Path, prefix: str, ignored: Sequence[str] = ()) -> dict
                 f"class {printable(name)!r} has no image in {folder} (endings that count: {', '.join(IMAGE_ENDINGS)})"
             )
     return classes
+
+
+def class_images(split: str, classes: Mapping[str, Sequence[str]], folder: str = "") -> Iterator[Found]:
+    """Yield the images that `list_classes` has listed; their paths are relative to `folder` in the input folder."""
+    for name, files in classes.items():
+        for file in files:
+            yield split, name, file, FileRef(f"{folder}{file}")
 
 
 def list_images(folder: Path) -> list[str]:
@@ -131,16 +138,10 @@ def _is_image(entry: os.DirEntry[str]) -> bool:
     return target.is_file() or not target.exists()
 
 
-def _found(split: str, classes: Mapping[str, Sequence[str]]) -> Iterator[Found]:
-    for name, files in classes.items():
-        for file in files:
-            yield split, name, file, FileRef(file)
-
-
 def _kept_apart(train: Mapping[str, Sequence[str]], val_fraction: float, seed: int) -> Iterator[Found]:
     for name, files in train.items():
         count = max(round(val_fraction * len(files)), 1) if val_fraction > 0 else 0
         count = min(count, max(len(files) - 1, 0))
         shuffled = sorted(files, key=lambda file: shuffle_key("val", seed, file))
-        yield from _found("train", {name: shuffled[count:]})
-        yield from _found("val", {name: shuffled[:count]})
+        yield from class_images("train", {name: shuffled[count:]})
+        yield from class_images("val", {name: shuffled[:count]})

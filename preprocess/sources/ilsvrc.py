@@ -14,8 +14,8 @@ import io
 import posixpath
 import tarfile
 import zlib
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 
 from errors import InputError
@@ -29,16 +29,6 @@ VAL = "ILSVRC2012_img_val.tar"
 DEVKIT = "ILSVRC2012_devkit_t12.tar.gz"
 _META = "data/meta.mat"
 _GROUND_TRUTH = "data/ILSVRC2012_validation_ground_truth.txt"
-
-
-@dataclass(frozen=True)
-class _Devkit:
-    """Content of the devkit."""
-
-    names: Mapping[str, str]
-    """WNID -> words, of the classes that have images."""
-    truth: tuple[str, ...]
-    """The WNID of each val image, in the order of their names."""
 
 
 def detect(root: Path) -> bool:
@@ -55,13 +45,8 @@ def read(root: Path) -> Source:
     for name in (TRAIN, VAL, DEVKIT):
         if not (root / name).is_file():
             raise InputError(f"{root / name} is missing: the official archives are {TRAIN}, {VAL} and {DEVKIT}")
-    devkit = _read_devkit(root / DEVKIT)
-
-    def found() -> Iterator[Found]:
-        yield from _found_val(root / VAL, devkit.truth)
-        yield from _found_train(root / TRAIN, devkit.names)
-
-    return Source(root, Catalogue.of(devkit.names, found()))
+    names, truth = _read_devkit(root / DEVKIT)
+    return Source(root, Catalogue.of(names, chain(_found_val(root / VAL, truth), _found_train(root / TRAIN, names))))
 
 
 def _found_train(path: Path, names: Mapping[str, str]) -> Iterator[Found]:
@@ -80,7 +65,7 @@ def _found_train(path: Path, names: Mapping[str, str]) -> Iterator[Found]:
                 yield "train", name, source, ArchiveRef(TRAIN, image.offset, image.size)
 
 
-def _found_val(path: Path, truth: tuple[str, ...]) -> Iterator[Found]:
+def _found_val(path: Path, truth: Sequence[str]) -> Iterator[Found]:
     with open_tar(path) as file:
         images = {posixpath.basename(image.name): image for image in _images(read_members(file, path), path)}
     if len(images) != len(truth):
@@ -98,7 +83,8 @@ def _images(members: Iterable[Member], path: Path) -> Iterator[Member]:
         yield member
 
 
-def _read_devkit(path: Path) -> _Devkit:
+def _read_devkit(path: Path) -> tuple[dict[str, str], list[str]]:
+    """Return WNID -> words of the classes that have images, and the WNID of each val image in the order of names."""
     try:
         with tarfile.open(path, "r:gz") as tar:
             files = {
@@ -120,7 +106,7 @@ def _read_devkit(path: Path) -> _Devkit:
             raise InputError(
                 f"{path}: line {number} of {_GROUND_TRUTH} is {line!r}, the id of none of its {len(synsets)} classes"
             )
-    return _Devkit(dict(synsets.values()), tuple(synsets[line][0] for line in lines))
+    return dict(synsets.values()), [synsets[line][0] for line in lines]
 
 
 def _read_synsets(data: bytes, path: Path) -> dict[str, tuple[str, str]]:

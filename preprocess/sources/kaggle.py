@@ -9,12 +9,13 @@ The input folder may also be `ILSVRC` itself, with the two files in it or next t
 from __future__ import annotations
 
 import csv
-from collections.abc import Collection, Iterator
+from collections.abc import Collection
+from itertools import chain
 from pathlib import Path
 
 from errors import InputError
-from preprocess.sources.catalogue import Catalogue, FileRef, Found
-from preprocess.sources.folders import list_classes
+from preprocess.sources.catalogue import Catalogue
+from preprocess.sources.folders import class_images, list_classes
 from preprocess.sources.labels import check_complete, check_known, flat_val, read_lines, read_names
 from preprocess.sources.source import Source
 
@@ -46,15 +47,9 @@ def read(root: Path) -> Source:
     check_known(train, images / "train", names, str(mapping))
     check_complete(train, images / "train", names, str(mapping))
     class_of = _read_solution(solution, names, mapping)
-    prefix = images.relative_to(root).as_posix()
-
-    def found() -> Iterator[Found]:
-        for name, sources in train.items():
-            for source in sources:
-                yield "train", name, source, FileRef(f"{prefix}/{source}")
-        yield from flat_val(root, images / "val", class_of, solution)
-
-    return Source(root, Catalogue.of(names, found()))
+    train_images = class_images("train", train, f"{images.relative_to(root).as_posix()}/")
+    val_images = flat_val(root, images / "val", class_of, solution)
+    return Source(root, Catalogue.of(names, chain(train_images, val_images)))
 
 
 def _images(root: Path) -> Path | None:

@@ -55,6 +55,13 @@ def check_complete(classes: Iterable[str], folder: Path, known: Iterable[str], l
         raise InputError(f"class {printable(missing[0])!r} is not in {folder}, although {listed} lists it: incomplete?")
 
 
+def check_labels(path: Path, labels: Iterable[object], classes: int) -> None:
+    """Raise `InputError` for a row of the container `path` whose label is not the number of a class."""
+    for row, label in enumerate(labels):
+        if not isinstance(label, int) or not 0 <= label < classes:
+            raise InputError(f"{path}, row {row} has label {label!r}; use 0 to {classes - 1}")
+
+
 def flat_val(root: Path, folder: Path, class_of: Mapping[str, str], listed: Path) -> Iterator[Found]:
     """Yield the images of a val split in one flat folder.
 

@@ -19,8 +19,8 @@ from typing import TYPE_CHECKING
 
 from errors import InputError
 from preprocess.sources.catalogue import Catalogue, Found, RowRef
-from preprocess.sources.records import Container
-from preprocess.sources.source import Source
+from preprocess.sources.labels import check_labels
+from preprocess.sources.source import Container, Source
 
 if TYPE_CHECKING:
     import pyarrow.parquet as pq
@@ -146,9 +146,7 @@ def _read_rows(root: Path, split: str, path: Path, classes: int) -> _Rows:
         except (pa.ArrowException, OSError) as error:
             raise InputError(f"{path} cannot be read as Parquet: {error}") from error
     labels = table.column("label").to_pylist()
-    for row, label in enumerate(labels):
-        if label is None or not 0 <= label < classes:
-            raise InputError(f"{path}, row {row} has label {label}; valid: 0 to {classes - 1}")
+    check_labels(path, labels, classes)
     images = table.column("image").combine_chunks()
     paths = [PurePosixPath(text or "").name for text in images.field("path").to_pylist()]
     return _Rows(split, path.relative_to(root).as_posix(), labels, paths)
@@ -157,10 +155,9 @@ def _read_rows(root: Path, split: str, path: Path, classes: int) -> _Rows:
 def _wnids(rows: Sequence[_Rows], classes: int) -> list[str] | None:
     """Return the wnid of each label if it is the same for all its images and unique, else None."""
     there: list[set[str]] = [set() for _ in range(classes)]
-    for part in rows:
-        for label, path in zip(part.labels, part.paths, strict=True):
-            found = set(_WNID.findall(path))
-            there[label] |= found if len(found) == 1 else {""}
+    for _, _, label, path in _each(rows):
+        found = set(_WNID.findall(path))
+        there[label] |= found if len(found) == 1 else {""}
     wnids = {wnid for each in there for wnid in each}
     if "" in wnids or len(wnids) < classes or any(len(each) != 1 for each in there):
         return None
@@ -168,24 +165,22 @@ def _wnids(rows: Sequence[_Rows], classes: int) -> list[str] | None:
 
 
 def _found(rows: Sequence[_Rows], ids: Sequence[str]) -> Iterator[Found]:
-    sources = list(_named_by_path(rows, ids))
-    if len(set(sources)) < len(sources) or not all(path for part in rows for path in part.paths):
-        sources = list(_named_by_row(rows, ids))
-    source = iter(sources)
+    sources = [f"{part.split}/{ids[label]}/{_named(path, ids[label])}" for part, _, label, path in _each(rows)]
+    if len(set(sources)) < len(sources) or not all(path for *_, path in _each(rows)):
+        stems = {part.file: PurePosixPath(part.file).stem for part in rows}
+        sources = [f"{part.split}/{ids[label]}/{stems[part.file]}_{row:06d}" for part, row, label, _ in _each(rows)]
+    for (part, row, label, _), source in zip(_each(rows), sources, strict=True):
+        yield part.split, ids[label], source, RowRef(part.file, row)
+
+
+def _each(rows: Sequence[_Rows]) -> Iterator[tuple[_Rows, int, int, str]]:
+    """Yield the file, row, label and path of each image."""
     for part in rows:
-        for row, label in enumerate(part.labels):
-            yield part.split, ids[label], next(source), RowRef(part.file, row)
+        for row, (label, path) in enumerate(zip(part.labels, part.paths, strict=True)):
+            yield part, row, label, path
 
 
-def _named_by_path(rows: Sequence[_Rows], ids: Sequence[str]) -> Iterator[str]:
-    for part in rows:
-        for label, path in zip(part.labels, part.paths, strict=True):
-            stem, dot, ending = path.rpartition(".")
-            yield f"{part.split}/{ids[label]}/{stem.removesuffix(f'_{ids[label]}')}{dot}{ending}"
-
-
-def _named_by_row(rows: Sequence[_Rows], ids: Sequence[str]) -> Iterator[str]:
-    for part in rows:
-        stem = PurePosixPath(part.file).stem
-        for row, label in enumerate(part.labels):
-            yield f"{part.split}/{ids[label]}/{stem}_{row:06d}"
+def _named(path: str, class_id: str) -> str:
+    """Return the name in a path, without the class id that is put behind it."""
+    stem, dot, ending = path.rpartition(".")
+    return f"{stem.removesuffix(f'_{class_id}')}{dot}{ending}"

@@ -2,16 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from preprocess.sources.catalogue import Catalogue
-from preprocess.sources.records import Container, UnpackTask
+
+
+@dataclass(frozen=True)
+class Container:
+    """A file of the input folder whose images have to be unpacked before they can be read."""
+
+    file: str
+    """Relative to the input folder; no two containers have the same name."""
+    rows: int
+    read: Callable[[Path], Iterator[bytes]]
+    """Function that yields the image file of each row; on module level, so that it can be pickled."""
 
 
 @dataclass(frozen=True)
 class Source:
-    """Raw images, and the containers to unpack before they can be read."""
+    """The content of an input folder."""
 
     root: Path
     """The input folder."""
@@ -19,10 +30,3 @@ class Source:
     containers: tuple[Container, ...] = ()
     ignored: tuple[str, ...] = ()
     """Ignored folders that may hold images."""
-
-    def unpack_tasks(self, scratch: Path) -> list[UnpackTask]:
-        """Return the tasks of `unpack` to run before images are read with this `scratch` folder.
-
-        It takes as much disk as the images take in the input.
-        """
-        return [UnpackTask(self.root, container, scratch) for container in self.containers]

@@ -7,12 +7,12 @@ Its test split has no labels and is ignored.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
 
 from errors import InputError
-from preprocess.sources.catalogue import Catalogue, FileRef, Found
-from preprocess.sources.folders import list_classes
+from preprocess.sources.catalogue import Catalogue
+from preprocess.sources.folders import class_images, list_classes
 from preprocess.sources.labels import check_known, flat_val, read_lines, read_names
 from preprocess.sources.source import Source
 
@@ -43,11 +43,9 @@ def read(root: Path) -> Source:
         class_of[name] = rest.partition("\t")[0]  # a box follows
         if class_of[name] not in classes:
             raise InputError(f"{annotations}, line {number} has class {class_of[name]!r}, which is not in {train}")
-
-    def found() -> Iterator[Found]:
-        for name, files in classes.items():
-            for file in files:
-                yield "train", name, file.replace(f"/{name}/images/", f"/{name}/", 1), FileRef(file)
-        yield from flat_val(root, root / "val" / "images", class_of, annotations)
-
-    return Source(root, Catalogue.of({name: words[name] for name in classes}, found()))
+    train_images = (
+        (split, name, file.replace(f"/{name}/images/", f"/{name}/", 1), ref)
+        for split, name, file, ref in class_images("train", classes)
+    )
+    val_images = flat_val(root, root / "val" / "images", class_of, annotations)
+    return Source(root, Catalogue.of({name: words[name] for name in classes}, chain(train_images, val_images)))

@@ -24,7 +24,8 @@ from errors import InputError
 from preprocess.images.statistics import ColorSums
 from preprocess.manifest import MANIFEST_NAME, Rejection, Shard
 from preprocess.plan import PlannedShard
-from preprocess.sources import RawFiles, printable
+from preprocess.sources.catalogue import printable
+from preprocess.sources.raw_files import RawFiles
 from preprocess.state.fingerprint import FileFingerprint, difference
 from preprocess.state.output import UNFINISHED_NAME, remove_stray_files
 from typed_json import parse_json

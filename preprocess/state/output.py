@@ -20,7 +20,7 @@ from atomic_files import PARTIAL_PATTERN, flush_folder, remove_partial_files
 from errors import InputError
 from preprocess.manifest import MANIFEST_NAME, MEAN_IMAGE_NAME, Manifest, Shard, parse_manifest, read_index
 from preprocess.plan import Plan
-from preprocess.sources import printable
+from preprocess.sources.catalogue import printable
 from preprocess.verify import ShardCheck, check_mean_image, check_shards, shard_faults
 
 LOCK_NAME = ".build.lock"

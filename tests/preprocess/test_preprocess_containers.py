@@ -26,7 +26,10 @@ from atomic_files import partial_path
 from errors import InputError
 from preprocess.build_shards import main
 from preprocess.images.transform import UnreadableImage, decode_rgb
-from preprocess.sources import RowRef, Source, open_source, read_image, unpack
+from preprocess.sources.catalogue import RowRef
+from preprocess.sources.layouts import open_source
+from preprocess.sources.raw_files import RawFiles
+from preprocess.sources.source import Source
 
 TRAIN, VAL = "train-00000-of-00001.parquet", "validation-00000-of-00001.parquet"
 
@@ -44,13 +47,15 @@ def opened(root: Path) -> Source:
 
 def unpacked(source: Source, scratch: Path) -> int:
     tally = CountOnly()
-    for task in source.unpack_tasks(scratch):
-        unpack(pickle.loads(pickle.dumps(task)), tally)
+    unpack = pickle.loads(pickle.dumps(RawFiles(source.root, scratch).unpack))
+    for container in source.containers:
+        unpack(pickle.loads(pickle.dumps(container)), tally)
     return tally.images
 
 
 def contents(source: Source, scratch: Path) -> dict[tuple[str, int, str], bytes]:
-    return {image[:3]: read_image(source.root, scratch, image.ref) for image in source.catalogue.images}
+    raw = RawFiles(source.root, scratch)
+    return {image[:3]: raw.read(image.ref) for image in source.catalogue.images}
 
 
 def write_tables(root: Path, names: list[str] | None, **rows: list) -> Path:
@@ -86,7 +91,7 @@ def test_what_is_unpacked_is_not_unpacked_again_and_what_is_half_is(wnid_folders
 
 def test_what_is_not_unpacked_is_unreadable(tmp_path: Path) -> None:
     with pytest.raises(UnreadableImage, match=r"^cannot be read: No such file or directory$"):
-        read_image(tmp_path, tmp_path, RowRef("train-0.parquet", 0))
+        RawFiles(tmp_path, tmp_path).read(RowRef("train-0.parquet", 0))
 
 
 def test_a_container_that_changes_after_the_listing_is_an_error(tmp_path: Path) -> None:
@@ -156,9 +161,9 @@ GOOD = [(b"1", "a.png", 0), (b"2", "b.png", 1)]
         ),
         (
             lambda root: spoiled(root, train=[*GOOD, (b"", "c.png", -1)]),
-            rf"/{TRAIN}, row 2 has label -1; valid: 0 to 1",
+            rf"/{TRAIN}, row 2 has label -1; use 0 to 1",
         ),
-        (lambda root: spoiled(root, train=[*GOOD, (b"", "c.png", 2)]), rf"/{TRAIN}, row 2 has label 2; valid: 0 to 1"),
+        (lambda root: spoiled(root, train=[*GOOD, (b"", "c.png", 2)]), rf"/{TRAIN}, row 2 has label 2; use 0 to 1"),
         (lambda root: write_tables(root, None, train=GOOD), rf"/{TRAIN} has no class names in its schema"),
         (
             lambda root: write_tables(root, ["x", "x"], train=GOOD),
@@ -234,7 +239,7 @@ def changed(cifar: Path, **values: object) -> None:
             r"/test_batch is not a batch of CIFAR-10",
         ),
         (lambda cifar: changed(cifar, labels=[0] * 19), r"/data_batch_2 is not a batch of CIFAR-10"),
-        (lambda cifar: changed(cifar, labels=[0] * 19 + [10]), r"/data_batch_2, row 19 has label 10; valid: 0 to 9"),
+        (lambda cifar: changed(cifar, labels=[0] * 19 + [10]), r"/data_batch_2, row 19 has label 10; use 0 to 9"),
         (lambda cifar: (cifar / "test_batch").write_bytes((cifar / "test_batch").read_bytes()[:5000]), r"truncated"),
         (lambda cifar: (cifar / "test_batch").write_bytes(pickle.dumps([1])), r"it holds a list"),
         (

@@ -5,7 +5,9 @@ import pytest
 
 from errors import InputError
 from preprocess.images.transform import UnreadableImage
-from preprocess.sources import IMAGE_ENDINGS, Catalogue, FileRef, open_source, read_image
+from preprocess.sources.catalogue import IMAGE_ENDINGS, Catalogue, FileRef
+from preprocess.sources.layouts import open_source
+from preprocess.sources.raw_files import RawFiles
 
 
 def fill(root: Path, *files: str) -> Path:
@@ -111,14 +113,14 @@ def test_a_broken_link_is_a_broken_image_and_a_pipe_is_none(tmp_path: Path) -> N
     os.mkfifo(root / "a" / "pipe.jpg")
     assert [image.source for image in catalogue(root, 0.0).images] == ["a/1.jpg", "a/gone.jpg"]
     with pytest.raises(UnreadableImage, match=r"^cannot be read: No such file or directory$"):
-        read_image(root, tmp_path, FileRef("a/gone.jpg"))
+        RawFiles(root, tmp_path).read(FileRef("a/gone.jpg"))
 
 
 def test_a_file_too_large_for_a_workers_memory_is_refused_unread(tmp_path: Path) -> None:
     root = fill(tmp_path, "a/1.jpg")
     os.truncate(root / "a" / "1.jpg", 1 << 40)  # a hole, no disk space
     with pytest.raises(UnreadableImage, match=r"^a file of 1048576 MiB, more than 288$"):
-        read_image(root, tmp_path, FileRef("a/1.jpg"))
+        RawFiles(root, tmp_path).read(FileRef("a/1.jpg"))
 
 
 @pytest.mark.parametrize(

@@ -30,7 +30,10 @@ from errors import InputError
 from preprocess.build_shards import main
 from preprocess.images.transform import UnreadableImage
 from preprocess.manifest import ClassEntry
-from preprocess.sources import ArchiveRef, Source, open_source, read_image
+from preprocess.sources.catalogue import ArchiveRef
+from preprocess.sources.layouts import open_source
+from preprocess.sources.raw_files import RawFiles
+from preprocess.sources.source import Source
 
 OPTIONS = ("--short-side", "16", "--max-rejected", "0.02", "--shard-samples", "40", "--workers", "1", "--name", "tiny")
 WRITERS = {
@@ -51,7 +54,8 @@ def opened(root: Path, layout: str = "auto") -> Source:
 
 def contents(source: Source) -> dict[tuple[str, int, str], bytes]:
     """Return split, label and source of every image, with its bytes where it can be read in place."""
-    return {image[:3]: read_image(source.root, Path("none"), image.ref) for image in source.catalogue.images}
+    raw = RawFiles(source.root, Path("none"))
+    return {image[:3]: raw.read(image.ref) for image in source.catalogue.images}
 
 
 @pytest.fixture(scope="module")
@@ -83,7 +87,7 @@ def test_images_are_read_out_of_nested_tars_of_every_format(wnid_folders: Path, 
     source = opened(tmp_path / "in")
     assert contents(source) == contents(opened(wnid_folders))
     assert source.catalogue.classes == tuple(ClassEntry(wnid, WORDS[wnid]) for wnid in WNIDS)
-    assert source.unpack_tasks(tmp_path) == []
+    assert source.containers == ()
 
 
 def test_bodies_in_the_tars_are_not_read_for_the_plan(
@@ -111,7 +115,7 @@ def test_what_an_archive_has_lost_since_is_an_unreadable_image(wnid_folders: Pat
     with (tmp_path / "in" / VAL_TAR).open("r+b") as file:
         file.truncate(image.ref.offset + 100)
     with pytest.raises(UnreadableImage, match=rf"^100 of {image.ref.size} bytes: its archive ends there$"):
-        read_image(tmp_path / "in", tmp_path, image.ref)
+        RawFiles(tmp_path / "in", tmp_path).read(image.ref)
 
 
 def without(name: str) -> Callable[[Path, Path], None]:
