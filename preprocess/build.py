@@ -156,7 +156,8 @@ def _build_shards(
         color_sums.warn_if_slow()
     done = sum(len(shard.images) for shard in plan.shards if shard.stem in kept)
     progress = Progress("building", done + sum(len(shard.images) for shard in pending), before=done)
-    return run_with_progress(build_shard, tasks, options, progress, watch=watch)
+    run_with_progress(build_shard, tasks, options, progress, watch)
+    return progress.counts
 
 
 def _finish(plan: Plan, build_state: BuildState) -> Manifest:

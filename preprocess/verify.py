@@ -67,10 +67,9 @@ def check_shards(
     shards = list(manifest.shards())
     side, classes = manifest.short_side, len(manifest.classes)
     tasks = [ShardCheck(options.output, shard, side, classes, deep) for shard in shards]
-    found: dict[int, list[Fault]] = {}
     progress = Progress(what, sum(shard.samples for shard in shards), bad="broken")
-    run_with_progress(check_shard, tasks, options, progress, found.__setitem__)
-    return {shard.tar: found[number] for number, shard in enumerate(shards)}
+    found = run_with_progress(check_shard, tasks, options, progress)
+    return {shard.tar: faults for shard, faults in zip(shards, found, strict=True)}
 
 
 def check_shard(task: ShardCheck, tally: Tally) -> list[Fault]:

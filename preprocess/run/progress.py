@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable, Sequence
-from types import TracebackType
+from contextlib import AbstractContextManager
 
 from tqdm import tqdm
 
@@ -18,7 +18,7 @@ _LINE_FRACTION = 1 / 20
 _LINE_SECONDS = 300.0
 
 
-class Progress:
+class Progress(AbstractContextManager["Progress"]):
     """Display of the images done and rejected, the rate, and the time left."""
 
     def __init__(self, what: str, total: int, before: int = 0, bad: str = "rejected") -> None:
@@ -31,6 +31,7 @@ class Progress:
             bad: word for images that fail.
         """
         self._what, self._total, self._before, self._bad = what, total, before, bad
+        self.counts = Counts()  # the last ones shown
         self._start = time.monotonic()
         self._next_line = self._start + _FIRST_LINE_SECONDS
         self._bar = tqdm(
@@ -39,6 +40,7 @@ class Progress:
 
     def show(self, counts: Counts) -> None:
         """Update the display."""
+        self.counts = counts
         now = time.monotonic()
         seconds = max(now - self._start, 1e-3)
         speed = f"{counts.bytes / 1e6 / seconds:.1f} MB/s, {counts.rejected} {self._bad}"
@@ -56,13 +58,7 @@ class Progress:
                 flush=True,
             )
 
-    def __enter__(self) -> Progress:
-        """Return the display itself."""
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         """Leave the bar as it stands."""
         self._bar.close()
 
@@ -72,35 +68,21 @@ def run_with_progress(
     tasks: Sequence[Task],
     options: BuildOptions,
     progress: Progress,
-    collect: Callable[[int, Result], None] = lambda number, result: None,  # noqa: ARG005 - the signature is given
-    watch: Callable[[Counts], None] = lambda counts: None,  # noqa: ARG005
-) -> Counts:
-    """Compute `function(task, tally)` for each task in the pool that the options select; show progress.
+    watch: Callable[[Counts], None] | None = None,
+) -> list[Result]:
+    """Compute `function(task, tally)` for each task in the pool that the options select, as `run_tasks` does.
 
-    Args:
-        function: as for `run_tasks`.
-        tasks: as for `run_tasks`.
-        options: with the number of processes, or the Ray cluster.
-        progress: updated, and closed at the end.
-        collect: as for `run_tasks`.
-        watch: called with the counts whenever they are shown; an exception ends the work.
-
-    Returns:
-        The counts of all tasks.
+    `progress` shows the counts, and is closed at the end. `watch` is called with them, too; an exception ends the work.
     """
-    last = Counts()
 
     def show(counts: Counts) -> None:
-        nonlocal last
-        last = counts
         progress.show(counts)
-        watch(counts)
+        if watch is not None:
+            watch(counts)
 
     with progress:
         if options.ray is None:
-            run_tasks(function, tasks, options.workers, show, collect)
-        else:
-            from preprocess.run.ray_pool import run_tasks_on_ray  # only this branch needs Ray
+            return run_tasks(function, tasks, options.workers, show)
+        from preprocess.run.ray_pool import run_tasks_on_ray  # only this branch needs Ray
 
-            run_tasks_on_ray(function, tasks, options.ray, show, collect)
-    return last
+        return run_tasks_on_ray(function, tasks, options.ray, show)

@@ -6,6 +6,7 @@ Every node must find the input and output folders under the same path.
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import itertools
 import logging
 import os
@@ -18,7 +19,7 @@ from ray.exceptions import RayError, RayTaskError
 
 from errors import InputError
 from interrupts import defer_signals, keep_sigterm_handler
-from preprocess.run.pool import Counts, Result, Task, WorkerDiedError
+from preprocess.run.pool import Counts, Result, Tally, Task, TaskCounts, WorkerDiedError, add_up
 
 _ATTEMPTS = 6  # of one task: nodes may die now and then, but an image that kills every worker must end the build
 _IN_FLIGHT = 2  # tasks for each core: the next one waits at the node, and the queue stays short
@@ -27,45 +28,29 @@ _CANCEL_SECONDS = 20.0
 _ANSWER_SECONDS = 5.0
 
 
-class RayTally:
-    """Counter of one task; the counts travel back with its result."""
-
-    def __init__(self) -> None:
-        self.counts = Counts()
-
-    def count(self, images: int = 1, size: int = 0, rejected: str = "") -> None:
-        """Add to the counters, as `pool.Tally` does."""
-        reasons = (rejected,) if rejected and not self.counts.reasons else ()
-        self.counts += Counts(images, size, bool(rejected), reasons)
-
-
 def run_tasks_on_ray(
-    function: Callable[[Task, Any], Result],
+    function: Callable[[Task, Tally], Result],
     tasks: Sequence[Task],
     address: str,
     show: Callable[[Counts], None],
-    collect: Callable[[int, Result], None],
-) -> None:
-    """Compute `function(task, tally)` for each task on the cluster at `address`, one core each.
+) -> list[Result]:
+    """Compute `function(task, tally)` for each task as `pool.run_tasks` does, with one core of a cluster each.
 
-    Args:
-        function: as for `pool.run_tasks`; a task that was lost with its node is computed again.
-        tasks: as for `pool.run_tasks`.
-        address: `auto` for the cluster of this machine or job, or `HOST:PORT` of its head.
-        show: called with the counts of finished tasks.
-        collect: as for `pool.run_tasks`.
+    A task that was lost with its node is computed again. `address` is `auto` for the cluster of this machine or job,
+    or `HOST:PORT` of its head. `show` is called with the counts of finished tasks.
 
     Raises:
         InputError: there is no cluster at `address`, or one of its nodes cannot load a task.
         WorkerDiedError: a task lost its worker `_ATTEMPTS` times.
-        Exception: the first one that `function`, `show` or `collect` raised.
+        Exception: the first one that `function` or `show` raised.
     """
     # If a handler raises in the middle of a call, Ray hangs, aborts, or raises SystemError.
     with defer_signals() as hand_over_signals, _joined(address):
         compute: Any = ray.remote(_compute).options(max_retries=_ATTEMPTS - 1, scheduling_strategy="SPREAD")
         waiting = iter(enumerate(tasks))
         running: dict[Any, int] = {}
-        total = Counts()
+        results: dict[int, Result] = {}
+        finished: list[TaskCounts] = []
         try:
             while True:
                 # Asked each time: nodes come and go.
@@ -77,17 +62,18 @@ def run_tasks_on_ray(
                 done, _ = ray.wait(list(running), timeout=_REFRESH_SECONDS)
                 for reference in done:
                     result, counts = _result(reference, address)
-                    total = total + counts
-                    collect(running.pop(reference), result)
-                show(total)
+                    results[running.pop(reference)] = result
+                    finished.append(counts)
+                show(add_up(finished))
                 hand_over_signals()
         finally:
             _cancel(list(running))
+    return [results[number] for number in range(len(tasks))]
 
 
-def _compute(function: Callable[[Task, Any], Result], task: Task) -> tuple[Result, Counts]:
-    tally = RayTally()
-    return function(task, tally), tally.counts
+def _compute(function: Callable[[Task, Tally], Result], task: Task) -> tuple[Result, TaskCounts]:
+    counts = TaskCounts()
+    return function(task, Tally(counts, ctypes.c_bool(False))), counts
 
 
 @contextlib.contextmanager

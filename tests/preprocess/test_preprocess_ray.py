@@ -117,7 +117,7 @@ def test_nodes_without_the_project_are_said(cluster: Cluster, monkeypatch: pytes
     # Ray aborts now and then where a task that has just ended is cancelled.
     monkeypatch.setattr("ray.cancel", lambda *_, **__: pytest.fail("a task that has ended was cancelled"))
     with pytest.raises(InputError, match=f"--ray {cluster.address}: a node cannot load its task .*No module named"):
-        run_tasks_on_ray(str, [OnlyHere()], cluster.address, lambda _: None, lambda *_: None)
+        run_tasks_on_ray(str, [OnlyHere()], cluster.address, lambda _: None)
 
 
 def test_without_a_cluster_it_says_so(raw_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
