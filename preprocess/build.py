@@ -71,31 +71,24 @@ def build(options: BuildOptions) -> Outcome:
     if existing.is_intact:
         remove_leftovers(options.output)
         return Outcome(existing.complete, len(plan.shards), 0, Counts(), nothing_to_do=True)
-    build_rest = _repair if existing.has_statistics else _build_or_resume
     with claim_output(options.output, complete=existing.manifest is not None):
-        return build_rest(plan, existing)
+        return _build_rest(plan, existing)
 
 
-def _repair(plan: Plan, existing: OutputState) -> Outcome:
-    """Build the broken shards of a complete data set again; its statistics stay as they are."""
-    options = plan.options
-    with resume_build(options.output, options.short_side, build_fingerprint(plan), keep_records=False) as build_state:
+def _build_rest(plan: Plan, existing: OutputState) -> Outcome:
+    """Build all shards that are not finished, then statistics and manifest.
+
+    The broken shards of a complete data set are built again; its statistics, if they are there, stay as they are.
+    """
+    options, repair = plan.options, existing.has_statistics
+    fingerprint = build_fingerprint(plan)
+    with resume_build(options.output, options.short_side, fingerprint, keep_records=not repair) as build_state:
         raw = _prepare_images(plan, build_state)
-        pending = [shard for shard in plan.shards if shard.stem in existing.broken]
-        counts = _build_shards(plan, pending, {}, existing, raw)
-        flush_folder(options.output)
-    return Outcome(existing.complete, len(plan.shards), len(pending), counts)
-
-
-def _build_or_resume(plan: Plan, existing: OutputState) -> Outcome:
-    """Build all shards that no earlier run has finished, then statistics and manifest."""
-    options = plan.options
-    with resume_build(options.output, options.short_side, build_fingerprint(plan), keep_records=True) as build_state:
-        raw = _prepare_images(plan, build_state)
-        kept = _kept_shards(plan, existing, build_state, raw)
-        pending = [shard for shard in plan.shards if shard.stem not in kept]
+        kept = {} if repair else _kept_shards(plan, existing, build_state, raw)
+        missing = existing.broken if repair else {shard.stem for shard in plan.shards} - kept.keys()
+        pending = [shard for shard in plan.shards if shard.stem in missing]
         counts = _build_shards(plan, pending, kept, existing, raw)
-        manifest = _finish(plan, build_state)
+        manifest = existing.complete if repair else _finish(plan, build_state)
         flush_folder(options.output)
     return Outcome(manifest, len(plan.shards), len(pending), counts)
 
@@ -135,17 +128,7 @@ def _build_shards(
 ) -> Counts:
     options, width = plan.options, label_width(len(plan.catalogue.classes))
     tasks = [
-        ShardTask(
-            shard=shard,
-            raw=raw,
-            output=options.output,
-            short_side=options.short_side,
-            quality=options.quality,
-            apply_exif=options.apply_exif,
-            label_width=width,
-            expected=existing.shards.get(shard.stem),
-        )
-        for shard in pending
+        ShardTask(shard, raw, options, label_width=width, expected=existing.shards.get(shard.stem)) for shard in pending
     ]
     before = [entry for record in kept.values() for entry in record.rejected]
 

@@ -9,12 +9,11 @@ import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import NamedTuple
 
 from errors import InputError
 from preprocess import sample
 from preprocess.shards import sample_keys, shard_stem
-from preprocess.sources.catalogue import SPLITS, Catalogue, ImageRef, RawImage, printable, shuffle_key
+from preprocess.sources.catalogue import SPLITS, Catalogue, RawImage, printable, shuffle_key
 from preprocess.sources.layouts import LAYOUTS, open_source
 from preprocess.sources.source import Source
 
@@ -81,15 +80,6 @@ class BuildOptions:
         return sample.NAME if self.input is None else printable(Path(os.path.realpath(self.input)).name)
 
 
-class PlannedSample(NamedTuple):
-    """One image of a planned shard."""
-
-    key: str
-    label: int
-    source: str
-    ref: ImageRef
-
-
 @dataclass(frozen=True)
 class PlannedShard:
     """One shard before it is built: at most `shard_samples` images of one split, in their final order."""
@@ -99,11 +89,9 @@ class PlannedShard:
     images: tuple[RawImage, ...]
     keys: tuple[str, ...]
 
-    @property
-    def samples(self) -> tuple[PlannedSample, ...]:
-        """Return the images with their keys; not stored, since a plan may hold a million."""
-        pairs = zip(self.keys, self.images, strict=True)
-        return tuple(PlannedSample(key, image.label, image.source, image.ref) for key, image in pairs)
+    def samples(self) -> Iterator[tuple[str, RawImage]]:
+        """Yield each image with its key; not stored as pairs, since a plan may hold a million."""
+        return zip(self.keys, self.images, strict=True)
 
 
 @dataclass(frozen=True)

@@ -37,20 +37,17 @@ Point = tuple[float, float]
 
 def catalogue() -> Catalogue:
     """Return the sample's files as they would be found in a folder; a seed changes only their content."""
-    found = (
-        (split, name, source, FileRef(source))
-        for split, classes in _listing().items()
-        for name, sources in classes.items()
-        for source in sources
-    )
+    found = ((source.split("/")[0], source.split("/")[1], source, FileRef(source)) for source in _sources())
     return Catalogue.of({name: name for name in FIGURES}, found)
 
 
-def _listing() -> dict[str, dict[str, list[str]]]:
-    return {
-        split: {name: [f"{split}/{name}/{name}_{number:04d}.JPEG" for number in range(count)] for name in FIGURES}
+def _sources() -> list[str]:
+    return [
+        f"{split}/{name}/{name}_{number:04d}.JPEG"
         for split, count in _PER_CLASS.items()
-    }
+        for name in FIGURES
+        for number in range(count)
+    ]
 
 
 @dataclass(frozen=True)
@@ -64,24 +61,20 @@ class DrawTask:
 
 
 def draw_tasks(folder: Path, seed: int) -> list[DrawTask]:
-    """Make the folders and divide the work."""
-    sources: list[str] = []
-    for classes in _listing().values():
-        for files in classes.values():
-            (folder / files[0]).parent.mkdir(parents=True)
-            sources.extend(files)
+    """Divide the work."""
+    sources = _sources()
     broken = dict(zip(sorted(sources, key=lambda source: shuffle_key("broken", seed, source)), _BROKEN, strict=False))
-    return [
-        DrawTask(folder, seed, part, {source: broken[source] for source in part if source in broken})
-        for part in (tuple(sources[at : at + _FILES_PER_TASK]) for at in range(0, len(sources), _FILES_PER_TASK))
-    ]
+    parts = (tuple(sources[at : at + _FILES_PER_TASK]) for at in range(0, len(sources), _FILES_PER_TASK))
+    return [DrawTask(folder, seed, part, broken) for part in parts]
 
 
 def draw(task: DrawTask, tally: Tally) -> None:
     """Draw the files of one task."""
     for source in task.sources:
         data = draw_file(task.seed, source, task.broken.get(source))
-        (task.folder / source).write_bytes(data)
+        path = task.folder / source
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(data)
         tally.count(size=len(data))
 
 

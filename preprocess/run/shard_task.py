@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
-from pathlib import Path
 
 from preprocess.images.statistics import ColorSums
 from preprocess.images.transform import UnreadableImage, make_sample
 from preprocess.manifest import Rejection, Shard
-from preprocess.plan import PlannedShard
+from preprocess.plan import BuildOptions, PlannedShard
 from preprocess.run.pool import Tally
 from preprocess.shards import ShardWriter
 from preprocess.sources.catalogue import printable
@@ -23,10 +22,7 @@ class ShardTask:
 
     shard: PlannedShard
     raw: RawFiles
-    output: Path
-    short_side: int
-    quality: int
-    apply_exif: bool
+    options: BuildOptions
     label_width: int
     expected: Shard | None
     """The shard in the manifest, if there is one; the result must equal it."""
@@ -39,29 +35,30 @@ def build_shard(task: ShardTask, tally: Tally) -> None:
         InputError: the shard differs from the expected one.
         OSError: it cannot be written, e.g. on a full disk.
     """
-    sums = ColorSums(task.short_side) if task.shard.split == "train" else None
+    options = task.options
+    sums = ColorSums(options.short_side) if task.shard.split == "train" else None
     rejected: list[Rejection] = []
     digests: list[str] = []
     fingerprints = task.raw.fingerprints(image.ref for image in task.shard.images)  # before they are read
-    with ShardWriter(task.output, task.shard.stem) as writer:
-        for planned in task.shard.samples:
+    with ShardWriter(options.output, task.shard.stem) as writer:
+        for key, image in task.shard.samples():
             data = b""
             try:
-                data = task.raw.read(planned.ref)
-                pixels, jpeg = make_sample(data, task.short_side, task.quality, task.apply_exif)
+                data = task.raw.read(image.ref)
+                pixels, jpeg = make_sample(data, options.short_side, options.quality, options.apply_exif)
             except UnreadableImage as error:
-                rejected.append(Rejection(task.shard.split, printable(planned.source), str(error)))
+                rejected.append(Rejection(task.shard.split, printable(image.source), str(error)))
                 digests.append(hashlib.sha256(data).hexdigest())
                 tally.count(size=len(data), rejected=rejected[-1].describe())
                 continue
             if sums is not None:
                 sums.add(pixels)
-            writer.add(planned.key, jpeg, f"{planned.label:0{task.label_width}d}")
+            writer.add(key, jpeg, f"{image.label:0{task.label_width}d}")
             tally.count(size=len(data))
         shard = writer.commit(task.expected) if writer.samples else None
-    index_bytes = (task.output / shard.index).stat().st_size if shard else 0
+    index_bytes = (options.output / shard.index).stat().st_size if shard else 0
     record = ShardRecord(shard, index_bytes, tuple(rejected), tuple(digests), tuple(fingerprints.values()))
-    save_record(task.output, task.shard.stem, record, sums)
+    save_record(options.output, task.shard.stem, record, sums)
 
 
 def still_rejected(shard: PlannedShard, record: ShardRecord, raw: RawFiles) -> bool:

@@ -44,8 +44,8 @@ def build_fingerprint(plan: Plan) -> dict[str, Any]:
     images = hashlib.sha256()
     for shard in plan.shards:
         images.update(f"{shard.stem}\n".encode())
-        for sample in shard.samples:
-            images.update(os.fsencode(f"{sample.key} {sample.label} {sample.source}\0"))
+        for key, image in shard.samples():
+            images.update(os.fsencode(f"{key} {image.label} {image.source}\0"))
     return {
         "name": plan.options.data_name,
         **options,

@@ -101,7 +101,7 @@ def _difference(manifest: Manifest, plan: Plan) -> str | None:
     rejected = {(entry.split, entry.source) for entry in manifest.rejected}
     expected = {}
     for shard in plan.shards:
-        keys = [s.key for s in shard.samples if (shard.split, printable(s.source)) not in rejected]
+        keys = [key for key, image in shard.samples() if (shard.split, printable(image.source)) not in rejected]
         if keys:
             expected[f"{shard.stem}.tar"] = keys
     listed = {shard.tar: shard for shard in manifest.shards()}
