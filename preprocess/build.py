@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import shutil
 import sys
-from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -19,15 +18,7 @@ from preprocess import sample
 from preprocess.images import color_sums
 from preprocess.images.statistics import ColorSums
 from preprocess.images.transform import CHROMA, RESAMPLE
-from preprocess.manifest import (
-    MEAN_IMAGE_NAME,
-    SCHEMA,
-    Manifest,
-    Rejection,
-    Shard,
-    Split,
-    write_manifest,
-)
+from preprocess.manifest import MEAN_IMAGE_NAME, SCHEMA, Manifest, Rejection, Shard, Split, write_manifest
 from preprocess.plan import BuildOptions, Plan, PlannedShard, make_plan
 from preprocess.run.pool import REASONS_SHOWN, Counts
 from preprocess.run.progress import Progress, run_with_progress
@@ -68,9 +59,9 @@ def build(options: BuildOptions) -> Outcome:
         names = ", ".join(map(printable, plan.source.ignored))
         print(f"build_shards: ignored in {options.input}: the folders {names}", file=sys.stderr)
     existing = inspect_output(plan)
-    if existing.is_intact:
+    if existing.final_manifest is not None and not existing.broken:
         remove_leftovers(options.output)
-        return Outcome(existing.complete, len(plan.shards), 0, Counts(), nothing_to_do=True)
+        return Outcome(existing.final_manifest, len(plan.shards), 0, Counts(), nothing_to_do=True)
     with claim_output(options.output, complete=existing.manifest is not None):
         return _build_rest(plan, existing)
 
@@ -80,7 +71,7 @@ def _build_rest(plan: Plan, existing: OutputState) -> Outcome:
 
     The broken shards of a complete data set are built again; its statistics, if they are there, stay as they are.
     """
-    options, repair = plan.options, existing.has_statistics
+    options, repair = plan.options, existing.final_manifest is not None
     fingerprint = build_fingerprint(plan)
     with resume_build(options.output, options.short_side, fingerprint, keep_records=not repair) as build_state:
         raw = _prepare_images(plan, build_state)
@@ -88,7 +79,7 @@ def _build_rest(plan: Plan, existing: OutputState) -> Outcome:
         missing = existing.broken if repair else {shard.stem for shard in plan.shards} - kept.keys()
         pending = [shard for shard in plan.shards if shard.stem in missing]
         counts = _build_shards(plan, pending, kept, existing, raw)
-        manifest = existing.complete if repair else _finish(plan, build_state)
+        manifest = existing.final_manifest or _finish(plan, build_state)
         flush_folder(options.output)
     return Outcome(manifest, len(plan.shards), len(pending), counts)
 
@@ -179,14 +170,9 @@ def _finish(plan: Plan, build_state: BuildState) -> Manifest:
 
 
 def check_rejected(plan: Plan, rejected: int, reasons: Iterable[str]) -> None:
-    """Raise `InputError` when more images are rejected than the options allow.
+    """Raise `InputError`, with the first `reasons`, when more images are rejected than the options allow.
 
     The number only grows during a build, so the result depends only on the last call.
-
-    Args:
-        plan: of the build.
-        rejected: number of images rejected so far.
-        reasons: image and reason of each; the first ones are shown.
     """
     part, allowed = rejected / plan.images, plan.options.max_rejected
     if part > allowed:
@@ -201,8 +187,8 @@ def check_readable(catalogue: Catalogue, rejected: Sequence[Rejection]) -> None:
     """Raise `InputError` for a class without a readable image in the train split."""
     reasons = {entry.source: entry.reason for entry in rejected}
     train = catalogue.split("train")
-    readable = Counter(image.label for image in train if printable(image.source) not in reasons)
+    readable = {image.label for image in train if printable(image.source) not in reasons}
     for label, entry in enumerate(catalogue.classes):
-        if not readable[label]:
+        if label not in readable:
             first = next(printable(image.source) for image in train if image.label == label)
             raise InputError(f"class {entry.id!r} has no readable image, e.g. {first}: {reasons[first]}")

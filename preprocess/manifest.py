@@ -1,4 +1,4 @@
-"""What describes a data set: `manifest.json`, which turns a folder of tars into one, and the index of each tar.
+"""The description of a data set: `manifest.json`, which turns a folder of tars into one, and the index of each tar.
 
 The manifest is written last and by rename: a folder without it is not a data set, whatever else lies there.
 """
@@ -187,7 +187,7 @@ def manifest_digest(folder: Path | str) -> str:
 
 
 class IndexEntry(NamedTuple):
-    """Where the two files of a sample lie in its tar: offsets and sizes in bytes."""
+    """Location of the two files of a sample in its tar: offsets and sizes in bytes."""
 
     key: str
     jpeg_offset: int

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from errors import InputError
+from errors import InputError, check_choice, check_count
 from preprocess import sample
 from preprocess.shards import sample_keys, shard_stem
 from preprocess.sources.catalogue import SPLITS, Catalogue, RawImage, printable, shuffle_key
@@ -52,23 +52,22 @@ class BuildOptions:
     def __post_init__(self) -> None:
         """Raise `InputError` for a value out of range."""
         # 16 times 4000 is the longest side that a JPEG can have.
-        for field, low, high in (("short_side", 1, 4000), ("quality", 1, 100)):
-            value = getattr(self, field)
+        for option, value, low, high in (
+            ("--short-side", self.short_side, 1, 4000),
+            ("--quality", self.quality, 1, 100),
+            ("--max-rejected", self.max_rejected, 0, 1),
+        ):
             if not low <= value <= high:
-                raise InputError(f"{_flag(field)} is {value}: it is out of range; use {low} to {high}")
-        for field in ("workers", "shard_samples"):
-            if getattr(self, field) < 1:
-                raise InputError(f"{_flag(field)} is {getattr(self, field)}: it is too small; use at least 1")
+                raise InputError(f"{option} is {value}: it is out of range; use {low} to {high}")
+        check_count("--workers", self.workers, 1)
+        check_count("--shard-samples", self.shard_samples, 1)
         if self.val_fraction is not None and not 0 <= self.val_fraction < 1:
             raise InputError(f"--val-fraction is {self.val_fraction}: it is out of range; use at least 0 and below 1")
-        if not 0 <= self.max_rejected <= 1:
-            raise InputError(f"--max-rejected is {self.max_rejected}: it is out of range; use 0 to 1")
         if self.name is not None and not self.name.strip():
             raise InputError("--name is empty; leave it out for the input folder's")
         if self.input is None and self.val_fraction is not None:
             raise InputError("--val-fraction needs --input: the embedded sample has its own val split; leave it out")
-        if self.layout not in LAYOUTS:
-            raise InputError(f"--layout is {self.layout}: no such layout; use {', '.join(LAYOUTS)}")
+        check_choice("--layout", self.layout, LAYOUTS)
         if self.input is None and self.layout != "auto":
             raise InputError("--layout needs --input: the embedded sample is drawn; leave it out")
 
@@ -120,14 +119,15 @@ def make_plan(options: BuildOptions) -> Plan:
         source_path = options.input.absolute() if options.input is not None else None
         options = replace(options, input=source_path, output=options.output.absolute())
     if options.input is None:
-        catalogue = sample.catalogue()
-        return Plan(options, None, catalogue, divide(catalogue, options.seed, options.shard_samples))
-    if Path(os.path.realpath(options.output)).is_relative_to(os.path.realpath(options.input)):
-        raise InputError(
-            f"--output is {options.output}: it lies in the input folder {options.input}; use another folder"
-        )
-    source = open_source(options.input, options.layout, options.val_fraction, options.seed)
-    return Plan(options, source, source.catalogue, divide(source.catalogue, options.seed, options.shard_samples))
+        source, catalogue = None, sample.catalogue()
+    else:
+        if Path(os.path.realpath(options.output)).is_relative_to(os.path.realpath(options.input)):
+            raise InputError(
+                f"--output is {options.output}: it lies in the input folder {options.input}; use another folder"
+            )
+        source = open_source(options.input, options.layout, options.val_fraction, options.seed)
+        catalogue = source.catalogue
+    return Plan(options, source, catalogue, divide(catalogue, options.seed, options.shard_samples))
 
 
 def divide(catalogue: Catalogue, seed: int, shard_samples: int) -> tuple[PlannedShard, ...]:
@@ -149,7 +149,3 @@ def _even_parts(order: Sequence[int], largest: int) -> Iterator[Sequence[int]]:
     parts = -(-len(order) // largest)
     for part in range(parts):
         yield order[part * len(order) // parts : (part + 1) * len(order) // parts]
-
-
-def _flag(field: str) -> str:
-    return f"--{field.replace('_', '-')}"

@@ -39,15 +39,12 @@ def label_width(num_classes: int) -> int:
 
 
 def sample_keys(sources: Sequence[str]) -> list[str]:
-    """Return one key for each source file, unique among them, in their order.
+    """Return one key for each of these different source paths, unique among them, in their order.
 
     A key is the source's relative path without its ending, percent-encoded so that it holds ASCII but no dot, no
     space and no control character: `urllib.parse.unquote` leads back to the file. WebDataset and DALI take
     everything after the first dot for the ending, hence no dots. Sources that differ only in the ending keep it
     (`a%2Ejpg` and `a%2Epng`). A key over `MAX_KEY_BYTES` is cut and ends in a digest of the complete path.
-
-    Args:
-        sources: paths relative to the input folder, each different, `/` between the parts.
     """
     keys = [_key(posixpath.splitext(source)[0], source) for source in sources]
     while True:

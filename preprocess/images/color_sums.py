@@ -26,10 +26,7 @@ def add_image(image: Image.Image, sums: np.ndarray, square: np.ndarray) -> None:
 
     The square lies where torchvision's CenterCrop cuts it: half of an odd margin is rounded to even.
 
-    Args:
-        image: RGB or RGBX.
-        sums: int64 (9,): of R, G, B, RR, RG, RB, GG, GB and BB.
-        square: uint16 (3, side, side).
+    The image is RGB or RGBX, `sums` int64 (9,) of R, G, B, RR, RG, RB, GG, GB and BB, `square` uint16 (3, side, side).
 
     Raises:
         ValueError: the image is smaller than the square.

@@ -22,16 +22,7 @@ _SAVED = ("pixels", "images", "sums", "products", "square")
 
 
 class ColorSums:
-    """Exact sums over the pixels of images whose short side is `short_side`.
-
-    Attributes:
-        pixels: number of pixels added.
-        images: number of images added.
-        sums: int64 (3,), of R, G and B.
-        products: int64 (3, 3), of the products of two channels; int64 lasts for 1.4e14 pixels.
-        square: (short_side, short_side, 3), of the central squares, pixel by pixel: uint32 while images are
-            added (16 million of them), uint64 once merged.
-    """
+    """Exact sums over the pixels of images whose short side is `short_side`."""
 
     def __init__(self, short_side: int) -> None:
         """Start from nothing."""
@@ -44,19 +35,22 @@ class ColorSums:
 
     @property
     def sums(self) -> np.ndarray:
-        """Sums of the channels."""
+        """Sums of R, G and B: int64 (3,)."""
         return self._sums[:3]
 
     @property
     def products(self) -> np.ndarray:
-        """Sums of the products of two channels."""
+        """Sums of the products of two channels: int64 (3, 3), which lasts for 1.4e14 pixels."""
         products = np.empty((3, 3), np.int64)
         products[PAIRS] = products.T[PAIRS] = self._sums[3:]
         return products
 
     @property
     def square(self) -> np.ndarray:
-        """Sums of the central squares."""
+        """Sums of the central squares, pixel by pixel: (short_side, short_side, 3).
+
+        uint32 while images are added (16 million of them), uint64 once merged.
+        """
         self._gather_recent()
         return self._square
 
@@ -119,10 +113,8 @@ class ColorSums:
         """Divide: mean, covariance (by n, not n - 1), eigenvalues descending, eigenvectors in columns.
 
         The largest component of each eigenvector is positive. Means and covariances are the floats nearest to
-        the exact values, eigenvalues and eigenvectors are rounded to 12 digits.
-
-        Args:
-            mean_image: name of the file that holds `mean_image_file()`.
+        the exact values, eigenvalues and eigenvectors are rounded to 12 digits. `mean_image` names the file that holds
+        `mean_image_file()`.
 
         Raises:
             ValueError: no pixels were added.

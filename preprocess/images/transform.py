@@ -11,11 +11,6 @@ from PIL import ExifTags, Image, ImageOps, __version__, features
 
 from preprocess.images.decoding import SIMPLEJPEG_VERSION, Decoded, UnreadableImage, decode
 
-__all__ = [
-    *("CHROMA", "MAX_ASPECT", "RESAMPLE", "UnreadableImage"),
-    *("codec_versions", "decode_rgb", "encode_jpeg", "make_sample", "resize_short_side"),
-]
-
 CHROMA = "4:2:0"
 RESAMPLE = "bicubic"
 MAX_ASPECT = 16  # beyond it, a short side of 256 makes a long side that no crop will see
@@ -37,15 +32,14 @@ def decode_rgb(data: bytes, apply_exif: bool = False) -> Image.Image:
     an animation, the first frame counts. 16-bit grey keeps its upper byte, as Pillow itself does with 16-bit RGB
     (its own conversion of grey would cut all values off at 255).
 
-    Args:
-        data: the file.
-        apply_exif: turn the image as its EXIF orientation says; ImageFolder does not.
+    `apply_exif` turns the image as its EXIF orientation says; ImageFolder does not.
 
     Raises:
         UnreadableImage: as `preprocess.images.decoding.decode`.
     """
     decoded = decode(data, apply_exif=apply_exif)
-    return _turned(_plain(decoded.image), decoded.orientation)
+    image = decoded.image if decoded.image.mode == "RGB" else decoded.image.convert("RGB")
+    return _turned(image, decoded.orientation)
 
 
 def resize_short_side(image: Image.Image, short_side: int) -> Image.Image:
@@ -90,10 +84,6 @@ def _resized(decoded: Decoded, short_side: int) -> Image.Image:
     size = ((2 * width * short_side + short) // (2 * short), (2 * height * short_side + short) // (2 * short))
     box = (0, 0, width / decoded.scale, height / decoded.scale)
     return decoded.image.resize(size, Image.Resampling.BICUBIC, box)
-
-
-def _plain(image: Image.Image) -> Image.Image:
-    return image if image.mode == "RGB" else image.convert("RGB")
 
 
 def _turned(image: Image.Image, orientation: int) -> Image.Image:

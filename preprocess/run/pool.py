@@ -80,13 +80,7 @@ class Tally:
         self._stop = stop
 
     def count(self, images: int = 1, size: int = 0, rejected: str = "") -> None:
-        """Add to the counters.
-
-        Args:
-            images: number of images; 0 for a part of one.
-            size: bytes of input that were read for them.
-            rejected: image and reason, if it was rejected.
-        """
+        """Add images (0 for a part of one), `size` bytes of input, and the image and reason of a rejection."""
         if self._stop.value:
             raise StoppedError
         if rejected:

@@ -22,14 +22,7 @@ class Progress(AbstractContextManager["Progress"]):
     """Display of the images done and rejected, the rate, and the time left."""
 
     def __init__(self, what: str, total: int, before: int = 0, bad: str = "rejected") -> None:
-        """Show nothing yet.
-
-        Args:
-            what: first word of the line.
-            total: number of images.
-            before: number done by an earlier run; not counted in the rate.
-            bad: word for images that fail.
-        """
+        """Begin with `before` of `total` images, done by an earlier run; `what` is the work, `bad` a failed image."""
         self._what, self._total, self._before, self._bad = what, total, before, bad
         self.counts = Counts()  # the last ones shown
         self._start = time.monotonic()

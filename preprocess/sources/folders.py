@@ -65,10 +65,7 @@ def _others(root: Path, splits: Sequence[str], there: bool = False) -> tuple[str
 def list_classes(folder: Path, prefix: str, ignored: Sequence[str] = ()) -> dict[str, list[str]]:
     """List the images of each class folder in `folder`.
 
-    Args:
-        folder: parent of the class folders.
-        prefix: prepended to paths relative to `folder`.
-        ignored: names of folders that are not classes.
+    The images are paths relative to `folder` after `prefix`; folders named in `ignored` are not classes.
 
     Raises:
         InputError: no class folders, one without images, or one that cannot be listed.

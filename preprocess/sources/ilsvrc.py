@@ -20,7 +20,7 @@ from pathlib import Path
 
 from errors import InputError
 from preprocess.sources.catalogue import IMAGE_ENDINGS, ArchiveRef, Catalogue, Found, printable
-from preprocess.sources.labels import check_complete, check_known
+from preprocess.sources.labels import check_same
 from preprocess.sources.source import Source
 from preprocess.sources.tar_headers import Member, open_tar, read_members
 
@@ -56,8 +56,7 @@ def _found_train(path: Path, names: Mapping[str, str]) -> Iterator[Found]:
             for member in read_members(file, path)
             if member.name.endswith(".tar")
         }
-        check_known(tars, path, names, DEVKIT)
-        check_complete(tars, path, names, DEVKIT)
+        check_same(tars, path, names, DEVKIT)
         for name, tar in tars.items():
             inner = read_members(file, path / f"{name}.tar", tar.offset, tar.offset + tar.size)
             for image in _images(inner, path / f"{name}.tar"):

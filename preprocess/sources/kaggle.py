@@ -16,7 +16,7 @@ from pathlib import Path
 from errors import InputError
 from preprocess.sources.catalogue import Catalogue
 from preprocess.sources.folders import class_images, list_classes
-from preprocess.sources.labels import check_complete, check_known, flat_val, read_lines, read_names
+from preprocess.sources.labels import check_same, flat_val, read_lines, read_names
 from preprocess.sources.source import Source
 
 _IMAGES = "Data/CLS-LOC"
@@ -44,8 +44,7 @@ def read(root: Path) -> Source:
     mapping, solution = _label_file(root, _MAPPING), _label_file(root, _SOLUTION)
     names = read_names(mapping, " ")
     train = list_classes(images / "train", "train/")
-    check_known(train, images / "train", names, str(mapping))
-    check_complete(train, images / "train", names, str(mapping))
+    check_same(train, images / "train", names, str(mapping))
     class_of = _read_solution(solution, names, mapping)
     train_images = class_images("train", train, f"{images.relative_to(root).as_posix()}/")
     val_images = flat_val(root, images / "val", class_of, solution)

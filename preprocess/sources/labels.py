@@ -43,16 +43,15 @@ def read_names(path: Path, separator: str) -> dict[str, str]:
 
 def check_known(classes: Iterable[str], folder: Path, known: Iterable[str], listed: str) -> None:
     """Raise `InputError` for a class in `folder` that is not `known`, i.e. not listed in `listed`."""
-    unknown = sorted(set(classes) - set(known))
-    if unknown:
-        raise InputError(f"class {printable(unknown[0])!r} in {folder} is unknown: {listed} does not list it")
+    for name in sorted(set(classes) - set(known)):
+        raise InputError(f"class {printable(name)!r} in {folder} is unknown: {listed} does not list it")
 
 
-def check_complete(classes: Iterable[str], folder: Path, known: Iterable[str], listed: str) -> None:
-    """Raise `InputError` for a `known` class, listed in `listed`, that is not in `folder`."""
-    missing = sorted(set(known) - set(classes))
-    if missing:
-        raise InputError(f"class {printable(missing[0])!r} is not in {folder}, although {listed} lists it: incomplete?")
+def check_same(classes: Iterable[str], folder: Path, known: Iterable[str], listed: str) -> None:
+    """Raise `InputError` as `check_known`, and for a `known` class that is not in `folder`."""
+    check_known(classes, folder, known, listed)
+    for name in sorted(set(known) - set(classes)):
+        raise InputError(f"class {printable(name)!r} is not in {folder}, although {listed} lists it: incomplete?")
 
 
 def check_labels(path: Path, labels: Iterable[object], classes: int) -> None:
@@ -63,13 +62,7 @@ def check_labels(path: Path, labels: Iterable[object], classes: int) -> None:
 
 
 def flat_val(root: Path, folder: Path, class_of: Mapping[str, str], listed: Path) -> Iterator[Found]:
-    """Yield the images of a val split in one flat folder.
-
-    Args:
-        root: the input folder.
-        folder: of the images.
-        class_of: file name -> class id.
-        listed: the file with these labels.
+    """Yield the images of a val split in one flat folder; `class_of` maps their names to class ids, as `listed` does.
 
     Raises:
         InputError: the folder holds other images than `class_of`, or cannot be listed.

@@ -22,13 +22,9 @@ LAYOUTS = ("auto", _FOLDERS, *_OTHERS)
 
 
 def open_source(root: Path, layout: str, val_fraction: float | None, seed: int) -> Source:
-    """List an input folder.
+    """List the input folder `root`; of `LAYOUTS`, `auto` detects the layout.
 
-    Args:
-        root: the input folder.
-        layout: one of `LAYOUTS`; `auto` detects it.
-        val_fraction: the fraction of each class to keep for val, for class folders without a val split.
-        seed: decides which images are kept.
+    `val_fraction` and `seed` are as in `folders.read`, and only for class folders.
 
     Raises:
         InputError: no such folder, one that cannot be listed, one that fits several layouts, one that is
@@ -37,21 +33,17 @@ def open_source(root: Path, layout: str, val_fraction: float | None, seed: int) 
     try:
         if not stat.S_ISDIR(root.stat().st_mode):
             raise InputError(f"input folder {root} is not a folder")
-        return _opened(root, layout, val_fraction, seed)
+        if layout == "auto":
+            layout = _find(root)
+        if layout == _FOLDERS:
+            return folders.read(root, val_fraction, seed)
+        if val_fraction is not None:
+            raise InputError(f"input folder {root} ({layout}) has its own val split: leave --val-fraction out")
+        return _OTHERS[layout][1](root)
     except FileNotFoundError:
         raise InputError(f"input folder {root} does not exist") from None
     except OSError as error:
         raise InputError(f"{error.filename or root} cannot be read: {error.strerror}") from error
-
-
-def _opened(root: Path, layout: str, val_fraction: float | None, seed: int) -> Source:
-    if layout == "auto":
-        layout = _find(root)
-    if layout == _FOLDERS:
-        return folders.read(root, val_fraction, seed)
-    if val_fraction is not None:
-        raise InputError(f"input folder {root} ({layout}) has its own val split: leave --val-fraction out")
-    return _OTHERS[layout][1](root)
 
 
 def _find(root: Path) -> str:

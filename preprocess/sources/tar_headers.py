@@ -35,16 +35,12 @@ def open_tar(path: Path) -> BinaryIO:
 
 
 def read_members(file: BinaryIO, path: Path, begin: int = 0, end: int | None = None) -> Iterator[Member]:
-    """Yield the members of the tar that lies in `file` from `begin` on and ends by `end`, in their order.
+    """Yield in order the members of the tar in bytes `begin` to `end` of `file`; None is the end of the file.
 
     Headers of plain files are parsed here, four times as fast as in `tarfile`; from the first other one on (GNU and
     PAX extensions, links, the end) `tarfile` takes over.
 
-    Args:
-        file: from `open_tar`.
-        path: names the tar in messages.
-        begin: its first byte.
-        end: the byte after its last; None for the end of the file.
+    `file` comes from `open_tar`, and `path` names the tar in messages.
 
     Raises:
         InputError: it is not a tar, or does not end as one does.

@@ -170,16 +170,10 @@ class BuildState:
 def resume_build(
     output: Path, short_side: int, fingerprint: dict[str, Any], keep_records: bool
 ) -> Iterator[BuildState]:
-    """Continue or begin the build with this fingerprint; remove its state when the body has completed it.
+    """Continue or begin the build with this fingerprint in a claimed folder; remove its state once it is complete.
 
-    When the body raises, finished work is kept for the next time.
-
-    Args:
-        output: the output folder, claimed.
-        short_side: of the samples, in pixels.
-        fingerprint: from `build_fingerprint`.
-        keep_records: use the records of an earlier run, and keep those of this one if it ends early; False where the
-            broken files of a complete folder are built again.
+    With `keep_records`, finished shards of an earlier run count, and those of this run are kept if the body raises.
+    Without, as where the broken files of a complete folder are built again, nothing is kept.
 
     Raises:
         InputError: another build is unfinished there; nothing is touched.
@@ -202,12 +196,6 @@ def changed_shards(
     """Return the stems of finished shards with a file whose size or time has changed, and name them on stderr.
 
     A file that was touched counts as changed: that costs some shards, a mixture of two sources the data set.
-
-    Args:
-        shards: of the plan.
-        records: of the finished ones, by stem.
-        raw: the images.
-        output: the folder that holds the shards.
 
     Raises:
         InputError: so many files have changed that this is another source.

@@ -59,10 +59,8 @@ def build_fingerprint(plan: Plan) -> dict[str, Any]:
 def difference(found: dict[str, Any], wanted: dict[str, Any]) -> str | None:
     """Describe the first difference between two build fingerprints; None if they are the same."""
     for field in dict.fromkeys((*wanted, *found)):
-        if found.get(field) != wanted.get(field):
-            return _DIGESTS.get(field) or f"{field} {_text(found.get(field))}, not {_text(wanted.get(field))}"
+        pair = found.get(field), wanted.get(field)
+        if pair[0] != pair[1]:
+            old, new = ("none" if value is None else value for value in pair)
+            return _DIGESTS.get(field) or f"{field} {old}, not {new}"
     return None
-
-
-def _text(value: object) -> str:
-    return "none" if value is None else str(value)

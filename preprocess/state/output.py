@@ -44,15 +44,9 @@ class OutputState:
     """True if the mean image, and so all statistics, are there."""
 
     @property
-    def complete(self) -> Manifest:
-        """Return the manifest of a folder that has one."""
-        assert self.manifest is not None
-        return self.manifest
-
-    @property
-    def is_intact(self) -> bool:
-        """Return True if there is nothing to build."""
-        return self.has_statistics and not self.broken
+    def final_manifest(self) -> Manifest | None:
+        """Return the manifest if its statistics are there: then it stays as it is."""
+        return self.manifest if self.has_statistics else None
 
 
 def inspect_output(plan: Plan) -> OutputState:
@@ -144,12 +138,9 @@ def check_vacant(folder: Path) -> None:
 def claim_output(folder: Path, complete: bool) -> Iterator[None]:
     """Make `folder` and lock it for a build; at the end, remove half-written files, the lock, and an empty folder.
 
-    Args:
-        folder: the output.
-        complete: True if it had a manifest when it was inspected.
-
     Raises:
-        InputError: it cannot be made, or another build uses it or has just ended in it.
+        InputError: it cannot be made, another build uses it, or one has just ended in it: whether it has a manifest is
+            no longer as `complete` says.
     """
     created = not folder.exists()
     try:

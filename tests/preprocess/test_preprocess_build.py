@@ -317,8 +317,8 @@ def test_names_that_are_hard_to_write_down(tmp_path: Path) -> None:
     [
         (("--short-side", 0), "--short-side is 0: it is out of range; use 1 to 4000"),
         (("--quality", 101), "--quality is 101: it is out of range; use 1 to 100"),
-        (("--workers", 0), "--workers is 0: it is too small; use at least 1"),
-        (("--shard-samples", -3), "--shard-samples is -3: it is too small; use at least 1"),
+        (("--workers", 0), "--workers is 0; use a whole number from 1"),
+        (("--shard-samples", -3), "--shard-samples is -3; use a whole number from 1"),
         (("--val-fraction", 1), "--val-fraction is 1.0: it is out of range; use at least 0 and below 1"),
         (("--val-fraction", "nan"), "--val-fraction is nan: it is out of range; use at least 0 and below 1"),
         (("--max-rejected", 1.5), "--max-rejected is 1.5: it is out of range; use 0 to 1"),
