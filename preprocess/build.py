@@ -10,6 +10,7 @@ import shutil
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 
 from atomic_files import atomic_write, flush_folder
@@ -89,8 +90,8 @@ def _prepare_images(plan: Plan, build_state: BuildState) -> RawFiles:
     options = plan.options
     if plan.source is None:
         shutil.rmtree(build_state.drawn, ignore_errors=True)  # of a build that was killed: some may be half-written
-        drawing = sample.draw_tasks(build_state.drawn, options.seed)
-        run_with_progress(sample.draw, drawing, options, Progress("drawing", plan.images))
+        draw = partial(sample.draw, build_state.drawn, options.seed)
+        run_with_progress(draw, sample.draw_tasks(options.seed), options, Progress("drawing", plan.images))
         return RawFiles(build_state.drawn, build_state.scratch)
     raw = RawFiles(plan.source.root, build_state.scratch)
     if plan.source.containers:

@@ -14,8 +14,7 @@ from __future__ import annotations
 import io
 import math
 import random
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -50,29 +49,19 @@ def _sources() -> list[str]:
     ]
 
 
-@dataclass(frozen=True)
-class DrawTask:
-    """Some files to be drawn into `folder`; `broken` maps a source to what is wrong with it."""
-
-    folder: Path
-    seed: int
-    sources: tuple[str, ...]
-    broken: dict[str, str]
-
-
-def draw_tasks(folder: Path, seed: int) -> list[DrawTask]:
-    """Divide the work."""
+def draw_tasks(seed: int) -> list[dict[str, str | None]]:
+    """Divide the files into tasks; each maps sources to their fault, as for `draw_file`."""
     sources = _sources()
     broken = dict(zip(sorted(sources, key=lambda source: shuffle_key("broken", seed, source)), _BROKEN, strict=False))
-    parts = (tuple(sources[at : at + _FILES_PER_TASK]) for at in range(0, len(sources), _FILES_PER_TASK))
-    return [DrawTask(folder, seed, part, broken) for part in parts]
+    parts = (sources[at : at + _FILES_PER_TASK] for at in range(0, len(sources), _FILES_PER_TASK))
+    return [{source: broken.get(source) for source in part} for part in parts]
 
 
-def draw(task: DrawTask, tally: Tally) -> None:
-    """Draw the files of one task."""
-    for source in task.sources:
-        data = draw_file(task.seed, source, task.broken.get(source))
-        path = task.folder / source
+def draw(folder: Path, seed: int, task: Mapping[str, str | None], tally: Tally) -> None:
+    """Draw the files of one task into `folder`."""
+    for source, broken in task.items():
+        data = draw_file(seed, source, broken)
+        path = folder / source
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(data)
         tally.count(size=len(data))

@@ -22,7 +22,11 @@ class Progress(AbstractContextManager["Progress"]):
     """Display of the images done and rejected, the rate, and the time left."""
 
     def __init__(self, what: str, total: int, before: int = 0, bad: str = "rejected") -> None:
-        """Begin with `before` of `total` images, done by an earlier run; `what` is the work, `bad` a failed image."""
+        """Show nothing yet.
+
+        `what` names the work, `total` counts its images, of which an earlier run has done `before` (not counted in the
+        rate), and `bad` is the word for images that fail.
+        """
         self._what, self._total, self._before, self._bad = what, total, before, bad
         self.counts = Counts()  # the last ones shown
         self._start = time.monotonic()

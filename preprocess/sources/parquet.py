@@ -155,7 +155,7 @@ def _read_rows(root: Path, split: str, path: Path, classes: int) -> _Rows:
 def _wnids(rows: Sequence[_Rows], classes: int) -> list[str] | None:
     """Return the wnid of each label if it is the same for all its images and unique, else None."""
     there: list[set[str]] = [set() for _ in range(classes)]
-    for _, _, label, path in _each(rows):
+    for _, _, label, path in _images(rows):
         found = set(_WNID.findall(path))
         there[label] |= found if len(found) == 1 else {""}
     wnids = {wnid for each in there for wnid in each}
@@ -165,15 +165,15 @@ def _wnids(rows: Sequence[_Rows], classes: int) -> list[str] | None:
 
 
 def _found(rows: Sequence[_Rows], ids: Sequence[str]) -> Iterator[Found]:
-    sources = [f"{part.split}/{ids[label]}/{_named(path, ids[label])}" for part, _, label, path in _each(rows)]
-    if len(set(sources)) < len(sources) or not all(path for *_, path in _each(rows)):
+    sources = [f"{part.split}/{ids[label]}/{_named(path, ids[label])}" for part, _, label, path in _images(rows)]
+    if len(set(sources)) < len(sources) or not all(path for *_, path in _images(rows)):
         stems = {part.file: PurePosixPath(part.file).stem for part in rows}
-        sources = [f"{part.split}/{ids[label]}/{stems[part.file]}_{row:06d}" for part, row, label, _ in _each(rows)]
-    for (part, row, label, _), source in zip(_each(rows), sources, strict=True):
+        sources = [f"{part.split}/{ids[label]}/{stems[part.file]}_{row:06d}" for part, row, label, _ in _images(rows)]
+    for (part, row, label, _), source in zip(_images(rows), sources, strict=True):
         yield part.split, ids[label], source, RowRef(part.file, row)
 
 
-def _each(rows: Sequence[_Rows]) -> Iterator[tuple[_Rows, int, int, str]]:
+def _images(rows: Sequence[_Rows]) -> Iterator[tuple[_Rows, int, int, str]]:
     """Yield the file, row, label and path of each image."""
     for part in rows:
         for row, (label, path) in enumerate(zip(part.labels, part.paths, strict=True)):
