@@ -86,7 +86,7 @@ def _build_rest(plan: Plan, existing: OutputState) -> Outcome:
 
 
 def _prepare_images(plan: Plan, build_state: BuildState) -> RawFiles:
-    """Draw the embedded sample, or unpack the images that cannot be read in place; return where all of them are."""
+    """Draw the embedded sample, or unpack the images that cannot be read in place; return access to all of them."""
     options = plan.options
     if plan.source is None:
         shutil.rmtree(build_state.drawn, ignore_errors=True)  # of a build that was killed: some may be half-written
@@ -101,7 +101,7 @@ def _prepare_images(plan: Plan, build_state: BuildState) -> RawFiles:
 
 
 def _kept_shards(plan: Plan, existing: OutputState, build_state: BuildState, raw: RawFiles) -> dict[str, ShardRecord]:
-    """Return the shards that an earlier run has finished, by stem; remove everything else that it left."""
+    """Return the shards that an earlier run has finished, by stem; remove all else that it left."""
     build_state.discard(existing.broken)
     kept = build_state.finished(plan.shards)
     stale = set() if plan.source is None else changed_shards(plan.shards, kept, raw, plan.options.output)

@@ -1,6 +1,6 @@
 """The description of a data set: `manifest.json`, which turns a folder of tars into one, and the index of each tar.
 
-The manifest is written last and by rename: a folder without it is not a data set, whatever else lies there.
+The manifest is written last and by rename: a folder without it is not a data set.
 """
 
 from __future__ import annotations

@@ -1,11 +1,10 @@
 """The embedded sample: raw images drawn from a seed, for demos and tests without data.
 
-Ten classes of figures before mottled grounds. Colours, which of the two is the lighter one, place, size, tilt,
-proportions and clutter are drawn at random for every image, so that no pixel's mean says anything about the class
-and a linear model fails; a convolutional network learns the figures within minutes. All classes stay what they
-are when mirrored.
+Ten classes of figures on mottled grounds. Colours, the lighter one of the two, position, size, tilt, proportions and
+clutter are drawn at random for every image, so that no pixel's mean says anything about the class and a linear model
+fails; a convolutional network learns the figures within minutes. A mirrored figure stays in its class.
 
-The files are what a collection of photographs is: many sizes and shapes, JPEGs of several qualities, some grey,
+The files are like a collection of photographs: many sizes and shapes, JPEGs of several qualities, some grey,
 CMYK or with an EXIF orientation, PNGs with the ending .JPEG, and a few that are broken.
 """
 
@@ -87,7 +86,7 @@ def draw_file(seed: int, source: str, broken: str | None = None) -> bytes:
 
 
 class _Canvas:
-    """A mask to draw on in the figure's own coordinates: the figure fills -1..1, wherever and however it lies."""
+    """A mask to draw on in the figure's own coordinates: the figure fills -1..1, at any position and tilt."""
 
     def __init__(self, size: tuple[int, int], rng: random.Random) -> None:
         self.rng = rng

@@ -55,7 +55,7 @@ class RawImage(NamedTuple):
     label: int
     """Index in the sorted class ids."""
     source: str
-    """The canonical name, `<split>/<class>/<file>` as a rule: it decides key and order, whatever the layout."""
+    """The canonical name, `<split>/<class>/<file>` as a rule: it decides key and order in every layout."""
     ref: ImageRef
     """Location of the bytes."""
 

@@ -1,4 +1,4 @@
-"""The output folder: what lies in it before a build, and whose it is while a build writes.
+"""The output folder: its state before a build, and its lock during one.
 
 A build marks the folder with a lock file before it writes anything else. A folder that has neither this mark, nor
 `.unfinished`, nor a manifest belongs to somebody else and stays untouched.
