@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 
 
@@ -20,3 +21,15 @@ def check_count(name: str, value: int, least: int) -> None:
     """Raise `InputError` naming the field and its value unless `value` is a whole number of at least `least`."""
     if not isinstance(value, int) or value < least:
         raise InputError(f"{name} is {value!r}; use a whole number from {least}")
+
+
+def check_fraction(name: str, value: float) -> None:
+    """Raise `InputError` naming the field and its value unless 0 <= value < 1."""
+    if not 0 <= value < 1:
+        raise InputError(f"{name} is {value}; use 0 up to but not including 1")
+
+
+def check_finite(name: str, value: float, *, above_zero: bool = False) -> None:
+    """Raise `InputError` naming the field and its value unless it is finite and at least, or above, 0."""
+    if not 0 <= value < math.inf or (above_zero and value == 0):
+        raise InputError(f"{name} is {value}; use a finite number {'above' if above_zero else 'from'} 0")

@@ -35,17 +35,11 @@ def run_command(main: Callable[[Sequence[str]], None]) -> int:
 
 
 def resolve(what: str, path: str | Path, project: Path, *, must_exist: bool = False) -> str:
-    """Return `path` as an absolute path, taken from `project`; URIs as they are.
-
-    Args:
-        what: the option or field, for the error.
-        path: what the user gave.
-        project: the folder that the command runs in.
-        must_exist: the command reads it.
+    """Return the path of the option `what`, relative to the folder `project`, as an absolute one; URIs as they are.
 
     Raises:
-        InputError: it is relative, and `project` is a copy that Ray unpacked for a job (`--working-dir`): what is
-            written there is lost with the job, and data does not travel with it.
+        InputError: it is relative, and `project` is a copy that Ray unpacked for a job (`--working-dir`): files written
+            there are lost with the job, and data does not travel with it, unless it `must_exist` and does.
     """
     if "://" in str(path):
         return str(path)
@@ -53,8 +47,8 @@ def resolve(what: str, path: str | Path, project: Path, *, must_exist: bool = Fa
     inside_copy = not Path(path).is_absolute() and is_job_copy(project)
     if inside_copy and not (must_exist and absolute.exists()):
         raise InputError(
-            f"{what} {str(path)!r} is relative, but this job runs in a copy of the project (--working-dir): "
-            "give an absolute path"
+            f"{what} is {str(path)!r}: it is relative, but this job runs in a copy of the project (--working-dir); "
+            "use an absolute path"
         )
     return str(absolute)
 
@@ -85,7 +79,7 @@ def table_options() -> ConstructorRegistry:
             metavar=f"[{row} ...]",
             instance_from_str=lambda words: _parse_table(words, columns, row),
             is_instance=lambda value: isinstance(value, dict),
-            str_from_instance=lambda table: [str(cell) for cells in _rows(table) for cell in cells],
+            str_from_instance=lambda table: [str(cell) for cells in table_rows(table) for cell in cells],
         )
 
     return registry
@@ -110,7 +104,8 @@ def _columns(hint: Any) -> list[type]:
     return [key, *_columns(value)]
 
 
-def _rows(table: Any) -> list[list[Any]]:
+def table_rows(table: Any) -> list[list[Any]]:
+    """Return the rows of nested dicts: `{"conv1": {3: 0.1}}` is `[["conv1", 3, 0.1]]`."""
     if not isinstance(table, dict):
         return [[table]]
-    return [[key, *rest] for key, value in table.items() for rest in _rows(value)]
+    return [[key, *rest] for key, value in table.items() for rest in table_rows(value)]

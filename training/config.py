@@ -9,11 +9,12 @@ import dataclasses
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from errors import InputError
+from errors import InputError, check_count, check_finite, check_fraction
 from pipeline.augment import Augmentation
 from pipeline.cache.memory import CacheKind
 from pipeline.crops import default_crop
 from pipeline.views import Mean, Units, check_units
+from training.cli import table_rows
 from training.loop.compile import Compile
 from training.loop.precision import Precision
 from training.models import NetworkArchitecture, architecture
@@ -34,9 +35,9 @@ class Parallel:
     """CPU cores per worker, for decoding and, on CPUs, for training. Default: an equal share of the cluster's."""
 
     def __post_init__(self) -> None:
-        _at_least("parallel.model", self.model, 1)
-        _at_least("parallel.data", self.data, 1)
-        _at_least("parallel.cpus_per_worker", self.cpus_per_worker, 1)
+        for name in ("model", "data", "cpus_per_worker"):
+            if (value := getattr(self, name)) is not None:
+                check_count(f"parallel.{name}", value, 1)
 
 
 @dataclass(frozen=True)
@@ -128,43 +129,32 @@ class Optimizer:
 
     def __post_init__(self) -> None:
         for name in ("momentum", "ema_decay"):
-            if not 0 <= (value := getattr(self, name)) < 1:
-                raise InputError(f"optimizer.{name} is {value}; use 0 up to but not including 1")
-        _at_least("optimizer.patience", self.patience, 0)
-        _at_least("optimizer.plateaus", self.plateaus, 1)
-        _at_least("optimizer.bias_plateaus", self.bias_plateaus, 1)
-        self._check_rates()
+            check_fraction(f"optimizer.{name}", getattr(self, name))
+        for name, least in (("patience", 0), ("plateaus", 1), ("bias_plateaus", 1)):
+            check_count(f"optimizer.{name}", getattr(self, name), least)
+        for name in ("learning_rate", "bias_lr_scale", "lr_ratio", "bias_lr_ratio"):
+            check_finite(f"optimizer.{name}", getattr(self, name), above_zero=True)
+        for name in ("weight_decay", "warmup_epochs"):
+            check_finite(f"optimizer.{name}", getattr(self, name))
+        self._check_tables()
         self._check_schedule()
 
-    def _check_rates(self) -> None:
-        scripted = {
-            "milestones": self.milestones,
-            "bias_milestones": self.bias_milestones,
-            **{f"layer_milestones {layer}": milestones for layer, milestones in self.layer_milestones.items()},
-        }
-        for name in ("learning_rate", "bias_lr_scale", "lr_ratio", "bias_lr_ratio"):
-            _finite(name, getattr(self, name), above_zero=True)
-        for name in ("weight_decay", "warmup_epochs"):
-            _finite(name, getattr(self, name))
-        for layer, rate in self.layer_lr_scale.items():
-            _finite(f"layer_lr_scale {layer}", rate, above_zero=True)
+    def _check_tables(self) -> None:
+        for name in ("layer_lr_scale", "milestones", "bias_milestones", "layer_milestones"):
+            for *keys, rate in table_rows(getattr(self, name)):
+                check_finite(f"optimizer.{name} {' '.join(map(str, keys))}", rate, above_zero=True)
+                if name != "layer_lr_scale":
+                    check_count(f"the epoch of optimizer.{name}", keys[-1], 0)
         for layer, decay in self.layer_weight_decay.items():
-            _finite(f"layer_weight_decay {layer}", decay)
-        for name, rates in scripted.items():
-            for epoch, rate in rates.items():
-                _at_least(f"the epoch of optimizer.{name}", epoch, 0)
-                _finite(f"{name} {epoch}", rate, above_zero=True)
+            check_finite(f"optimizer.layer_weight_decay {layer}", decay)
         for layer, epoch in self.freeze.items():
-            _at_least(f"optimizer.freeze {layer}", epoch, 0)
+            check_count(f"optimizer.freeze {layer}", epoch, 0)
 
     def _check_schedule(self) -> None:
         if self.schedule == "piecewise" and not self.milestones:
-            raise InputError(
-                "optimizer.schedule is 'piecewise' and optimizer.milestones is empty; it needs one at least"
-            )
-        defaults = {each.name: _default(each) for each in dataclasses.fields(self)}
+            raise InputError("optimizer.schedule is 'piecewise': optimizer.milestones is empty; use at least one")
         for name, schedules in _READ_BY.items():
-            value, default = getattr(self, name), defaults[name]
+            value, default = getattr(self, name), getattr(type(self), name, {})  # a table has no class attribute
             if value != default and self.schedule not in schedules:
                 raise InputError(
                     f"optimizer.{name} is {value}, which optimizer.schedule {self.schedule!r} would not read; "
@@ -237,16 +227,16 @@ class Config:
 
     def __post_init__(self) -> None:
         for name in ("short_side", "crop", "epochs", "batch_size", "micro_batches", "keep_checkpoints", "log_every"):
-            _at_least(name, getattr(self, name), 1)
-        _at_least("max_failures", self.max_failures, 0)
-        _at_least("seed", self.seed, 0)
-        if not 0 <= self.label_smoothing < 1:
-            raise InputError(f"label_smoothing is {self.label_smoothing}; use 0 up to but not including 1")
+            if name != "crop" or self.crop is not None:
+                check_count(name, getattr(self, name), 1)
+        check_count("max_failures", self.max_failures, 0)
+        check_count("seed", self.seed, 0)
+        check_fraction("label_smoothing", self.label_smoothing)
         check_units(self.units, self.mean)
         self.architecture()
         self._check_graphs()
         if self.image_size > self.short_side:
-            raise InputError(f"crop is {self.crop}; with a short side of {self.short_side} it can be at most that")
+            raise InputError(f"crop is {self.crop}: it is above short_side; use at most {self.short_side}")
 
     def _check_graphs(self) -> None:
         # A graph writes its gradients into its own memory, over those of the part before.
@@ -254,7 +244,7 @@ class Config:
         workers = (self.parallel.data or 1) * self.parallel.model
         for name, value in (("micro_batches", self.micro_batches), ("parallel.data x parallel.model", workers)):
             if self.compile == "graphs" and value > 1:
-                raise InputError(f"compile is 'graphs', which needs {name} 1, not {value}; use --compile on")
+                raise InputError(f"compile is 'graphs': it needs {name} 1, not {value}; use on")
 
     @property
     def image_size(self) -> int:
@@ -268,30 +258,4 @@ class Config:
 
 def flatten(config: Config) -> dict[str, Any]:
     """Return the configuration as one level of dotted names, as MLflow parameters are."""
-    return _flatten("", dataclasses.asdict(config))
-
-
-def _flatten(prefix: str, values: dict[Any, Any]) -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for name, value in values.items():
-        if isinstance(value, dict):
-            flat.update(_flatten(f"{prefix}{name}.", value))
-        else:
-            flat[f"{prefix}{name}"] = value
-    return flat
-
-
-def _default(each: dataclasses.Field[Any]) -> Any:
-    return each.default if each.default_factory is dataclasses.MISSING else each.default_factory()
-
-
-def _finite(name: str, value: float, *, above_zero: bool = False) -> None:
-    if not 0 <= value < float("inf") or (above_zero and value == 0):
-        raise InputError(
-            f"optimizer.{name} is {value}; it must be {'above' if above_zero else 'at least'} 0 and finite"
-        )
-
-
-def _at_least(name: str, value: int | None, least: int) -> None:
-    if value is not None and value < least:
-        raise InputError(f"{name} is {value}; it must be at least {least}")
+    return {".".join(map(str, names)): value for *names, value in table_rows(dataclasses.asdict(config))}

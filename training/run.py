@@ -8,7 +8,7 @@ from pathlib import Path
 
 import tyro
 
-from errors import InputError
+from errors import check_choice
 from training.cli import run_command, table_options
 from training.config import Config
 from training.recipes import RECIPES
@@ -25,8 +25,7 @@ def parse(arguments: Sequence[str]) -> Config:
     """
     arguments = list(arguments)
     if arguments and not arguments[0].startswith("-"):
-        if arguments[0] not in RECIPES:
-            raise InputError(f"recipe {arguments[0]!r} is unknown; there are {', '.join(RECIPES)}")
+        check_choice("recipe", arguments[0], RECIPES)
     elif not {"-h", "--help"} & set(arguments):
         # The recipe may be left out, but the parser of the recipe's fields wants it named.
         arguments.insert(0, DEFAULT_RECIPE)

@@ -101,19 +101,19 @@ def test_the_parser_refuses_unknown_fields_and_types_with_code_2(
 
 
 def test_an_unknown_recipe_is_named_with_the_known_ones() -> None:
-    with pytest.raises(InputError, match="recipe 'alexnet' is unknown; there are sample, cifar10, "):
+    with pytest.raises(InputError, match="recipe is 'alexnet'; use sample, cifar10, "):
         parse(["alexnet"])
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--epochs", "0"], "epochs is 0; it must be at least 1"),
-        (["--crop", "300"], "crop is 300; with a short side of 256 it can be at most that"),
-        (["--parallel.model", "0"], "parallel.model is 0; it must be at least 1"),
+        (["--epochs", "0"], "epochs is 0; use a whole number from 1"),
+        (["--crop", "300"], "crop is 300: it is above short_side; use at most 256"),
+        (["--parallel.model", "0"], "parallel.model is 0; use a whole number from 1"),
         (["--network.dropout", "1.0"], "network.dropout is 1.0; use 0 up to"),
         (["--label-smoothing", "1.0"], "label_smoothing is 1.0; use 0 up to"),
-        (["--optimizer.learning-rate", "-1"], "optimizer.learning_rate is -1.0; it must be above 0"),
+        (["--optimizer.learning-rate", "-1"], "optimizer.learning_rate is -1.0; use a finite number above 0"),
         (["--augmentation.lighting", "dim"], "lighting"),
     ],
 )

@@ -124,7 +124,7 @@ def test_dropout_acts_in_training_alone() -> None:
 
 
 def test_what_cannot_be_built_is_refused_with_its_reason() -> None:
-    with pytest.raises(InputError, match=r"'resnet' is unknown; there are alexnet, "):
+    with pytest.raises(InputError, match=r"network.name is 'resnet'; use alexnet, "):
         build("resnet", 10)
     with pytest.raises(InputError, match=r"parallel.model 2 does not divide the 7 classes; use divisors of 1$"):
         NETWORKS["alexnet"].check(7, width=2)

@@ -288,7 +288,7 @@ def test_initial_weights_of_run_145_and_of_the_tensorflow_listing() -> None:
         ("lenet5", {"lrn": "paper"}, "network.lrn is 'paper', but lenet5 has no such switch"),
         ("alexnet-tf", {"dropout": 0.5}, "network.dropout is 0.5, but alexnet-tf would not read it: it has no fc6"),
         ("alexnet-owt", {"lrn_k": 1.0}, "network.lrn_k is 1.0, but alexnet-owt would not read it: network.lrn is off"),
-        ("alexnet", {"lrn_size": 4}, "network.lrn_size is 4; it must be odd"),
+        ("alexnet", {"lrn_size": 4}, "network.lrn_size is 4; use an odd number"),
         (
             "alexnet-owt",
             {"image_size": 56},

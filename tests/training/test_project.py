@@ -16,7 +16,7 @@ def test_in_a_job_s_copy_of_the_project_a_relative_store_is_refused(tmp_path: Pa
     copy = tmp_path / "_ray_pkg_0123abcd"
     (copy / "here").mkdir(parents=True)
     for path, must_exist in (("runs", False), ("here", False), ("shards", True)):
-        with pytest.raises(InputError, match=r"'\w+' is relative, but this job runs in a copy of the project"):
+        with pytest.raises(InputError, match=r"is '\w+': it is relative, but this job runs in a copy of the project"):
             resolve("storage", path, copy, must_exist=must_exist)
     assert resolve("data", "here", copy, must_exist=True) == str(copy / "here"), "what was uploaded can be read"
     assert resolve("storage", "/runs", copy) == "/runs"

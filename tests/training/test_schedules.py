@@ -133,7 +133,7 @@ def test_geometric_are_run_170_s() -> None:
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"schedule": "piecewise"}, "schedule is 'piecewise' and optimizer.milestones is empty; it needs one at least"),
+        ({"schedule": "piecewise"}, "schedule is 'piecewise': optimizer.milestones is empty; use at least one"),
         (
             {"schedule": "linear", "milestones": {3: 0.1}},
             "milestones is {3: 0.1}, which optimizer.schedule 'linear' would not",
@@ -142,14 +142,14 @@ def test_geometric_are_run_170_s() -> None:
         ({"warmup_epochs": 5.0}, "leave it at 0.0, or choose constant or linear or cosine"),
         ({"schedule": "cosine", "patience": 7}, "leave it at 3, or choose plateau"),
         ({"schedule": "linear", "plateaus": 9}, "leave it at 4, or choose geometric"),
-        ({"schedule": "piecewise", "milestones": {3: 0}}, "milestones 3 is 0; it must be above 0 and finite"),
+        ({"schedule": "piecewise", "milestones": {3: 0}}, "milestones 3 is 0; use a finite number above 0"),
         (
             {"schedule": "piecewise", "milestones": {-3: 0.1}},
-            "the epoch of optimizer.milestones is -3; it must be at least 0",
+            "the epoch of optimizer.milestones is -3; use a whole number from 0",
         ),
-        ({"weight_decay": float("nan")}, "weight_decay is nan; it must be at least 0 and finite"),
-        ({"learning_rate": float("inf")}, "learning_rate is inf; it must be above 0 and finite"),
-        ({"layer_weight_decay": {"fc8": -1.0}}, "layer_weight_decay fc8 is -1.0; it must be at least 0 and finite"),
+        ({"weight_decay": float("nan")}, "weight_decay is nan; use a finite number from 0"),
+        ({"learning_rate": float("inf")}, "learning_rate is inf; use a finite number above 0"),
+        ({"layer_weight_decay": {"fc8": -1.0}}, "layer_weight_decay fc8 is -1.0; use a finite number from 0"),
     ],
 )
 def test_what_a_schedule_would_not_read_and_rates_out_of_range_are_refused(

@@ -1,4 +1,4 @@
-"""The numbers and switches that make one network of the AlexNet family, and what can be said of it without building."""
+"""The numbers and switches of one network of the AlexNet family, its sizes and its checks, without building it."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
-from errors import InputError
+from errors import InputError, check_count, check_finite, check_fraction
 from training.models.contract import NetworkArchitecture
 from training.models.layers import Activation, DropoutForm, Init
 
@@ -79,16 +79,13 @@ class Architecture(NetworkArchitecture):
 
     def __post_init__(self) -> None:
         for name in ("first_kernel", "first_stride"):
-            if (least := getattr(self, name)) < 1:
-                raise InputError(f"network.{name} is {least}; it must be at least 1")
-        if not 0 <= self.dropout < 1:
-            raise InputError(f"network.dropout is {self.dropout}; use 0 up to but not including 1")
+            check_count(f"network.{name}", getattr(self, name), 1)
+        check_fraction("network.dropout", self.dropout)
         for name in ("lrn_alpha", "lrn_k", "lrn_beta"):
-            value = getattr(self, name)
-            if value is not None and not 0 < value < math.inf:
-                raise InputError(f"network.{name} is {value}; it must be above 0 and finite")
+            if (value := getattr(self, name)) is not None:
+                check_finite(f"network.{name}", value, above_zero=True)
         if self.lrn_size < 1 or self.lrn_size % 2 == 0:
-            raise InputError(f"network.lrn_size is {self.lrn_size}; it must be odd and at least 1")
+            raise InputError(f"network.lrn_size is {self.lrn_size}; use an odd number from 1")
 
     @property
     def first_layer(self) -> str:

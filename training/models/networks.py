@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from errors import InputError
+from errors import InputError, check_choice
 from training.models.alexnet import AlexNet
 from training.models.architecture import Architecture
 from training.models.contract import Links, NetworkArchitecture
@@ -32,7 +32,7 @@ NETWORKS: dict[str, NetworkArchitecture] = {
     # The paper's.
     "alexnet": Architecture(),
     "alexnet-single": _SINGLE,
-    # Run 145-half, the network on one GPU that the paper compares with: half the kernels, conv5 and fc6 to fc8 whole.
+    # Run 145-half, the network on one GPU that the paper compares with: half the kernels in conv1 to conv4.
     "alexnet-half": Architecture(channels=(48, 128, 192, 192, 256), towers=1),
     # "One weird trick" (Krizhevsky 2014) as torchvision has it.
     "alexnet-owt": _OWT,
@@ -89,10 +89,7 @@ def build(name: str, num_classes: int, **switches: object) -> nn.Module:
 def make_network(architecture: NetworkArchitecture, num_classes: int, links: Links | None = None) -> nn.Module:
     """Return the network of this architecture, its weights drawn from torch's global generator.
 
-    Args:
-        architecture: what `training.models.architecture` returns.
-        num_classes: number of outputs of the last layer.
-        links: what connects this device with those that share the network; None: a single device.
+    `links` connect this device with those that share the network; None: a single device.
 
     Raises:
         InputError: too small an image, or widths that cannot be split over the devices.
@@ -106,8 +103,7 @@ def architecture(name: str, **switches: object) -> NetworkArchitecture:
     Raises:
         InputError: an unknown name, or a switch that nothing in this network would read.
     """
-    if name not in NETWORKS:
-        raise InputError(f"network.name {name!r} is unknown; there are {', '.join(NETWORKS)}")
+    check_choice("network.name", name, NETWORKS)
     given = {switch: value for switch, value in switches.items() if value is not None}
     own = {field.name for field in fields(NETWORKS[name])}
     for switch, value in given.items():
