@@ -22,7 +22,6 @@ from preprocess.manifest import Manifest, manifest_digest, read_manifest
 from training.cli import resolve, run_command
 from training.load_model import LoadedModel, add_model_arguments, load_model, make_dense
 from training.loop.step import TOP_K, log_probabilities
-from training.report.examples import Example
 from training.report.folder import prepare_folder, report_files, write_report
 from training.report.html import Subject
 from training.report.metrics import Predictions, Report, summarise
@@ -38,7 +37,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument(
         "--dense",
         action="store_true",
-        help="fc6 to fc8 as convolutions over the whole central square, their logits averaged",
+        help="fc6 to fc8 as convolutions over the complete central square, their logits averaged",
     )
     parser.add_argument("--output", type=Path, metavar="DIR", help="(default: reports/ and a name)")
     parser.add_argument("--batch-size", type=int, default=128, metavar="N", help="images (default: 128)")
@@ -56,7 +55,7 @@ def main(arguments: Sequence[str]) -> None:
     manifest = read_manifest(data)
     check_data(trained, manifest, data)
     view = "dense" if options.dense else f"{options.crops}{'crop' if options.crops == 1 else 'crops'}"
-    output = options.output or Path("reports", f"{_file_name(trained)}-{options.split}-{view}")
+    output = options.output or Path("reports", f"{trained.run_id or Path(trained.name).stem}-{options.split}-{view}")
     folder = prepare_folder(resolve("--output", output, project))
     if options.dense:
         trained = make_dense(trained)
@@ -84,13 +83,7 @@ def main(arguments: Sequence[str]) -> None:
         manifest_sha256=manifest_digest(data),
         images_per_second=len(predictions.labels) / (time.perf_counter() - started),
     )
-    write_report(
-        folder,
-        report,
-        predictions,
-        describe(trained, manifest),
-        lambda index: Example(*loader.example(index)[:2]),
-    )
+    write_report(folder, report, predictions, describe(trained, manifest), loader.example)
     if trained.run_id is not None:
         log_report(trained.run_id, report, folder, view)
     top5 = "" if report["top5"] is None else f", top-5 {report['top5']:.4f}"
@@ -116,7 +109,7 @@ def check_data(trained: LoadedModel, manifest: Manifest, folder: str) -> None:
 
 
 def predict_all(trained: LoadedModel, loader: Loader) -> Predictions:
-    """Return what the network says about every sample of the loader, in the order of the split."""
+    """Return the network's predictions for every sample of the loader, in the order of the split."""
     labels, losses, classes, probabilities = [], [], [], []
     for images, truth in tqdm(loader, desc="evaluate", unit="batch", disable=None):
         logs = log_probabilities(trained.network, images, trained.autocast)
@@ -134,14 +127,13 @@ def predict_all(trained: LoadedModel, loader: Loader) -> Predictions:
 
 
 def describe(trained: LoadedModel, manifest: Manifest) -> Subject:
-    """Return what the report says of the network and shows of its first layer."""
-    layer = trained.architecture.first_layer
-    first = trained.network.get_parameter(f"{layer}.weight").detach().cpu().float().numpy()
+    """Return the names, the size and the first layer of the network for the report."""
+    first = trained.network.get_parameter(f"{trained.architecture.first_layer}.weight")
     return Subject(
         network=trained.config.network.name,
         parameters=sum(parameter.numel() for parameter in trained.network.parameters()),
         data=manifest.name,
-        conv1=first,
+        conv1=first.detach().cpu().float().numpy(),
         towers=trained.architecture.towers,
     )
 
@@ -159,10 +151,6 @@ def log_report(run_id: str, report: Report, folder: Path, view: str) -> None:
             client.log_metric(run_id, f"{prefix}/{name}", value)
     for path in report_files(folder):
         client.log_artifact(run_id, str(folder / path), str(Path("evaluation", label, path).parent))
-
-
-def _file_name(trained: LoadedModel) -> str:
-    return trained.run_id or Path(trained.name).stem
 
 
 if __name__ == "__main__":

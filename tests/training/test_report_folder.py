@@ -10,9 +10,9 @@ import pytest
 from PIL import Image
 
 from errors import InputError
+from pipeline.reading.samples import StoredSample
 from preprocess.manifest import ClassEntry
 from training.report import folder as report_folder
-from training.report.examples import Example
 from training.report.folder import prepare_folder, report_files, write_report
 from training.report.html import Subject
 from training.report.metrics import Predictions, summarise
@@ -36,7 +36,7 @@ def predict(classes, samples, seed=0, accuracy=0.6):
 def read_example(position):
     buffer = io.BytesIO()
     Image.new("RGB", (40, 30), (position % 256, 90, 120)).save(buffer, "JPEG")
-    return Example(f"key<{position}>", buffer.getvalue())
+    return StoredSample(f"key<{position}>", buffer.getvalue(), 0)
 
 
 def summary(predictions, names):
@@ -189,10 +189,11 @@ def test_nothing_but_the_report_is_left_in_the_folder(tmp_path):
 
 def test_pictures_of_an_older_report_do_not_stay(tmp_path):
     write(tmp_path)
-    write(tmp_path, predict(6, 30, accuracy=1.0), subject=Subject("lenet5", 1, "digits"))
+    write(tmp_path, predict(6, 30, accuracy=1.0), subject=Subject("lenet5", 1, "digits", SUBJECT.conv1))
     assert [path.name for path in report_files(tmp_path)] == [
         "report.json",
         "report.html",
+        "conv1-kernels.png",
         "predictions.png",
         "confusion.png",
     ]
@@ -233,10 +234,9 @@ def test_interrupted_among_the_renames_no_mixture_is_taken_for_whole(tmp_path, m
         done = []
 
         def stop_after(self, target, done=done, allowed=allowed):
-            if target.parent.name != ".report.partial":
-                if len(done) == allowed:
-                    raise KeyboardInterrupt
-                done.append(target)
+            if len(done) == allowed:
+                raise KeyboardInterrupt
+            done.append(target)
             return replace(self, target)
 
         with monkeypatch.context() as patch:
@@ -245,16 +245,17 @@ def test_interrupted_among_the_renames_no_mixture_is_taken_for_whole(tmp_path, m
                 write(tmp_path, predict(6, 30, seed=1))
         with pytest.raises(FileNotFoundError, match=r"no report\.json"):
             report_files(tmp_path)
-        assert not (tmp_path / ".report.partial").exists()
+        assert not list(tmp_path.rglob("*.partial"))
 
 
 @pytest.mark.usefixtures("quick_contents")
 def test_what_a_killed_process_left_does_not_stand_in_the_way(tmp_path):
-    (tmp_path / ".report.partial").mkdir()
-    (tmp_path / ".report.partial/report.json").write_text("{}")
+    (tmp_path / "pictures").mkdir()
+    for left in (".report.json.node-1.partial", "pictures/.errors.png.node-1.partial"):
+        (tmp_path / left).write_text("half")
     write(tmp_path)
     assert len(report_files(tmp_path)) == 6
-    assert not (tmp_path / ".report.partial").exists()
+    assert not list(tmp_path.rglob("*.partial"))
 
 
 @pytest.mark.usefixtures("quick_contents")

@@ -4,17 +4,17 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from pipeline.reading.samples import StoredSample
 from preprocess.manifest import ClassEntry
 from training.report.examples import (
     THUMBNAIL,
     Card,
-    Example,
     Guess,
     choose_exhibits,
     make_card,
     make_thumbnail,
     random_samples,
-    surest_errors,
+    surest,
 )
 from training.report.metrics import Predictions
 from training.report.pictures import (
@@ -131,12 +131,12 @@ def test_random_samples_follow_the_seed_alone(predictions):
 
 
 def test_surest_errors_come_first_and_right_guesses_never(predictions):
-    assert surest_errors(predictions, 3) == [18, 15, 12]
-    assert len(surest_errors(predictions, 99)) == 7
+    assert surest(predictions, ~predictions.correct, 3) == [18, 15, 12]
+    assert len(surest(predictions, ~predictions.correct, 99)) == 7
 
 
 def test_card_tells_the_rank_of_the_true_class(predictions):
-    example = Example("key", jpeg(Image.new("RGB", (20, 20))))
+    example = StoredSample("key", jpeg(Image.new("RGB", (20, 20))), 0)
     right, wrong = (make_card(predictions, CLASSES, i, example) for i in (1, 3))
     assert (right.rank, right.true_name, right.guesses[0].is_true) == (1, "class 1", True)
     assert (wrong.rank, wrong.guesses[0].name, wrong.guesses[0].is_true) == (None, "class 4", False)
@@ -147,7 +147,7 @@ def test_exhibits_read_each_sample_once_and_its_own_image(predictions):
 
     def read_example(position):
         read.append(position)
-        return Example(f"sample-{position}", jpeg(Image.new("L", (8, 8), 10 * position)))
+        return StoredSample(f"sample-{position}", jpeg(Image.new("L", (8, 8), 10 * position)), 0)
 
     exhibits = choose_exhibits(predictions, CLASSES, read_example, seed=0)
     assert len(read) == len(set(read))

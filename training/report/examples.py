@@ -1,4 +1,4 @@
-"""Which samples a report shows, and what it says about each: the image, the true class, the five guesses."""
+"""The samples that a report shows, each with its image, the true class and the five guesses."""
 
 from __future__ import annotations
 
@@ -6,11 +6,12 @@ import functools
 import io
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
+from torchvision.transforms.v2.functional import center_crop
 
+from pipeline.reading.samples import StoredSample
 from preprocess.manifest import ClassEntry
 from training.report.metrics import ConfusedPair, Predictions, confused_pairs
 
@@ -20,15 +21,8 @@ PAIRS = 12
 CARDS_PER_PAIR = 4
 
 
-class Example(NamedTuple):
-    """One stored sample: the key that leads back to its source file, and its JPEG bytes."""
-
-    key: str
-    jpeg: bytes
-
-
-# Gives the sample at a position of the split, in the order of `Predictions`.
-ReadExample = Callable[[int], Example]
+ReadExample = Callable[[int], StoredSample]
+"""Returns the sample at a position of the split, in the order of `Predictions`."""
 
 
 @dataclass(frozen=True)
@@ -57,24 +51,14 @@ def random_samples(predictions: Predictions, count: int, seed: int) -> list[int]
     return np.random.default_rng(seed).choice(samples, min(count, samples), replace=False).tolist()
 
 
-def surest_errors(predictions: Predictions, count: int) -> list[int]:
-    """Return up to `count` positions of errors, the one with the most probable wrong guess first."""
-    return _surest(predictions, ~predictions.correct, count)
-
-
-def errors_of_pair(predictions: Predictions, pair: ConfusedPair, count: int) -> list[int]:
-    """Return up to `count` positions where `pair.true` was taken for `pair.predicted`, the surest first."""
-    chosen = (predictions.labels == pair.true) & (predictions.top_classes[:, 0] == pair.predicted)
-    return _surest(predictions, chosen, count)
-
-
-def _surest(predictions: Predictions, chosen: np.ndarray, count: int) -> list[int]:
+def surest(predictions: Predictions, chosen: np.ndarray, count: int) -> list[int]:
+    """Return up to `count` of the positions where `chosen` (N,) is true, the most probable first guess first."""
     positions = np.flatnonzero(chosen)
     order = np.argsort(-predictions.top_probabilities[positions, 0], kind="stable")
     return positions[order[:count]].tolist()
 
 
-def make_card(predictions: Predictions, classes: Sequence[ClassEntry], position: int, example: Example) -> Card:
+def make_card(predictions: Predictions, classes: Sequence[ClassEntry], position: int, example: StoredSample) -> Card:
     """Return what the report says about the sample at `position`."""
     label = int(predictions.labels[position])
     guesses = tuple(
@@ -91,11 +75,8 @@ def make_thumbnail(jpeg: bytes) -> Image.Image:
     """Return the central square of an image, RGB, at most `THUMBNAIL` pixels wide and never enlarged."""
     with Image.open(io.BytesIO(jpeg)) as opened:
         image = opened.convert("RGB")
-    side = min(image.size)
-    left, top = (image.width - side) // 2, (image.height - side) // 2
-    square = image.crop((left, top, left + side, top + side))
-    if side > THUMBNAIL:
-        square = square.resize((THUMBNAIL, THUMBNAIL), Image.Resampling.LANCZOS)
+    square: Image.Image = center_crop(image, [min(image.size)])
+    square.thumbnail((THUMBNAIL, THUMBNAIL), Image.Resampling.LANCZOS, reducing_gap=None)
     return square
 
 
@@ -117,11 +98,14 @@ def choose_exhibits(
     def card(position: int) -> Card:
         return make_card(predictions, classes, position, read_example(position))
 
+    def errors_of(pair: ConfusedPair) -> np.ndarray:
+        return (predictions.labels == pair.true) & (predictions.top_classes[:, 0] == pair.predicted)
+
     return Exhibits(
         random=[card(i) for i in random_samples(predictions, CARDS, seed)],
-        errors=[card(i) for i in surest_errors(predictions, CARDS)],
+        errors=[card(i) for i in surest(predictions, ~predictions.correct, CARDS)],
         pairs=[
-            (pair, [card(i) for i in errors_of_pair(predictions, pair, CARDS_PER_PAIR)])
+            (pair, [card(i) for i in surest(predictions, errors_of(pair), CARDS_PER_PAIR)])
             for pair in confused_pairs(predictions, PAIRS)
         ],
     )

@@ -7,7 +7,7 @@ import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
@@ -17,7 +17,6 @@ from scipy.stats import binomtest
 from training.report.examples import Exhibits
 from training.report.metrics import (
     ClassResult,
-    ConfidenceBin,
     Predictions,
     Report,
     accuracy_histogram,
@@ -25,7 +24,7 @@ from training.report.metrics import (
     confidence_bins,
     confusion_matrix,
 )
-from training.report.pictures import kernel_grids, tower_titles
+from training.report.pictures import kernel_grids
 
 MATRIX_CLASSES = 50  # more do not fit on a screen
 TABLE_CLASSES = 60  # more are folded away behind the worst and the best
@@ -36,13 +35,13 @@ EXTREMES = 10
 class Subject:
     """The evaluated network: names for the page, and conv1's weights to draw.
 
-    `conv1` is (F, 3 or 1, k, k), None for a network without such a layer; its filters are `towers` equal parts.
+    `conv1` is (F, 3 or 1, k, k); its filters are `towers` equal parts.
     """
 
     network: str
     parameters: int
     data: str
-    conv1: np.ndarray | None = None
+    conv1: np.ndarray
     towers: int = 1
 
 
@@ -63,7 +62,6 @@ def render_html(report: Report, predictions: Predictions, subject: Subject, exhi
         "errors": exhibits.errors,
         "pairs": exhibits.pairs,
         "digits": 1 if report["samples"] < 10_000 else 2,
-        "headline": _headline(report),
         "names": [row["name"] for row in rows],
         "has_top5": report["top5"] is not None,
         "wrong": int((~predictions.correct).sum()),
@@ -72,28 +70,24 @@ def render_html(report: Report, predictions: Predictions, subject: Subject, exhi
         "extremes": _extremes(rows) if len(rows) > TABLE_CLASSES else None,
         "spread": None if has_matrix(report) else _spread(rows),
         "most_classes": _axis_top(max(accuracy_histogram(rows))),
-        "reliability": [_reliability(b) for b in bins],
-        "confidence": [_confidence(b, most_confident) for b in bins],
+        "reliability": [
+            Column(f"{b.range} sure: {b.correct} of {b.samples} right", b.accuracy or 0.0, few=b.samples < 10)
+            for b in bins
+        ],
+        "confidence": [
+            Column(
+                f"{b.range} sure: {b.correct} right, {b.samples - b.correct} wrong",
+                b.correct / most_confident,
+                (b.samples - b.correct) / most_confident,
+            )
+            for b in bins
+        ],
         "most_confident": most_confident,
         "calibration_error": calibration_error(bins),
-        **_kernels(subject),
+        "kernels": kernel_grids(subject.conv1, subject.towers),
+        "kernel_limit": float(np.nanmax(np.abs(subject.conv1))),
     }
     return _environment().get_template("template.html.j2").render(context)
-
-
-def _headline(report: Report) -> list[tuple[str, float | None, float | None, tuple[float, float] | None]]:
-    return [
-        (
-            name,
-            accuracy,
-            error,
-            None if accuracy is None else _confidence_interval(accuracy, report["samples"]),
-        )
-        for name, accuracy, error in (
-            ("Top-1", report["top1"], report["top1_error"]),
-            ("Top-5", report["top5"], report["top5_error"]),
-        )
-    ]
 
 
 def _confidence_interval(accuracy: float, samples: int) -> tuple[float, float]:
@@ -104,29 +98,24 @@ def _confidence_interval(accuracy: float, samples: int) -> tuple[float, float]:
 
 def _extremes(rows: Sequence[ClassResult]) -> tuple[list[tuple[int, ClassResult]], ...]:
     """Return the worst classes, worst first, and the best, best first, each with its label."""
-    known = [(row["top1"], label) for label, row in enumerate(rows) if row["top1"] is not None]
-    worst = sorted(known)[:EXTREMES]
-    best = sorted(known, key=lambda item: (-item[0], item[1]))[:EXTREMES]
-    return tuple([(label, rows[label]) for _, label in chosen] for chosen in (worst, best))
+    labels = [label for label, row in enumerate(rows) if row["samples"]]
+    worst, best = (sorted(labels, key=lambda label: sign * (rows[label]["top1"] or 0.0)) for sign in (1, -1))
+    return tuple([(label, rows[label]) for label in chosen[:EXTREMES]] for chosen in (worst, best))
 
 
-def _reliability(b: ConfidenceBin) -> dict[str, Any]:
-    title = f"{b.low:.0%} to {b.high:.0%} sure: {b.correct} of {b.samples} right"
-    return {"lower": b.accuracy or 0.0, "upper": 0.0, "few": b.samples < 10, "title": title}
+class Column(NamedTuple):
+    """One column of a chart; heights as parts of the axis, `upper` on top of `lower`; `few` is drawn pale."""
+
+    title: str
+    lower: float
+    upper: float = 0.0
+    few: bool = False
 
 
-def _confidence(b: ConfidenceBin, most: int) -> dict[str, Any]:
-    title = f"{b.low:.0%} to {b.high:.0%} sure: {b.correct} right, {b.samples - b.correct} wrong"
-    return {"lower": b.correct / most, "upper": (b.samples - b.correct) / most, "few": False, "title": title}
-
-
-def _spread(rows: Sequence[ClassResult]) -> list[dict[str, Any]]:
+def _spread(rows: Sequence[ClassResult]) -> list[Column]:
     counts = accuracy_histogram(rows)
     step, top = 100 // len(counts), _axis_top(max(counts))
-    return [
-        {"lower": n / top, "upper": 0.0, "few": False, "title": f"{i * step} to {(i + 1) * step} %: {n} classes"}
-        for i, n in enumerate(counts)
-    ]
+    return [Column(f"{i * step} to {(i + 1) * step} %: {n} classes", n / top) for i, n in enumerate(counts)]
 
 
 def _axis_top(largest: int) -> int:
@@ -134,17 +123,6 @@ def _axis_top(largest: int) -> int:
     unit = 10 ** (len(str(largest)) - 1)
     steps = (unit * tenths // 10 for tenths in (10, 12, 16, 20, 30, 40, 50, 60, 80, 100))
     return next(step for step in steps if step >= largest and step % 2 == 0)
-
-
-def _kernels(subject: Subject) -> dict[str, Any]:
-    if subject.conv1 is None:
-        return {"kernels": None}
-    titles = tower_titles(len(subject.conv1), subject.towers)
-    grids = kernel_grids(subject.conv1, subject.towers)
-    return {
-        "kernels": list(zip(titles, grids, strict=True)),
-        "kernel_limit": float(np.nanmax(np.abs(subject.conv1))),
-    }
 
 
 def _environment() -> Environment:
@@ -155,20 +133,14 @@ def _environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters.update(percent=_percent, fixed=_fixed, count=_count, rate=_rate, data_uri=_data_uri)
+    environment.filters.update(
+        percent=_percent, thousands="{:,}".format, interval=_confidence_interval, rate=_rate, data_uri=_data_uri
+    )
     return environment
 
 
 def _percent(value: float | None, digits: int) -> str:
     return "–" if value is None else f"{value * 100:.{digits}f} %"
-
-
-def _fixed(value: float, digits: int) -> str:
-    return f"{value:.{digits}f}"
-
-
-def _count(value: int) -> str:
-    return f"{value:,}"
 
 
 def _rate(value: float) -> str:

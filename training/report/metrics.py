@@ -32,7 +32,6 @@ class Predictions:
     losses: np.ndarray
 
     def __post_init__(self) -> None:
-        """Check that the four arrays describe the same samples."""
         shapes = {name: getattr(self, name).shape for name in self.__dataclass_fields__}
         if self.labels.ndim != 1 or self.losses.shape != self.labels.shape:
             raise ValueError(f"labels and losses must both be of shape (N,): {shapes}")
@@ -45,12 +44,12 @@ class Predictions:
 
     @property
     def hits(self) -> np.ndarray:
-        """Return (N, k) bool: whether the j-th guess is the true class; at most one per row."""
+        """(N, k) bool, true where the j-th guess is the true class; at most one per row."""
         return self.top_classes == self.labels[:, None]
 
     @property
     def correct(self) -> np.ndarray:
-        """Return (N,) bool: whether the first guess is the true class."""
+        """(N,) bool, true where the first guess is the true class."""
         return self.top_classes[:, 0] == self.labels
 
 
@@ -98,8 +97,7 @@ def summarise(
     """Return the content of `report.json`.
 
     Raises:
-        InputError: the split is empty, or a loss or probability is not finite: there is no accuracy to report
-            for a network whose outputs cannot be ranked.
+        InputError: the split is empty, or a loss or probability is not finite: such outputs cannot be ranked.
         ValueError: a label or a guess is not one of `classes`, or k is not min(5, classes).
     """
     _check_finite(predictions, split, checkpoint)
@@ -208,6 +206,11 @@ class ConfidenceBin:
     confidence: float | None
     accuracy: float | None
 
+    @property
+    def range(self) -> str:
+        """The bin in per cent."""
+        return f"{self.low:.0%} to {self.high:.0%}"
+
 
 def confidence_bins(predictions: Predictions, bins: int = 10) -> list[ConfidenceBin]:
     """Return `bins` bins of equal width over the probability of the first guess."""
@@ -217,14 +220,7 @@ def confidence_bins(predictions: Predictions, bins: int = 10) -> list[Confidence
     correct = np.bincount(index[predictions.correct], minlength=bins).tolist()
     sums = np.bincount(index, weights=confidence, minlength=bins).tolist()
     return [
-        ConfidenceBin(
-            low=i / bins,
-            high=(i + 1) / bins,
-            samples=n,
-            correct=right,
-            confidence=total / n if n else None,
-            accuracy=right / n if n else None,
-        )
+        ConfidenceBin(i / bins, (i + 1) / bins, n, right, total / n if n else None, right / n if n else None)
         for i, (n, right, total) in enumerate(zip(samples, correct, sums, strict=True))
     ]
 

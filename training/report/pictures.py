@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 from matplotlib import rc_context
+from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.transforms import IdentityTransform
@@ -21,29 +22,20 @@ from PIL import Image
 from training.report.examples import Card
 
 KERNELS_PER_ROW = 16
-KERNEL_PIXELS = 66  # 11x11 kernels six times enlarged; others to the nearest whole factor below
+KERNEL_PIXELS = 66  # 11x11 kernels six times enlarged; others to the nearest integer factor below
 GAP = 6
 DPI = 100
 _PIXELS = IdentityTransform()
 
-INK, MUTED, TRUE, WRONG, TRUE_BAR, OTHER_BAR = (
-    "#1f2328",
-    "#666b73",
-    "#2b6a8f",
-    "#b4532a",
-    "#a9cfe4",
-    "#e6ded1",
-)
+INK, MUTED = "#1f2328", "#666b73"
+TRUE, WRONG = "#2b6a8f", "#b4532a"
+TRUE_BAR, OTHER_BAR = "#a9cfe4", "#e6ded1"
 
 
 def kernel_levels(weights: np.ndarray) -> np.ndarray:
-    """Return (F, 3, k, k) uint8 for conv1's (F, 3 or 1, k, k) weights: zero is 128, one scale for all kernels.
+    """Return (F, 3, k, k) uint8 for conv1's (F, 3 or 1, k, k) weights: zero is 128, not finite is magenta.
 
-    The scale is the largest absolute weight, so that kernels can be compared with each other and grey means
-    nothing learned; what is not finite turns magenta.
-
-    Raises:
-        ValueError: the kernels have neither three channels nor one.
+    The scale is the largest absolute weight of all kernels, so that they can be compared with each other.
     """
     if weights.ndim != 4 or weights.shape[1] not in (1, 3):
         raise ValueError(f"conv1 kernels must be of shape (F, 3, k, k) or (F, 1, k, k), not {weights.shape}")
@@ -55,51 +47,45 @@ def kernel_levels(weights: np.ndarray) -> np.ndarray:
     return np.where(finite[:, None], levels, broken)
 
 
-def kernel_grids(weights: np.ndarray, towers: int) -> list[Image.Image]:
-    """Return one RGBA picture per tower, 16 kernels a row, enlarged by a whole factor, transparent in between.
+def kernel_grids(weights: np.ndarray, towers: int) -> list[tuple[str, Image.Image]]:
+    """Return a heading and an RGBA picture per tower, 16 kernels a row, transparent in between.
 
-    Merged weights hold the first tower's filters before the second's, so the towers are equal parts of F.
+    Kernels are enlarged by an integer factor. The weights (F, 3 or 1, k, k) hold the first tower's filters first.
     """
     levels = kernel_levels(weights)
     if towers < 1 or len(levels) % towers:
         raise ValueError(f"{len(levels)} kernels do not divide into {towers} towers")
-    return [_kernel_grid(part) for part in np.split(levels, towers)]
+    grids = [_kernel_grid(part) for part in np.split(levels, towers)]
+    if towers == 1:
+        return [(f"conv1: {len(levels)} kernels", grids[0])]
+    part = len(levels) // towers
+    return [(f"Tower {t + 1}: conv1 kernels {t * part + 1}–{(t + 1) * part}", grid) for t, grid in enumerate(grids)]
 
 
 def _kernel_grid(levels: np.ndarray) -> Image.Image:
     filters, _, _, size = levels.shape
-    factor = max(1, KERNEL_PIXELS // size)
-    step = size * factor + GAP
+    side = size * max(1, KERNEL_PIXELS // size)
+    step = side + GAP
     rows, columns = -(-filters // KERNELS_PER_ROW), min(filters, KERNELS_PER_ROW)
-    pixels = np.zeros((rows * step - GAP, columns * step - GAP, 4), np.uint8)
+    grid = Image.new("RGBA", (columns * step - GAP, rows * step - GAP))
     for i, kernel in enumerate(levels):
-        top, left = i // KERNELS_PER_ROW * step, i % KERNELS_PER_ROW * step
-        tile = kernel.transpose(1, 2, 0).repeat(factor, axis=0).repeat(factor, axis=1)
-        pixels[top : top + len(tile), left : left + len(tile), :3] = tile
-        pixels[top : top + len(tile), left : left + len(tile), 3] = 255
-    return Image.fromarray(pixels, "RGBA")
+        tile = Image.fromarray(kernel.transpose(1, 2, 0)).resize((side, side), Image.Resampling.NEAREST)
+        grid.paste(tile, (i % KERNELS_PER_ROW * step, i // KERNELS_PER_ROW * step))
+    return grid
 
 
 KERNEL_MARGIN = 24
 KERNEL_HEADING = 34  # pixels above each tower's block
 
 
-def tower_titles(filters: int, towers: int) -> list[str]:
-    """Return the heading of each tower's kernels, counted from 1."""
-    part = filters // towers
-    if towers == 1:
-        return [f"conv1: {filters} kernels"]
-    return [f"Tower {t + 1}: conv1 kernels {t * part + 1}–{(t + 1) * part}" for t in range(towers)]
-
-
 def kernels_png(weights: np.ndarray, towers: int = 1) -> bytes:
     """Return one PNG of conv1's (F, 3, k, k) weights; each tower is a block of rows of its own with a heading."""
     grids = kernel_grids(weights, towers)
-    width = max(grid.width for grid in grids) + 2 * KERNEL_MARGIN
-    height = sum(grid.height + KERNEL_HEADING for grid in grids) + KERNEL_MARGIN
+    width = max(grid.width for _, grid in grids) + 2 * KERNEL_MARGIN
+    height = sum(grid.height + KERNEL_HEADING for _, grid in grids) + KERNEL_MARGIN
     figure = Figure(figsize=(max(width, 320) / DPI, height / DPI), dpi=DPI)
     top = 0
-    for grid, title in zip(grids, tower_titles(len(weights), towers), strict=True):
+    for title, grid in grids:
         top += KERNEL_HEADING
         _text(figure, KERNEL_MARGIN, height - top + 10, title, fontsize=10)
         figure.figimage(np.asarray(grid), KERNEL_MARGIN, height - top - grid.height, origin="upper")
@@ -175,8 +161,7 @@ def confusion_png(matrix: np.ndarray, names: Sequence[str]) -> bytes:
 
 def _confusion_colours(matrix: np.ndarray) -> np.ndarray:
     strength = np.sqrt(matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1))[..., None]
-    true, wrong = (np.array([int(c[i : i + 2], 16) for i in (1, 3, 5)]) / 255 for c in (TRUE, WRONG))
-    colour = np.where(np.eye(len(matrix), dtype=bool)[..., None], true, wrong)
+    colour = np.where(np.eye(len(matrix), dtype=bool)[..., None], to_rgb(TRUE), to_rgb(WRONG))
     return 1 + strength * (colour - 1)
 
 
