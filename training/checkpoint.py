@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -49,15 +49,8 @@ class DatasetInfo:
 def describe_data(folder: str) -> DatasetInfo:
     """Return the facts about the data set in `folder`; raise `InputError` if it is incomplete."""
     manifest = read_manifest(folder)
-    return DatasetInfo(
-        name=manifest.name,
-        manifest_sha256=manifest_digest(folder),
-        short_side=manifest.short_side,
-        jpeg_quality=manifest.jpeg_quality,
-        classes=manifest.classes,
-        color_stats=manifest.color_stats,
-        apply_exif=manifest.apply_exif,
-    )
+    shared = [field.name for field in fields(DatasetInfo) if field.name != "manifest_sha256"]
+    return DatasetInfo(manifest_sha256=manifest_digest(folder), **{name: getattr(manifest, name) for name in shared})
 
 
 @dataclass(frozen=True)
@@ -98,11 +91,7 @@ def write_checkpoint(folder: Path, checkpoint: Checkpoint, model: dict[str, Tens
 
 
 def read_checkpoint(folder: Path) -> Checkpoint:
-    """Return the description of a checkpoint after checking that its files are complete.
-
-    Raises:
-        InputError: not a checkpoint, another schema, or a file that is missing or damaged.
-    """
+    """Return the description of a checkpoint; raise `InputError` for another schema, or missing or damaged files."""
     if not (folder / PAGE).is_file():
         raise InputError(f"{folder} is not a checkpoint: it has no {PAGE}")
     page = read_versioned_json(_Page, folder / PAGE, SCHEMA)
@@ -113,11 +102,7 @@ def read_checkpoint(folder: Path) -> Checkpoint:
 
 
 def read_model(path: Path) -> dict[str, Tensor]:
-    """Return the single-device state dict in a file (`model.pt`, or anyone's weights) on the CPU.
-
-    Raises:
-        InputError: no such file, or not a state dict.
-    """
+    """Return the single-device state dict in a file on the CPU; raise `InputError` if it is missing or is none."""
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError as error:

@@ -6,17 +6,16 @@ import argparse
 import tempfile
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import torch
 from torch import nn
 
-from errors import InputError
+from errors import InputError, check_choice
 from pipeline.views import read_mean_image
 from training.checkpoint import MODEL, DatasetInfo, check_fits, describe_data, read_checkpoint, read_mean, read_model
 from training.config import Config
-from training.loop.precision import autocast, resolve_precision
+from training.loop.precision import autocast
 from training.models import Architecture, NetworkArchitecture, make_network, to_fully_convolutional
 from training.recipes import RECIPES
 
@@ -44,7 +43,7 @@ class LoadedModel:
     @property
     def autocast(self) -> torch.autocast:
         """The number format of its forward pass."""
-        return autocast(resolve_precision(self.config.precision, self.device), self.device)
+        return autocast(self.config.precision, self.device)
 
 
 def add_model_arguments(parser: argparse.ArgumentParser) -> None:
@@ -61,20 +60,22 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
 def load_model(choice: argparse.Namespace, project: Path, data: str | None) -> LoadedModel:
     """Return the network that the arguments of `add_model_arguments` name.
 
-    Args:
-        choice: the parsed arguments.
-        project: folder of the default MLflow store.
-        data: folder of shards for `--weights`, which knows nothing of its classes and colours.
+    `project` is the folder of the default MLflow store; the shards in `data` give the classes and colours of
+    `--weights`.
 
     Raises:
         InputError: there is no such run, checkpoint, file, recipe or device, or they do not fit together.
     """
-    _check_combination(choice)
+    if choice.which and not choice.run:
+        raise InputError(f"--which is {choice.which}: it needs --run; leave it out or use --run RUN_ID")
+    if (choice.recipe is None) != (choice.weights is None):
+        raise InputError("--weights FILE and --recipe NAME go together: the file does not say what network it is")
     device = _device(choice.device)
     if choice.weights is not None:
         if data is None:
             raise InputError("--weights needs --data DIR: the classes and the colour statistics are read there")
-        config, known = _recipe(choice.recipe), describe_data(data)
+        check_choice("--recipe", choice.recipe, RECIPES)
+        config, known = RECIPES[choice.recipe](), describe_data(data)
         mean_image = None
         if config.mean == "image":
             mean_image = read_mean_image(Path(data, known.color_stats.mean_image), known.short_side)
@@ -82,18 +83,16 @@ def load_model(choice: argparse.Namespace, project: Path, data: str | None) -> L
         return LoadedModel(network, config, known, mean_image, device, str(choice.weights), None)
     if choice.checkpoint is not None:
         return _from_checkpoint(choice.checkpoint, device, str(choice.checkpoint), None)
-    which: Literal["last", "best"] = choice.which or "last"
     from training import tracking  # MLflow takes seconds to import: weights and checkpoints do without
 
-    client = tracking.open_client(tracking.tracking_uri(project))
-    tracking.find_run(client, choice.run)
+    client, which = tracking.open_client(tracking.tracking_uri(project)), choice.which or "last"
     with tempfile.TemporaryDirectory() as folder:
         fetched = tracking.fetch_artifact(client, choice.run, f"checkpoints/{which}", Path(folder))
         return _from_checkpoint(fetched, device, f"run {choice.run}, {which} checkpoint", choice.run)
 
 
 def make_dense(trained: LoadedModel) -> LoadedModel:
-    """Return the same network for the whole central square: fc6 to fc8 are convolutions, and their map is averaged.
+    """Return the same network for the complete central square: fc6 to fc8 are convolutions, their map is averaged.
 
     At 256 pixels and crops of 224 the map of the networks of 2012 has 2x2 positions, 32 pixels apart.
 
@@ -113,30 +112,17 @@ def make_dense(trained: LoadedModel) -> LoadedModel:
     return replace(trained, network=network.eval(), config=config, name=f"{trained.name}, dense")
 
 
-def _check_combination(choice: argparse.Namespace) -> None:
-    if choice.which and not choice.run:
-        raise InputError(f"--which {choice.which} needs --run")
-    if (choice.recipe is None) != (choice.weights is None):
-        raise InputError("--weights FILE and --recipe NAME go together: the file does not say what network it is")
-
-
-def _recipe(name: str) -> Config:
-    if name not in RECIPES:
-        raise InputError(f"recipe {name!r} is unknown; there are {', '.join(RECIPES)}")
-    return RECIPES[name]()
-
-
 def _device(name: str) -> torch.device:
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise InputError(f"--device {name!r} is unknown; use auto, cpu, cuda, cuda:N") from error
-    if device.type not in ("cpu", "cuda"):
-        raise InputError(f"--device {name!r} is not supported; use auto, cpu, cuda, cuda:N")
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise InputError(f"--device {name!r}: this machine has {torch.cuda.device_count()} GPUs that torch can use")
+        device: torch.device | None = torch.device(name)
+    except RuntimeError:
+        device = None
+    if device is None or device.type not in ("cpu", "cuda"):
+        raise InputError(f"--device is {name!r}; use auto, cpu, cuda, cuda:N")
+    if device.type == "cuda" and (device.index or 0) >= (gpus := torch.cuda.device_count()):
+        raise InputError(f"--device is {name!r}: torch finds {gpus} GPUs on this machine; use one of them or cpu")
     return device
 
 

@@ -9,7 +9,7 @@ from training.config import Config, Network, Optimizer
 
 
 def sample() -> Config:
-    """The embedded sample in minutes on two cores: a look at the whole way, not at ImageNet.
+    """The embedded sample in minutes on two cores: every stage once, nothing to learn about ImageNet.
 
     python -m preprocess.build_shards && python -m training.run
 

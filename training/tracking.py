@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 from mlflow import MlflowClient
-from mlflow.artifacts import download_artifacts
 from mlflow.entities import Metric, Param
 from mlflow.exceptions import MlflowException
 
@@ -72,14 +71,13 @@ def create_run(client: MlflowClient, experiment: str, name: str, params: dict[st
 
     A SQLite store keeps artifacts in `mlartifacts/` next to its file; a server decides for itself.
     """
-    found = client.get_experiment_by_name(experiment)
-    if found is None:
+    if found := client.get_experiment_by_name(experiment):
+        experiment_id = found.experiment_id
+    else:
         uri, location = client.tracking_uri, None
         if uri.startswith(SQLITE):
-            location = (Path(uri.removeprefix(SQLITE)).parent / "mlartifacts").as_uri()
+            location = Path(uri.removeprefix(SQLITE)).with_name("mlartifacts").as_uri()
         experiment_id = client.create_experiment(experiment, artifact_location=location, tags=MODEL_TRAINING)
-    else:
-        experiment_id = found.experiment_id
     run_id: str = client.create_run(experiment_id, run_name=name).info.run_id
     entries = [Param(key, str(value)) for key, value in params.items()]
     for start in range(0, len(entries), 100):
@@ -87,35 +85,22 @@ def create_run(client: MlflowClient, experiment: str, name: str, params: dict[st
     return run_id
 
 
-def find_run(client: MlflowClient, run_id: str) -> str:
-    """Return `run_id` if the store has such a run; raise `InputError` otherwise."""
+def fetch_artifact(client: MlflowClient, run_id: str, path: str, folder: Path) -> Path:
+    """Copy an artifact folder of a run into `folder` and return its path; `InputError` without such a run or folder."""
     try:
-        return str(client.get_run(run_id).info.run_id)
+        client.get_run(run_id)
     except MlflowException as error:
         raise InputError(f"run {run_id!r} is not in the MLflow store {client.tracking_uri}") from error
-
-
-def fetch_artifact(client: MlflowClient, run_id: str, path: str, folder: Path) -> Path:
-    """Copy an artifact folder of a run into `folder` and return where it lies; `InputError` if it has none."""
     try:
-        return Path(
-            download_artifacts(
-                run_id=run_id, artifact_path=path, dst_path=str(folder), tracking_uri=client.tracking_uri
-            )
-        )
+        return Path(client.download_artifacts(run_id, path, str(folder)))
     except (MlflowException, OSError) as error:
         raise InputError(f"run {run_id!r} has no artifact {path}") from error
 
 
 def environment(project: Path) -> dict[str, str]:
     """Return the git commit of `project` and the versions of the libraries that a result depends on."""
-    answer = subprocess.run(
-        ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"],
-        cwd=project,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    describe = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    answer = subprocess.run(describe, cwd=project, capture_output=True, text=True, check=False)
     versions = {f"version.{name}": importlib.metadata.version(name) for name in LIBRARIES}
     return {"git_commit": answer.stdout.strip() or "unknown", **versions}
 

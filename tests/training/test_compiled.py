@@ -157,10 +157,10 @@ def test_auto_compiles_on_gpus_alone_and_is_what_the_fast_recipe_has() -> None:
 
 
 def test_cuda_graphs_are_for_one_worker_on_a_gpu_and_undivided_batches() -> None:
-    with pytest.raises(InputError, match="compile is 'graphs', which needs a GPU; use off, auto or on"):
+    with pytest.raises(InputError, match="compile is 'graphs': it needs a GPU; use off, auto or on"):
         check_compiler("graphs", CPU)
     config = dataclasses.replace(RECIPES["alexnet-owt"](), compile="graphs")
-    with pytest.raises(InputError, match="needs micro_batches 1, not 2"):
+    with pytest.raises(InputError, match="it needs micro_batches 1, not 2; use on"):
         dataclasses.replace(config, micro_batches=2)
     with pytest.raises(InputError, match=r"needs parallel\.data x parallel\.model 1, not 4"):
         dataclasses.replace(config, parallel=Parallel(2, 2))

@@ -217,7 +217,7 @@ def test_an_interrupted_command_keeps_what_is_whole(
             "batch_size 6 cannot be divided among parallel.data 2 x parallel.model 2 devices; use a multiple of 4",
         ),
         ({"device": "cuda"}, "the cluster has 4 CPU cores and 0 GPUs"),
-        ({"compile": "graphs", "parallel": Parallel(data=1)}, "compile is 'graphs', which needs a GPU"),
+        ({"compile": "graphs", "parallel": Parallel(data=1)}, "compile is 'graphs': it needs a GPU"),
     ],
 )
 def test_what_cannot_be_trained_is_refused_before_a_run_exists(

@@ -26,11 +26,7 @@ class TrainingError(RuntimeError):
 
 
 def launch(config: Config, project: Path) -> str:
-    """Train as configured on a Ray cluster and return the id of the MLflow run.
-
-    Args:
-        config: relative paths in it start at `project`.
-        project: folder of the default stores.
+    """Train as configured on a Ray cluster and return the id of the MLflow run; relative paths start at `project`.
 
     Raises:
         InputError: data, network, batch, resources or stores do not fit; no run exists then.

@@ -55,11 +55,7 @@ def check_data_and_network(config: Config) -> None:
 
 
 def resolve_resources(config: Config, nodes: list[dict[str, float]]) -> Resources:
-    """Choose what the configuration leaves open, and check that the cluster can run it.
-
-    Args:
-        config: `parallel` and `device` may leave values open.
-        nodes: the total `CPU` and `GPU` of each node of the cluster.
+    """Fill in `device` and `parallel`, and check that the cluster, given as `CPU` and `GPU` of each node, can run it.
 
     Raises:
         InputError: too few devices or cores, no node with room for the peers of the `model` axis, or a batch that the

@@ -22,25 +22,18 @@ MeanLoss = Callable[[nn.Module, Tensor, Tensor, float], Tensor]
 
 
 def resolve_compile(compile: Compile, device: torch.device) -> Literal["off", "on", "graphs"]:
-    """Resolve `auto`: `on` on a GPU and `off` elsewhere.
-
-    Raises:
-        InputError: `graphs` on a CPU.
-    """
+    """Resolve `auto`: `on` on a GPU and `off` elsewhere; raise `InputError` for `graphs` on a CPU."""
     if compile == "auto":
         return "on" if device.type == "cuda" else "off"
     if compile == "graphs" and device.type != "cuda":
-        raise InputError("compile is 'graphs', which needs a GPU; use off, auto or on")
+        raise InputError("compile is 'graphs': it needs a GPU; use off, auto or on")
     return compile
 
 
 def check_compiler(compile: Compile, device: torch.device) -> None:
-    """Check that a compiler works, if `compile` needs one on this CPU.
+    """Raise `InputError` for `graphs` on a CPU, or if `compile` needs a compiler on this CPU and none works.
 
     GPUs are not tried: the calling process may have none.
-
-    Raises:
-        InputError: `graphs` on a CPU, or no working compiler.
     """
     if resolve_compile(compile, device) == "off" or device.type == "cuda":
         return
@@ -58,12 +51,8 @@ def make_mean_loss(compile: Compile, device: torch.device, *, fullgraph: bool) -
     """Return `training.loop.step.mean_loss`, compiled if `compile` says so on `device`; the first call takes the time.
 
     Each batch size and each set of trainable parameters is compiled separately. Dropout masks differ from those of the
-    uncompiled function, and are the same for the same seed.
-
-    Args:
-        compile: the field of the configuration.
-        device: of the batches.
-        fullgraph: compile everything into one graph; off where processes communicate within the network.
+    uncompiled function, and are the same for the same seed. `fullgraph` compiles everything into one graph; it is off
+    where processes communicate within the network.
     """
     chosen = resolve_compile(compile, device)
     if chosen == "off":

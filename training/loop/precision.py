@@ -30,6 +30,6 @@ def _cpu_has_amx_bf16() -> bool:
         return False
 
 
-def autocast(precision: Literal["float32", "bfloat16"], device: torch.device) -> torch.autocast:
+def autocast(precision: Precision, device: torch.device) -> torch.autocast:
     """Return the context in which a forward pass and its loss run."""
-    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bfloat16")
+    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=resolve_precision(precision, device) == "bfloat16")

@@ -14,8 +14,8 @@ from torch.optim.swa_utils import AveragedModel
 from errors import InputError
 from pipeline.loader import Loader, make_loader
 from preprocess.manifest import read_manifest
-from training.checkpoint import MODEL as MODEL_FILE
 from training.checkpoint import (
+    MODEL,
     Checkpoint,
     DatasetInfo,
     check_fits,
@@ -26,7 +26,7 @@ from training.checkpoint import (
 )
 from training.config import Config
 from training.loop.compile import MeanLoss, make_mean_loss
-from training.loop.precision import autocast, resolve_precision
+from training.loop.precision import autocast
 from training.models import make_network
 from training.optim.optimizer import (
     check_layers,
@@ -92,7 +92,7 @@ def build_state(config: Config, layout: Layout, num_threads: int, checkpoint: Pa
     state = TrainState(
         config=config,
         layout=layout,
-        autocast=autocast(resolve_precision(config.precision, layout.device), layout.device),
+        autocast=autocast(config.precision, layout.device),
         network=network,
         ddp_network=layout.wrap_for_training(network),
         mean_loss=mean_loss_of(config, layout),
@@ -136,7 +136,7 @@ def _restore(state: TrainState, folder: Path, expected: dict[str, Tensor]) -> No
     saved = read_checkpoint(folder)
     if saved.data.manifest_sha256 != state.data.manifest_sha256:
         raise InputError(f"{folder} was trained on another data set than {state.config.data}")
-    model, saved_optimizer = read_model(folder / MODEL_FILE), read_optimizer(folder)
+    model, saved_optimizer = read_model(folder / MODEL), read_optimizer(folder)
     check_fits(model, expected, str(folder))
     network, layout = state.network, state.layout
     network.load_state_dict(take_shard(model, network, layout))
@@ -165,12 +165,5 @@ def capture_checkpoint(
     }
     if state.ema is not None:
         optimizer["weights"] = gather_full(network.state_dict(), network, layout)
-    checkpoint = Checkpoint(
-        config=state.config,
-        data=state.data,
-        run_id=run_id,
-        epoch=state.epoch,
-        step=state.step,
-        metrics=metrics,
-    )
+    checkpoint = Checkpoint(state.config, state.data, run_id, state.epoch, state.step, metrics)
     return checkpoint, gather_full(state.eval_model.state_dict(), network, layout), optimizer

@@ -34,10 +34,7 @@ def train_step(
 
     Args:
         network: the network, or its DDP wrapper, whose backward averages the gradients.
-        optimizer: of the same parameters.
-        images: N,3,H,W float32.
-        labels: N int64.
-        autocast: from `training.loop.precision.autocast`.
+        images: N,3,H,W float32; labels: N int64.
         label_smoothing: part of the target spread evenly over all classes, 0 to 1 (Szegedy et al. 2016, section 7).
         micro_batches: parts in which the batch is computed; their gradients are summed and averaged over devices once.
         loss_function: `mean_loss`, or the result of `training.loop.compile.make_mean_loss`.

@@ -3,7 +3,7 @@
 One definition serves the single device and the parallel forms. With the towers, every layer is split on its output
 channels over the `model` axis: a grouped convolution finds its inputs on its own device, and a link stands exactly
 where those of 2012 stood (into conv3, fc6, fc7 and fc8). In the hybrid (Krizhevsky 2014) every device has the
-convolutions whole, and fc6 to fc8 are split in the same way. On one device the links do nothing.
+complete convolutions, and fc6 to fc8 are split in the same way. On one device the links do nothing.
 """
 
 from __future__ import annotations
@@ -78,7 +78,8 @@ class AlexNet(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Return the logits (N,num_classes) of images N,3,H,W; of a fully convolutional network, its map's mean."""
-        return self.logit_map(images).mean((2, 3)) if self.architecture.fully_convolutional else self._logits(images)
+        logits = self.classify(self.maps(images))
+        return logits.mean((2, 3)) if self.architecture.fully_convolutional else logits
 
     def logit_map(self, images: Tensor) -> Tensor:
         """Return the map of logits N,num_classes,h,w of larger images N,3,H,W, one for each position of fc6's kernels.
@@ -87,9 +88,6 @@ class AlexNet(nn.Module):
         A crop of the image differs at its rim, where it sees the convolutions' zero padding.
         """
         assert self.architecture.fully_convolutional, "only a fully convolutional network has a map of logits"
-        return self._logits(images)
-
-    def _logits(self, images: Tensor) -> Tensor:
         return self.classify(self.maps(images))
 
     def maps(self, images: Tensor) -> Tensor:
@@ -102,7 +100,7 @@ class AlexNet(nn.Module):
         return self._pool(self.layer("act5")(self.layer("conv5")(x)))
 
     def classify(self, maps: Tensor) -> Tensor:
-        """Return the logits of what `maps` gave: all that the fully connected layers do."""
+        """Return the logits of the result of `maps`: all that the fully connected layers do."""
         a = self.architecture
         if a.map_side and not a.fully_convolutional:
             maps = F.adaptive_avg_pool2d(maps, a.map_side)

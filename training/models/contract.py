@@ -1,4 +1,4 @@
-"""The contract of a network: what a training asks of its architecture, and the links it asks for in return."""
+"""The contract between a training and a network: the network's architecture, and the links between its devices."""
 
 from __future__ import annotations
 

@@ -27,14 +27,14 @@ class Conv2d(nn.Conv2d):
 
 
 def convolve_by_groups(x: Tensor, layer: nn.Conv2d) -> Tensor:
-    """Return what `layer` makes of x, group by group."""
+    """Return the convolution of x by `layer`, group by group."""
     assert layer.bias is not None
     parts = (x.chunk(layer.groups, 1), layer.weight.chunk(layer.groups), layer.bias.chunk(layer.groups))
     return torch.cat([F.conv2d(*part, layer.stride, layer.padding) for part in zip(*parts, strict=True)], dim=1)
 
 
 def convolve_by_blocks(x: Tensor, layer: nn.Conv2d) -> Tensor:
-    """Return what `layer` makes of x: blocks of stride x stride pixels become the channels of one pixel.
+    """Return the convolution of x by `layer`: blocks of stride x stride pixels become the channels of one pixel.
 
     conv1 of AlexNet, 11x11 every 4 pixels over 3 channels, is then 3x3 over 48 channels: 19 % more products, with
     zeros, in a shape that fills the matrix units.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Literal
 
 import torch
@@ -13,24 +14,19 @@ Init = Literal["paper", "code-2012", "he", "truncated", "torch"]
 
 _ONES = {"conv2", "conv4", "conv5", "fc6", "fc7"}
 _WIDER = {"conv3", "conv4", "conv5"}
+_ACTIVATIONS: dict[Activation, Callable[[], nn.Module]] = {
+    "relu": nn.ReLU,
+    "tanh": nn.Tanh,
+    "sigmoid": nn.Sigmoid,
+    "softplus": nn.Softplus,
+    "leaky": lambda: nn.LeakyReLU(0.1),
+}
 
 
 def make_activation(name: Activation, channels: int) -> nn.Module:
     """Return the activation `name`; `leaky` has slope 0.1, `prelu` learns one slope for each of `channels`."""
-    match name:
-        case "relu":
-            return nn.ReLU()
-        case "tanh":
-            return nn.Tanh()
-        case "sigmoid":
-            return nn.Sigmoid()
-        case "softplus":
-            return nn.Softplus()
-        case "leaky":
-            return nn.LeakyReLU(0.1)
-        case "prelu":
-            # One for each channel, so that it is split over devices along dimension 0 as all parameters are.
-            return nn.PReLU(channels)
+    # Slopes by channel are split over devices along dimension 0, as all parameters are.
+    return nn.PReLU(channels) if name == "prelu" else _ACTIVATIONS[name]()
 
 
 class Dropout2012(nn.Module):

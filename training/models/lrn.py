@@ -87,14 +87,12 @@ def _window_sum(values: Tensor, band: Tensor, towers: int, size: int) -> Tensor:
     # A 1x1 convolution with a band matrix: one fast pass, where a pooling over the channel axis walks through memory
     # with the longest stride there is. On a GPU towers are blocks of the matrix and no groups, for which cuDNN would
     # first change the layout of everything in bfloat16.
-    weights, groups = (band, 1) if values.is_cuda else (_one_block_each(band, towers), towers)
+    weights, groups = band, 1
+    if not values.is_cuda:
+        per_tower = len(band) // towers
+        weights, groups = band[:per_tower, :per_tower].repeat(towers, 1, 1, 1), towers
     with torch.autocast(values.device.type, enabled=False):
         return F.conv2d(values, weights.to(values.dtype), groups=groups)
-
-
-def _one_block_each(band: Tensor, towers: int) -> Tensor:
-    per_tower = len(band) // towers
-    return band[:per_tower, :per_tower].repeat(towers, 1, 1, 1)
 
 
 def sum_of_views(values: Tensor, towers: int, size: int) -> Tensor:

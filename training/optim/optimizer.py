@@ -159,12 +159,9 @@ def load_lr(model: nn.Module, optimizer: Optimizer, rates: dict[str, float]) -> 
 
 
 def make_ema(network: nn.Module, decay: float, steps: int = 0) -> AveragedModel:
-    """Return an exponential moving average that begins with the present weights of `network`.
+    """Return an exponential moving average that begins with the present weights of `network`; buffers are copied.
 
-    Args:
-        network: this device's part; its buffers are copied, not averaged.
-        decay: above 0 and below 1.
-        steps: steps already averaged; with 0 the first update copies the weights.
+    `steps` are those already averaged; with 0 the first update copies the weights.
     """
     ema = AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(decay))
     ema.n_averaged.fill_(steps)

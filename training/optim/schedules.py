@@ -24,16 +24,15 @@ class Schedule:
 
     def __init__(self, optimizer: Optimizer, config: OptimizerConfig, steps_per_epoch: int, epochs: int) -> None:
         self._optimizer = optimizer
-        self._by_step: LambdaLR | None = None
-        self._by_error: ReduceLROnPlateau | None = None
+        self._scheduler: LambdaLR | ReduceLROnPlateau
         groups = optimizer.param_groups
         if config.schedule == "plateau":
             # Section 5: three divisions by 10 before termination, so never below a thousandth.
             lowest = [group["lr"] * 1e-3 for group in groups]
-            self._by_error = ReduceLROnPlateau(optimizer, factor=0.1, patience=config.patience, min_lr=lowest, eps=0)
+            self._scheduler = ReduceLROnPlateau(optimizer, factor=0.1, patience=config.patience, min_lr=lowest, eps=0)
         else:
             factors = [_factor(config, group["layer"], group["biases"], steps_per_epoch, epochs) for group in groups]
-            self._by_step = LambdaLR(optimizer, factors)
+            self._scheduler = LambdaLR(optimizer, factors)
 
     @property
     def learning_rate(self) -> float:
@@ -42,28 +41,26 @@ class Schedule:
 
     def after_step(self) -> None:
         """Advance by one optimizer step."""
-        if self._by_step is not None:
-            self._by_step.step()
+        if isinstance(self._scheduler, LambdaLR):
+            self._scheduler.step()
 
     def after_epoch(self, validation_error: float) -> None:
         """Advance by one epoch that ended with this validation error (0 to 1)."""
-        if self._by_error is not None:
-            self._by_error.step(validation_error)
+        if isinstance(self._scheduler, ReduceLROnPlateau):
+            self._scheduler.step(validation_error)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the state that a checkpoint keeps."""
-        if self._by_error is not None:
-            return self._by_error.state_dict()
-        assert self._by_step is not None
-        return {"step": self._by_step.last_epoch}
+        if isinstance(self._scheduler, LambdaLR):
+            return {"step": self._scheduler.last_epoch}
+        return self._scheduler.state_dict()
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from `state_dict`; the learning rates come with the optimizer state."""
-        if self._by_error is not None:
-            self._by_error.load_state_dict(state)
+        if isinstance(self._scheduler, LambdaLR):
+            self._scheduler.last_epoch = state["step"]
         else:
-            assert self._by_step is not None
-            self._by_step.last_epoch = state["step"]
+            self._scheduler.load_state_dict(state)
 
 
 def _factor(

@@ -13,7 +13,7 @@ import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import chain, repeat
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 
 from errors import InputError
+from pipeline.loader import Loader
 from training.models import AlexNet, Links
 from training.parallel.ddp import HybridDDP, wrap_ddp
 from training.parallel.links import HybridLinks, TowerLinks
@@ -85,7 +86,7 @@ class Layout:
         return values
 
     def pad_to_equal_batches(
-        self, batches: SizedBatches, shape: tuple[int, int, int, int]
+        self, batches: Loader, shape: tuple[int, int, int, int]
     ) -> Iterator[tuple[Tensor, Tensor]]:
         """Pad the batches so that all peers run the same number of forward passes.
 
@@ -101,14 +102,6 @@ class Layout:
         for images, labels in chain(batches, repeat(empty, int(rounds) - len(batches))):
             missing = shape[0] - len(images)
             yield F.pad(images, (0,) * 7 + (missing,)), labels
-
-
-class SizedBatches(Protocol):
-    """An iterable of batches with a length."""
-
-    def __len__(self) -> int: ...
-
-    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]: ...
 
 
 def make_layout(device: torch.device, data: int, model: int, hybrid: bool) -> Layout:
@@ -152,10 +145,8 @@ def _check_peers_share_a_node(layout: Layout) -> None:
 def take_shard(full: Mapping[str, Tensor], network: nn.Module, layout: Layout) -> dict[str, Tensor]:
     """Return this device's shard of single-device tensors: its chunk of dimension 0 where `network` is split.
 
-    Args:
-        full: tensors by the name of the parameter that each belongs to.
-        network: this device's part of the network, or a copy of it.
-        layout: of this device.
+    `full` holds tensors by the name of the parameter that each belongs to; `network` is this device's part of the
+    network, or a copy of it.
 
     Raises:
         InputError: a tensor does not divide by the size of the `model` axis.

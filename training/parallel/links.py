@@ -43,12 +43,12 @@ class TowerLinks(Links):
         return _Gather.apply(units, self.group, True)
 
     def gather_logits(self, logits: Tensor) -> Tensor:
-        """Stack the peers' logits; each peer computes the same loss, so its own slice of the gradient is whole."""
+        """Stack the peers' logits; each peer computes the same loss, so its own slice of the gradient is complete."""
         return _Gather.apply(logits, self.group, False)
 
 
 class HybridLinks(TowerLinks):
-    """Convolutions are whole on every device, each for images of its own; fc6 to fc8 are split by their units.
+    """Every device has the complete convolutions, for images of its own; fc6 to fc8 are split by their units.
 
     Krizhevsky 2014, "One weird trick for parallelizing convolutional neural networks", scheme (c): the fully connected
     layers run over the group's images in parts, each made of an equal share of every device's images. All devices must
@@ -126,7 +126,7 @@ class _Exchange:
 class _Send(torch.autograd.Function):
     """Start to gather the images of all devices; backward: wait for the gradient that `_Receive` has sent on.
 
-    What the forward returns is not whole before `_Receive` has passed it on. Autograd runs backward in the reverse
+    The result of the forward is incomplete before `_Receive` has passed it on. Autograd runs backward in the reverse
     order of the forward, so the gradients travel while the part before this one is computed.
 
     The fully connected layers hold gradients of the mean over the group's images, the convolutions of that over the
