@@ -3,6 +3,7 @@
 checkpoint.json   the description, with the SHA-256 of the other files
 model.pt          single-device state dict that was validated: the EMA weights if there are any; `--weights` takes it
 optimizer.pt      optimizer state and learning rates by parameter name, the schedule, and with an EMA the raw weights
+mean.npy          mean image that was subtracted in training, if it was not the channel mean
 """
 
 from __future__ import annotations
@@ -14,13 +15,11 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from atomic_files import atomic_write
 from errors import InputError
-from pipeline.views import read_mean_image
 from preprocess.manifest import ClassEntry, ColorStats, manifest_digest, read_manifest
 from training.config import Config
 from typed_json import read_versioned_json, to_json_values
@@ -112,13 +111,6 @@ def read_model(path: Path) -> dict[str, Tensor]:
     if not isinstance(state, dict) or not all(isinstance(tensor, Tensor) for tensor in state.values()):
         raise InputError(f"{path} is not a state dict: it must map parameter names to tensors")
     return state
-
-
-def read_mean(folder: Path, checkpoint: Checkpoint) -> np.ndarray | None:
-    """Return the mean image that was subtracted in training; None for the channel mean."""
-    if checkpoint.config.mean == "channel":
-        return None
-    return read_mean_image(folder / MEAN, checkpoint.data.short_side)
 
 
 def read_optimizer(folder: Path) -> dict[str, Any]:

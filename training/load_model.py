@@ -13,7 +13,7 @@ from torch import nn
 
 from errors import InputError, check_choice
 from pipeline.views import read_mean_image
-from training.checkpoint import MODEL, DatasetInfo, check_fits, describe_data, read_checkpoint, read_mean, read_model
+from training.checkpoint import MEAN, MODEL, DatasetInfo, check_fits, describe_data, read_checkpoint, read_model
 from training.config import Config
 from training.loop.precision import autocast
 from training.models import Architecture, NetworkArchitecture, make_network, to_fully_convolutional
@@ -76,11 +76,8 @@ def load_model(choice: argparse.Namespace, project: Path, data: str | None) -> L
             raise InputError("--weights needs --data DIR: the classes and the colour statistics are read there")
         check_choice("--recipe", choice.recipe, RECIPES)
         config, known = RECIPES[choice.recipe](), describe_data(data)
-        mean_image = None
-        if config.mean == "image":
-            mean_image = read_mean_image(Path(data, known.color_stats.mean_image), known.short_side)
-        network = _load(choice.weights, config, len(known.classes), device, str(choice.weights))
-        return LoadedModel(network, config, known, mean_image, device, str(choice.weights), None)
+        mean = Path(data, known.color_stats.mean_image)
+        return _load(choice.weights, mean, config, known, device, str(choice.weights), None)
     if choice.checkpoint is not None:
         return _from_checkpoint(choice.checkpoint, device, str(choice.checkpoint), None)
     from training import tracking  # MLflow takes seconds to import: weights and checkpoints do without
@@ -127,16 +124,17 @@ def _device(name: str) -> torch.device:
 
 
 def _from_checkpoint(folder: Path, device: torch.device, name: str, run_id: str | None) -> LoadedModel:
-    checkpoint = read_checkpoint(folder)
-    config, data = checkpoint.config, checkpoint.data
-    network = _load(folder / MODEL, config, len(data.classes), device, name)
-    return LoadedModel(network, config, data, read_mean(folder, checkpoint), device, name, run_id)
+    saved = read_checkpoint(folder)
+    return _load(folder / MODEL, folder / MEAN, saved.config, saved.data, device, name, run_id)
 
 
-def _load(weights: Path, config: Config, classes: int, device: torch.device, name: str) -> nn.Module:
-    network = make_network(config.architecture(), classes)
+def _load(
+    weights: Path, mean: Path, config: Config, data: DatasetInfo, device: torch.device, name: str, run_id: str | None
+) -> LoadedModel:
+    network = make_network(config.architecture(), len(data.classes))
     state = read_model(weights)
     check_fits(state, network.state_dict(), name)
     network.load_state_dict(state)
     network.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    return network.eval()
+    mean_image = read_mean_image(mean, data.short_side) if config.mean == "image" else None
+    return LoadedModel(network.eval(), config, data, mean_image, device, name, run_id)
