@@ -92,7 +92,7 @@ def write_checkpoint(folder: Path, checkpoint: Checkpoint, model: dict[str, Tens
 def read_checkpoint(folder: Path) -> Checkpoint:
     """Return the description of a checkpoint; raise `InputError` for another schema, or missing or damaged files."""
     if not (folder / PAGE).is_file():
-        raise InputError(f"{folder} is not a checkpoint: it has no {PAGE}")
+        raise InputError(f"{folder} is not a checkpoint: it has no {PAGE}; use a folder that has one")
     page = read_versioned_json(_Page, folder / PAGE, SCHEMA)
     for name, digest in page.sha256.items():
         if not (folder / name).is_file() or _sha256(folder / name) != digest:

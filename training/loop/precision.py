@@ -11,10 +11,10 @@ Precision = Literal["auto", "float32", "bfloat16"]
 
 
 def resolve_precision(precision: Precision, device: torch.device) -> Literal["float32", "bfloat16"]:
-    """Return what `auto` means on `device`: bfloat16 where the hardware multiplies it, float32 elsewhere.
+    """Resolve `auto` on `device`: bfloat16 where the hardware multiplies it, float32 elsewhere.
 
     Weights, gradients and the optimiser stay in float32; bfloat16 is autocast. On a CPU with AMX it is several times
-    as fast as float32, on one without it is emulated and many times slower.
+    as fast as float32; on others it is emulated and many times slower.
     """
     if precision != "auto":
         return precision

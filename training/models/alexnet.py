@@ -84,7 +84,7 @@ class AlexNet(nn.Module):
     def logit_map(self, images: Tensor) -> Tensor:
         """Return the map of logits N,num_classes,h,w of larger images N,3,H,W, one for each position of fc6's kernels.
 
-        Each is what fc6 to fc8 say of that window of conv5's maps: neighbours lie 32 pixels apart in the image.
+        Each is the result of fc6 to fc8 for that window of conv5's maps: neighbours lie 32 pixels apart in the image.
         A crop of the image differs at its rim, where it sees the convolutions' zero padding.
         """
         assert self.architecture.fully_convolutional, "only a fully convolutional network has a map of logits"

@@ -80,7 +80,7 @@ class HybridLinks(TowerLinks):
         yield _Receive.apply(*ahead)
 
     def gather_logits(self, logits: Tensor) -> Tensor:
-        """Return what the peers say of this device's images."""
+        """Return the logits of all classes for this device's images."""
         return _ToOwnImages.apply(logits, self.group)
 
 

@@ -59,7 +59,7 @@ def surest(predictions: Predictions, chosen: np.ndarray, count: int) -> list[int
 
 
 def make_card(predictions: Predictions, classes: Sequence[ClassEntry], position: int, example: StoredSample) -> Card:
-    """Return what the report says about the sample at `position`."""
+    """Return the card of the sample at `position`."""
     label = int(predictions.labels[position])
     guesses = tuple(
         Guess(classes[guess].name, float(probability), guess == label)
