@@ -13,7 +13,7 @@ import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import chain, repeat
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed as dist
@@ -22,10 +22,12 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 
 from errors import InputError
-from pipeline.loader import Loader
 from training.models import AlexNet, Links
 from training.parallel.ddp import HybridDDP, wrap_ddp
 from training.parallel.links import HybridLinks, TowerLinks
+
+if TYPE_CHECKING:
+    from pipeline.loader import Loader
 
 
 @dataclass(frozen=True)
