@@ -1,4 +1,4 @@
-"""Which window of an image is cut out, from its size and the epoch's random numbers.
+"""The window that is cut out of an image, from its size and the epoch's random numbers.
 
 Everything is an array over the images of a batch, (y, x) and (height, width) in pixels, int32 n,2. Where a margin is
 odd, centres are rounded as torchvision's CenterCrop does, halves to even: the centre crop is CenterCrop(short_side),
@@ -51,39 +51,28 @@ def view_corners(slack: int, crops: int) -> tuple[np.ndarray, np.ndarray]:
 def relative_offsets(corners: np.ndarray, sizes: np.ndarray, shapes: np.ndarray | int) -> tuple[np.ndarray, np.ndarray]:
     """Return where windows lie as DALI's crops take it: from the top and from the left, float32 n each.
 
-    They are parts of the room that a window leaves in its image, 0 to 1: DALI multiplies and rounds to the nearest
-    pixel, which is the corner again, since no image has room for 2^23 pixels.
-
-    Args:
-        corners: of the windows.
-        sizes: height and width of the images, n,2.
-        shapes: height and width of the windows, n,2, or the side of squares.
+    They are parts of the room that a window of `shapes` (or the side of a square) leaves in its image, 0 to 1: DALI
+    multiplies and rounds to the nearest pixel, which is the corner again, since no image has room for 2^23 pixels.
     """
     top, left = np.ascontiguousarray((corners / np.maximum(sizes - shapes, 1)).T, np.float32)
     return top, left
 
 
-def random_corners(extents: np.ndarray, shapes: np.ndarray | int, crop_fractions: np.ndarray) -> np.ndarray:
-    """Return the corner of a window of `shapes` within `extents`, every one equally likely, both ends included.
-
-    Args:
-        extents: height and width of what the window must lie in, n,2.
-        shapes: height and width of the window, n,2, or the side of a square.
-        places: uniform in [0, 1), n,2.
-    """
+def random_corners(extents: np.ndarray, shapes: np.ndarray, crop_fractions: np.ndarray) -> np.ndarray:
+    """Return corners within `extents`, both ends included, equally likely where fractions are uniform in [0, 1)."""
     return (crop_fractions * (extents - shapes + 1)).astype(np.int32)
 
 
 def resized_shapes(extents: np.ndarray, attempts: np.ndarray, smallest_area: float) -> np.ndarray:
     """Return height and width of the windows of torchvision's RandomResizedCrop.
 
-    The first attempt that fits is taken: area uniform in [smallest_area, 1] of the whole, width / height log-uniform
+    The first attempt that fits is taken: area uniform in [smallest_area, 1] of all, width / height log-uniform
     in [3/4, 4/3]. Where none fits, it is the largest window within these ratios.
 
     Args:
-        extents: height and width of what the window must lie in, n,2.
+        extents: height and width that the window must lie in.
         attempts: uniform in [0, 1), n,k,2: for area and ratio of each of k attempts.
-        smallest_area: a part of the whole area, above 0 up to 1.
+        smallest_area: a fraction of the area of `extents`, above 0 up to 1.
     """
     height, width = extents[:, None, 0], extents[:, None, 1]
     area = height * width * (smallest_area + attempts[..., 0] * (LARGEST_AREA - smallest_area))
@@ -93,10 +82,6 @@ def resized_shapes(extents: np.ndarray, attempts: np.ndarray, smallest_area: flo
     fits: np.ndarray = np.all((shapes > 0) & (shapes <= extents[:, None]), axis=-1)
     first = fits.argmax(axis=1)
     chosen = shapes[np.arange(len(shapes)), first]
-    return np.where(np.any(fits, axis=1)[:, None], chosen, _largest_shapes(extents)).astype(np.int32)
-
-
-def _largest_shapes(extents: np.ndarray) -> np.ndarray:
-    height, width = extents[:, 0], extents[:, 1]
-    widest, tallest = np.rint(height * RATIOS[1]), np.rint(width / RATIOS[0])
-    return np.stack([np.minimum(height, tallest), np.minimum(width, widest)], axis=-1)
+    tallest_and_widest = np.hstack([np.rint(width / RATIOS[0]), np.rint(height * RATIOS[1])])
+    largest = np.minimum(extents, tallest_and_widest)
+    return np.where(np.any(fits, axis=1)[:, None], chosen, largest).astype(np.int32)

@@ -1,6 +1,6 @@
 """The order of an epoch and all of its random numbers, as a function of (seed, epoch).
 
-All of it is indexed by global position: place p of an epoch holds sample `order[p]`, cut at `offsets[p]`, whatever
+All of it is indexed by global position: position p of an epoch holds sample `order[p]`, cut at `offsets[p]`, whatever
 the number of ranks. Ranks only divide positions among themselves, so the same global batch comes out of any number
 of them.
 """
@@ -26,7 +26,7 @@ next epoch with a probability of 5.8e-4 (there 1.0e-4); a batch holds samples of
 ATTEMPTS = 10
 """Windows of random size that are tried until one fits, as torchvision does."""
 
-_ORDER, _OFFSETS, _FLIPS, _NORMALS, _PLACES, _ATTEMPTS, _OWNERS = range(7)
+_ORDER, _OFFSETS, _FLIPS, _NORMALS, _FRACTIONS, _ATTEMPTS, _OWNERS = range(7)
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class EpochDraws:
     normals: np.ndarray
     """float32 n,3: standard normal numbers for the lighting noise."""
     crop_fractions: np.ndarray
-    """float64 n,2: uniform in [0, 1), where (y, x) a window lies in an image of any size."""
+    """float64 n,2: uniform in [0, 1), relative position (y, x) of a window in an image of any size."""
 
     def shared_by_chunks(self, global_batch: int, chunk: int) -> EpochDraws:
         """Give each `chunk` consecutive positions of a global batch the window and the flip of its first one."""
@@ -99,7 +99,7 @@ def draw_epoch(
         shard_samples: the number of samples in each shard.
         seed: not negative.
         epoch: from 0.
-        slack: the largest crop offset, inclusive: side of the central square minus side of the crop.
+        slack: the largest crop offset, inclusive.
         partition: gives the order where each rank keeps a part of the samples; None shuffles shards.
     """
     samples = sum(shard_samples)
@@ -108,7 +108,7 @@ def draw_epoch(
         offsets=_rng(seed, epoch, _OFFSETS).integers(0, slack, size=(samples, 2), dtype=np.int32, endpoint=True),
         flips=_rng(seed, epoch, _FLIPS).integers(0, 2, size=samples, dtype=np.int32),
         normals=_rng(seed, epoch, _NORMALS).standard_normal((samples, 3), dtype=np.float32),
-        crop_fractions=_rng(seed, epoch, _PLACES).random((samples, 2)),
+        crop_fractions=_rng(seed, epoch, _FRACTIONS).random((samples, 2)),
     )
 
 
@@ -181,13 +181,11 @@ def _rng(seed: int, epoch: int, purpose: int) -> np.random.Generator:
 
 
 def _shuffled(shard_samples: Sequence[int], rng: np.random.Generator) -> np.ndarray:
-    ends = np.cumsum(shard_samples)
-    starts = ends - shard_samples
-    shards = rng.permutation(len(shard_samples))
-    windows = []
-    for first in range(0, len(shards), SHUFFLE_GROUP_SHARDS):
-        members = shards[first : first + SHUFFLE_GROUP_SHARDS]
-        window = np.concatenate([np.arange(starts[shard], ends[shard]) for shard in members])
-        rng.shuffle(window)
-        windows.append(window)
-    return np.concatenate(windows)
+    shards = np.split(np.arange(sum(shard_samples)), np.cumsum(shard_samples)[:-1])
+    order = rng.permutation(len(shards))
+    groups = []
+    for first in range(0, len(order), SHUFFLE_GROUP_SHARDS):
+        group = np.concatenate([shards[shard] for shard in order[first : first + SHUFFLE_GROUP_SHARDS]])
+        rng.shuffle(group)
+        groups.append(group)
+    return np.concatenate(groups)

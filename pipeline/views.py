@@ -33,7 +33,8 @@ class ViewSpec:
     color_stats: ColorStats
     units: Units
     mean_crop: np.ndarray | None
-    """Mean image to subtract, float32 3,crop,crop; None for the channel mean."""
+    """Central crop of the mean image, float32 3,crop,crop, subtracted from every window and never flipped, as in the
+    released code; None for the channel mean."""
 
     @property
     def eval_window(self) -> int:
@@ -49,7 +50,7 @@ class ViewSpec:
 
     @property
     def divisor(self) -> np.ndarray:
-        """What each channel is divided by after the mean is subtracted: float64 3 in grey levels."""
+        """Divisor of each channel after the mean is subtracted, float64 3 in grey levels."""
         match self.units:
             case "grey":
                 return np.ones(3)
@@ -80,9 +81,12 @@ def make_view(
         raise InputError(f"crop is {crop}: it is out of range; use 1 to {short_side}, the short side of the images")
     check_choice("crops", crops, (1, 10))
     check_units(units, "channel" if mean_image is None else "image")
-    return ViewSpec(
-        short_side, side, crops, color_stats, units, None if mean_image is None else _mean_crop(mean_image, side)
-    )
+    mean_crop = None
+    if mean_image is not None:
+        corner = round((short_side - side) / 2)
+        window = mean_image[corner : corner + side, corner : corner + side]
+        mean_crop = np.ascontiguousarray(window.transpose(2, 0, 1))
+    return ViewSpec(short_side, side, crops, color_stats, units, mean_crop)
 
 
 def check_units(units: Units, mean: Mean) -> None:
@@ -107,12 +111,3 @@ def read_mean_image(path: Path, short_side: int) -> np.ndarray:
     if image.shape != shape or image.dtype != np.float32 or not np.isfinite(image).all():
         raise InputError(f"mean image {path} is {image.dtype} of shape {image.shape}; use finite float32 of {shape}")
     return image
-
-
-def _mean_crop(mean_image: np.ndarray, crop: int) -> np.ndarray:
-    """Return the central crop of the mean image as it is subtracted, float32 3,crop,crop.
-
-    As in the released code it is the same for every window and never flipped.
-    """
-    corner = round((len(mean_image) - crop) / 2)
-    return np.ascontiguousarray(mean_image[corner : corner + crop, corner : corner + crop].transpose(2, 0, 1))
