@@ -73,22 +73,21 @@ class Augmentation:
         check_choice("lighting", self.lighting, get_args(Lighting))
         if not 0 < self.smallest_area <= 1:
             raise InputError(f"smallest_area is {self.smallest_area!r}; use above 0 up to 1")
-        if self.crop_size == "fixed" and self.smallest_area != Augmentation.smallest_area:
-            raise InputError(
-                f"smallest_area is {self.smallest_area}: crop_size 'fixed' does not read it; use "
-                f"{Augmentation.smallest_area}"
-            )
-        if self.crop_size == "random":
+        if self.crop_size == "fixed":
+            self.require("crop_size 'fixed' does not read it", smallest_area=Augmentation.smallest_area)
+        else:
             # A centre or a neighbour's offset says nothing of a window whose size is its own.
-            for name, valid in (("crop_position", "random"), ("granularity", "image")):
-                if (value := getattr(self, name)) != valid:
-                    raise InputError(f"{name} is {value!r}: crop_size 'random' does not read it; use {valid}")
+            self.require("crop_size 'random' does not read it", crop_position="random", granularity="image")
         if self.lighting_off_epoch is not None:
             check_count("lighting_off_epoch", self.lighting_off_epoch, 0)
-            if self.lighting == "off":
-                raise InputError(
-                    f"lighting_off_epoch is {self.lighting_off_epoch!r}: lighting is 'off' in all epochs; use None"
-                )
+        if self.lighting == "off":
+            self.require("lighting is 'off' in all epochs", lighting_off_epoch=None)
+
+    def require(self, reason: str, **valid: object) -> None:
+        """Raise `InputError` with the reason unless these fields have these values."""
+        for name, only in valid.items():
+            if (value := getattr(self, name)) != only:
+                raise InputError(f"{name} is {value!r}: {reason}; use {only}")
 
     def at(self, epoch: int) -> Augmentation:
         """Return what is done in one epoch: `lighting` is off where it is switched off by then."""
@@ -100,12 +99,8 @@ def lighting_shift(normals: np.ndarray, color_stats: ColorStats, lighting: Light
     """Return what lighting noise adds to every pixel of an image, float32 n,3 in grey levels (0-255 units).
 
     With V the eigenvectors and lambda the eigenvalues of the manifest, `paper` is V (0.1 z * lambda / 255), since
-    the paper's eigenvalues are those of 0-1 pixels, and `code-2012` is 0.1 V (z * sqrt(lambda)).
-
-    Args:
-        normals: standard normal z, n,3: one number per principal component, largest first.
-        color_stats: the colour statistics of the training set.
-        lighting: which of the two, or `off` for zeros.
+    the paper's eigenvalues are those of 0-1 pixels, and `code-2012` is 0.1 V (z * sqrt(lambda)). The standard normal z
+    are `normals`, n,3: one number per principal component, largest first. `off` gives zeros.
     """
     if lighting == "off":
         return np.zeros((len(normals), 3), np.float32)

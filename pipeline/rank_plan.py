@@ -9,7 +9,6 @@ from typing import Literal
 
 import numpy as np
 
-from errors import InputError
 from pipeline.augment import Augmentation, AugmentSampler, EpochPlan, eval_epoch_plan
 from pipeline.cache.formats import PixelFormat, Rgb888, YCbCr420
 from pipeline.graphs import EvalGraph, Graph, TrainGraph
@@ -63,21 +62,15 @@ def make_rank_plan(
     A new stage takes its random numbers from the sampler, as a function of (seed, epoch, position): the peers of a
     tower must see the same batch, and numbers that are drawn in each worker would differ between them.
 
-    Args:
-        shard_samples: the number of samples in each shard.
-        view: the views and their units.
-        augmentation: of training; None for evaluation.
-        seed: not negative.
-        cached: decoded images are kept.
-        batch_size, rank, world_size: as in `make_loader`.
-
     Raises:
         InputError: ranks or batch size are not valid, or what a cache keeps is not enough for the augmentation.
     """
     samples = sum(shard_samples)
     if augmentation is not None:
         if cached:
-            _check_fits_cache(augmentation)
+            reason = "with a cache it keeps only the central squares of the images"
+            augmentation.require(reason, crop_region="central-square")
+            augmentation.require("with a cache its pass does not resize", crop_size="fixed")
         rank_slice = RankSlice.of_training(samples, batch_size, rank, world_size)
         partition = Partition(samples, batch_size, world_size, seed) if cached else None
         sampler = AugmentSampler(shard_samples, seed, batch_size * world_size, view, augmentation, partition)
@@ -101,12 +94,3 @@ def make_rank_plan(
         pixel_format=Rgb888(view.eval_window),
         members=np.arange(rank_slice.first, rank_slice.end) if cached else np.arange(0),
     )
-
-
-def _check_fits_cache(augmentation: Augmentation) -> None:
-    for name, valid, reason in (
-        ("crop_region", "central-square", "it keeps only the central squares of the images"),
-        ("crop_size", "fixed", "its pass does not resize"),
-    ):
-        if (value := getattr(augmentation, name)) != valid:
-            raise InputError(f"{name} is {value!r}: with a cache {reason}; use {valid}")
