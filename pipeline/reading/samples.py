@@ -20,12 +20,7 @@ OPEN_TARS = 64
 
 
 class SampleError(InputError):
-    """A sample that cannot be read or decoded; the text names its shard and key.
-
-    Args:
-        text: which sample, and what is wrong with it.
-        index: its number in the split.
-    """
+    """A sample that cannot be read or decoded; the text names its shard and key, `index` is its number in the split."""
 
     def __init__(self, text: str, index: int) -> None:
         super().__init__(text)
@@ -41,18 +36,6 @@ class EncodedSamples(NamedTuple):
     """Height and width of their images in pixels, int32 n,2."""
     labels: np.ndarray
     """int64 n."""
-
-
-class _Span(NamedTuple):
-    """Where a sample lies in its tar, in bytes."""
-
-    start: int
-    length: int
-    jpeg_at: int
-    """From `start` on, as `label_at`."""
-    jpeg_bytes: int
-    label_at: int
-    label_bytes: int
 
 
 class StoredSample(NamedTuple):
@@ -83,7 +66,7 @@ class Samples:
         self._ends = list(accumulate(self.shard_samples))
         for shard in self._shards:
             self._check_count(shard, indexed_samples(self._folder / shard.index))
-        self._tables: list[np.ndarray | None] = [None] * len(self._shards)
+        self._indexes: list[np.ndarray | None] = [None] * len(self._shards)
         self._sizes = np.zeros((len(self), 2), np.int32)  # 0: not known yet
         self._labels = np.zeros(len(self), np.int64)
         paths = [self._folder / shard.tar for shard in self._shards]
@@ -100,15 +83,22 @@ class Samples:
             SampleError: a tar is gone or too short, a file is no JPEG or of another short side than the data set's,
                 or a label is not one of the classes.
         """
-        numbers, spans = self._spans(indices)
-        starts, lengths, begins, sizes = spans[:, :4].T.tolist()
-        locations = zip(indices.tolist(), numbers.tolist(), starts, lengths, strict=True)
-        contents = [self._read_span(*location) for location in locations]
-        jpegs = [memoryview(content)[at : at + size] for content, at, size in zip(contents, begins, sizes, strict=True)]
-        for place in np.flatnonzero(self._sizes[indices, 0] == 0).tolist():
-            index = int(indices[place])
-            self._labels[index] = self._label(index, contents[place], _Span(*spans[place].tolist()))
-            self._sizes[index] = self._size(index, jpegs[place])
+        shards = np.searchsorted(self._ends, indices, side="right")
+        entries = np.empty((len(indices), 4), np.int64)
+        for number in np.unique(shards).tolist():
+            here = shards == number
+            entries[here] = self._entries(number)[indices[here] - self._ends[number]]  # rows counted from the end
+        begins, sizes = entries[:, ::2], entries[:, 1::2]
+        starts, ends = begins.min(axis=1), (begins + sizes).max(axis=1)
+        spans = zip(indices.tolist(), shards.tolist(), starts.tolist(), (ends - starts).tolist(), strict=True)
+        contents = [self._read_span(*span) for span in spans]
+        entries[:, ::2] -= starts[:, None]
+        jpeg_spans = zip(contents, entries[:, 0].tolist(), entries[:, 1].tolist(), strict=True)
+        jpegs = [memoryview(content)[at : at + size] for content, at, size in jpeg_spans]
+        for position in np.flatnonzero(self._sizes[indices, 0] == 0).tolist():
+            index, (_, _, at, size) = int(indices[position]), entries[position].tolist()
+            self._labels[index] = self._label(index, contents[position][at : at + size])
+            self._sizes[index] = self._size(index, jpegs[position])
         return EncodedSamples(jpegs, self._sizes[indices], self._labels[indices])
 
     def example(self, index: int) -> StoredSample:
@@ -117,39 +107,23 @@ class Samples:
         Raises:
             SampleError: as `read` does.
         """
-        number, row = self._locate(index)
-        span = _Span(*self._table(number)[row].tolist())
-        content = self._read_span(index, number, span.start, span.length)
-        return StoredSample(self._key(index), bytes(_jpeg(content, span)), self._label(index, content, span))
+        key = self._key(index)
+        jpegs, _, labels = self.read(np.array([index]))
+        return StoredSample(key, bytes(jpegs[0]), int(labels[0]))
 
     def describe(self, index: int) -> str:
         """Name the shard and the key of one sample, for messages."""
-        number, _ = self._locate(index)
-        return f"{self._folder / self._shards[number].tar}: sample {self._key(index)}"
+        return f"{self._folder / self._shards[bisect_right(self._ends, index)].tar}: sample {self._key(index)}"
 
     def close(self) -> None:
         """Close the tars; reading opens them again."""
         self._open.cache_clear()
 
     def _key(self, index: int) -> str:
-        number, row = self._locate(index)
-        return read_index(self._folder / self._shards[number].index)[row].key
-
-    def _locate(self, index: int) -> tuple[int, int]:
         if not 0 <= index < len(self):
             raise IndexError(f"sample {index} of {len(self)}")
         number = bisect_right(self._ends, index)
-        return number, index - self._ends[number] + self.shard_samples[number]
-
-    def _spans(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Return the shard of each sample (n) and where it lies in that (n,6, as in `_table`)."""
-        numbers = np.searchsorted(self._ends, indices, side="right")
-        spans = np.empty((len(indices), len(_Span._fields)), np.int64)
-        for number in np.unique(numbers).tolist():
-            here = numbers == number
-            first = self._ends[number] - self.shard_samples[number]
-            spans[here] = self._table(number)[indices[here] - first]
-        return numbers, spans
+        return read_index(self._folder / self._shards[number].index)[index - self._ends[number]].key
 
     def _read_span(self, index: int, number: int, start: int, length: int) -> bytes:
         try:
@@ -162,8 +136,7 @@ class Samples:
             raise SampleError(f"{self.describe(index)} is cut off: the tar ends {missing} bytes early", index)
         return content
 
-    def _label(self, index: int, content: bytes, span: _Span) -> int:
-        label = content[span.label_at : span.label_at + span.label_bytes]
+    def _label(self, index: int, label: bytes) -> int:
         if not label.isdigit() or int(label) >= self._classes:
             raise SampleError(f"{self.describe(index)} has label {label!r}; use 0 to {self._classes - 1}", index)
         return int(label)
@@ -181,16 +154,15 @@ class Samples:
             )
         return height, width
 
-    def _table(self, number: int) -> np.ndarray:
-        """Return the `_Span` of each sample of a shard: int64 n,6."""
-        table = self._tables[number]
-        if table is None:
+    def _entries(self, number: int) -> np.ndarray:
+        """Return offset and size of the JPEG, then of the label, of each sample of a shard: int64 n,4."""
+        entries = self._indexes[number]
+        if entries is None:
             shard = self._shards[number]
-            entries = read_index(self._folder / shard.index)
-            self._check_count(shard, len(entries))
-            files = np.array([entry[1:] for entry in entries], np.int64).reshape(-1, 4)
-            table = self._tables[number] = _spans_of(files)
-        return table
+            samples = read_index(self._folder / shard.index)
+            self._check_count(shard, len(samples))
+            entries = self._indexes[number] = np.array([sample[1:] for sample in samples], np.int64)
+        return entries
 
     def _check_count(self, shard: Shard, count: int) -> None:
         if count != shard.samples:
@@ -215,16 +187,3 @@ class _OpenTar:
     def __del__(self) -> None:
         if hasattr(self, "descriptor"):
             os.close(self.descriptor)
-
-
-def _jpeg(content: bytes, span: _Span) -> memoryview:
-    return memoryview(content)[span.jpeg_at : span.jpeg_at + span.jpeg_bytes]
-
-
-def _spans_of(files: np.ndarray) -> np.ndarray:
-    """Return `_Span`s from offset and size of the JPEG, offset and size of the label, n,4."""
-    begins, sizes = files[:, ::2], files[:, 1::2]
-    starts = begins.min(axis=1, keepdims=True)
-    lengths = (begins + sizes).max(axis=1, keepdims=True) - starts
-    relative = np.stack([begins - starts, sizes], axis=-1).reshape(-1, 4)
-    return np.hstack([starts, lengths, relative])
