@@ -32,14 +32,8 @@ class CropFlipNormalize:
 
     `torch.compile` makes it a few loops of vectors (one graph: all shapes are fixed). Where there is no compiler the
     same lines run one after another, slower and to the same bits: what `PixelFormat.to_rgb` gives is exact, and one
-    subtraction at a time and one product are rounded the same everywhere.
-
-    Args:
-        squares: how the squares are kept.
-        images: views of a batch.
-        crop: side of a view in pixels.
-        mean_crop: subtracted from every view in addition to the channel's shift, float32 3,crop,crop, or None.
-        device: where the squares are, and the batch is made.
+    subtraction at a time and one product are rounded the same everywhere. `mean_crop`, float32 3,crop,crop, is
+    subtracted from every view in addition to the mean of its parameters.
     """
 
     def __init__(
@@ -58,12 +52,9 @@ class CropFlipNormalize:
         self._fill: Callable[..., None] = torch.compile(_fill_views, dynamic=False, fullgraph=True)
 
     def __call__(self, rows: Tensor, numbers: np.ndarray, params: AugmentParams) -> Tensor:
-        """Make a batch; on the CPU its memory is used again once nothing holds it.
+        """Make views of the rows with these numbers (int64); on the CPU memory is used again once nothing holds it.
 
-        Args:
-            rows: squares as they are kept, uint8 n,bytes, on the device.
-            numbers: the row of each view, int64.
-            params: of each view, whose shape is always that of `crop`.
+        The rows, uint8 n,bytes, are on the device. The shapes in `params` are always `crop`.
         """
         # Shapes are fixed: the last group is filled up with the first views.
         cycle = np.arange(math.ceil(len(numbers) / self._group) * self._group) % len(numbers)
@@ -81,7 +72,8 @@ class CropFlipNormalize:
         except Exception as error:
             if self._fill is _fill_views:
                 raise
-            LOG.warning("the pass over the cache is not compiled, so it is slower: %s", _first_line(error))
+            reason = str(error).strip().partition("\n")[0] or type(error).__name__
+            LOG.warning("the pass over the cache is not compiled, so it is slower: %s", reason)
             self._fill = _fill_views
             self._fill(*arguments)
 
@@ -123,7 +115,3 @@ def _fill_views(
     packed = torch.empty_like(packed).scatter_(2, mirrored, packed)
     rgb = pixel_format.to_rgb(packed)
     out.copy_((rgb - means[:, :, None, None] - mean_crop) * factors[:, :, None, None])
-
-
-def _first_line(error: Exception) -> str:
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)

@@ -1,6 +1,6 @@
 """Pixel formats of the cache: RGB and YCbCr 4:2:0, one byte per number, one row of bytes per image.
 
-A format packs images into rows (`pack`), reads windows from rows as one int32 per pixel, so that mirroring moves one
+A format packs squares into rows (`pack`), reads windows from rows as one int32 per pixel, so that mirroring moves one
 number (`read_windows`), and converts them to grey levels (`to_rgb`). All of it is exact: integers, or floats that hold
 multiples of a power of two below 24 bits. A compiled kernel, an eager one and a GPU therefore give the same bits.
 
@@ -11,7 +11,6 @@ read as a slice that begins at x (`unfold`), and sums of chroma are 32 bits that
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -33,40 +32,12 @@ CR = (32768, -27439, -5329)
 """RGB to YCbCr in 65536ths, full range; each adds up to 65536 or 0 (T.871)."""
 
 
-class PixelFormat(Protocol):
-    """A form in which squares are kept."""
-
-    @property
-    def side(self) -> int:
-        """Side of the squares in pixels."""
-
-    @property
-    def bytes(self) -> int:
-        """Bytes of an image."""
-
-    def pack(self, images: Tensor) -> Tensor:
-        """Make rows of images: uint8 n,side,side,3 -> uint8 n,bytes."""
-
-    def read_windows(self, rows: Tensor, numbers: Tensor, y: Tensor, x: Tensor, width: int) -> Tensor:
-        """Read windows: int32 n,height,width, all that the colour of a pixel needs.
-
-        Args:
-            rows: uint8 k,bytes.
-            numbers: the row of each image, int64 n.
-            y: lines of the square, int32 n,height.
-            x: the first column, int32 n.
-            width: how many columns.
-        """
-
-    def to_rgb(self, packed: Tensor) -> Tensor:
-        """Make red, green and blue of words, float32 n,3,height,width in grey levels, 0 to 255."""
-
-
 @dataclass(frozen=True)
 class Rgb888:
-    """As they were decoded: nothing is lost."""
+    """Pixels as they were decoded: nothing is lost."""
 
     side: int
+    """Side of the squares in pixels."""
 
     @property
     def bytes(self) -> int:
@@ -78,13 +49,21 @@ class Rgb888:
         return images.flatten(1)
 
     def read_windows(self, rows: Tensor, numbers: Tensor, y: Tensor, x: Tensor, width: int) -> Tensor:
-        """Read windows: see `PixelFormat`. A byte a colour, red lowest."""
+        """Read windows of rows (uint8 k,bytes): int32 n,height,width, a byte a colour, red lowest.
+
+        Args:
+            rows: of the cache.
+            numbers: the row of each window, int64 n.
+            y: lines of the square, int32 n,height.
+            x: the first column, int32 n.
+            width: number of columns.
+        """
         windows = rows.unflatten(1, (self.side, self.side, 3)).unfold(2, width, 1)
         red, green, blue = windows[numbers[:, None], y, x[:, None]].int().unbind(2)
         return red | green << 8 | blue << 16
 
     def to_rgb(self, packed: Tensor) -> Tensor:
-        """Make colours of words: see `PixelFormat`."""
+        """Convert windows to red, green and blue, float32 n,3,height,width in grey levels, 0 to 255."""
         shifts = 8 * torch.arange(3, dtype=torch.int32, device=packed.device)
         return (packed[:, None] >> shifts[:, None, None] & 255).float()
 
@@ -98,6 +77,7 @@ class YCbCr420:
     """
 
     side: int
+    """Side of the squares in pixels."""
 
     @property
     def chroma_side(self) -> int:
@@ -123,7 +103,7 @@ class YCbCr420:
         return torch.cat([plane.flatten(1).to(torch.uint8) for plane in (luma, *chroma)], dim=1)
 
     def read_windows(self, rows: Tensor, numbers: Tensor, y: Tensor, x: Tensor, width: int) -> Tensor:
-        """Read windows: see `PixelFormat`. Luma, and chroma as sums of sixteenths (`SUM_BITS`)."""
+        """Read windows, as `Rgb888` does: luma, and chroma as sums of sixteenths (`SUM_BITS`)."""
         luma = rows[:, : self.side**2].unflatten(1, (self.side, self.side)).unfold(2, width, 1)
         lines = self._chroma_lines(rows, numbers[:, None], y)
         image, line = (torch.arange(count, device=y.device) for count in y.shape)
@@ -131,7 +111,7 @@ class YCbCr420:
         return luma[numbers[:, None], y, x[:, None]].int() << 2 * SUM_BITS | chroma
 
     def to_rgb(self, packed: Tensor) -> Tensor:
-        """Make colours of words: see `PixelFormat`."""
+        """Convert windows to colours, as `Rgb888` does."""
         packed = packed[:, None]
         luma = (packed >> 2 * SUM_BITS & 255).float() * (16 << FRACTION_BITS)
         blue_difference = ((packed & SUM_MASK) - 16 * 128).float()
@@ -157,6 +137,10 @@ class YCbCr420:
         left, right = (3 * sums[..., 1:-1] + neighbour for neighbour in (sums[..., :-2], sums[..., 2:]))
         # Two neighbours are one number of 64 bits, the left one first in memory: loops store what they have in order.
         return (left.long() | right.long() << 32).view(torch.int32)
+
+
+PixelFormat = Rgb888 | YCbCr420
+"""A format in which squares are kept."""
 
 
 def _of_channel(channel: Tensor, red: int, green: int, blue: int) -> Tensor:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Literal
 
+import psutil
 import torch
 
 CacheKind = Literal["none", "host", "device"]
@@ -18,14 +18,7 @@ def available_bytes(device: torch.device) -> int:
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
         return free
-    lines = Path("/proc/meminfo").read_text().splitlines()
-    fields = dict(line.split(":") for line in lines)
-    return min([int(fields["MemAvailable"].split()[0]) * 1024, *_left_in_container()])
-
-
-def local_processes() -> int:
-    """Count the processes of this training on this machine, as torchrun and Ray Train tell each of them."""
-    return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    return min([psutil.virtual_memory().available, *_left_in_container()])
 
 
 def _left_in_container() -> list[int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import weakref
 
 import numpy as np
@@ -10,7 +11,7 @@ from torch import Tensor
 
 from errors import InputError
 from pipeline.cache.formats import PixelFormat
-from pipeline.cache.memory import available_bytes, local_processes
+from pipeline.cache.memory import available_bytes
 from pipeline.reading.dali_stream import to_device
 
 PACKED_PIXELS = 1 << 20
@@ -25,17 +26,16 @@ class Cache:
 
     Args:
         members: the samples that it is for, int64, ascending.
-        samples: how many there are in the split.
-        squares: how they are kept.
-        device: where.
+        samples: number of samples in the split.
+        pixel_format: of the squares.
+        device: of the squares.
 
     Raises:
-        InputError: it does not fit.
+        InputError: it does not fit into the memory that is available.
     """
 
     def __init__(self, members: np.ndarray, samples: int, pixel_format: PixelFormat, device: torch.device) -> None:
         self.pixel_format = pixel_format
-        """The format of the rows."""
         self._numbers = np.full(samples, -1)
         self._numbers[members] = np.arange(len(members))
         self._labels = np.empty(len(members), np.int64)
@@ -63,12 +63,10 @@ class Cache:
         return self._labels[self._numbers[indices]]
 
     def rows(self, indices: np.ndarray, most: int, device: torch.device) -> tuple[Tensor, np.ndarray]:
-        """Return squares on a device, and where among them each sample is: uint8 k,bytes and int64 n.
+        """Return rows on a device, uint8 k,bytes, and the position of each sample among them, int64 n.
 
-        Args:
-            indices: the samples, `most` or fewer.
-            most: rows that the result has room for, so that every batch has the same shape.
-            device: of the squares; from another one those that are asked for are copied to it.
+        From another device only the rows of the samples are copied, into a tensor of `most` rows, so that every batch
+        has the same shape.
         """
         numbers = self._numbers[indices]
         if self._rows.device == device:
@@ -78,21 +76,18 @@ class Cache:
         torch.index_select(self._rows, 0, torch.from_numpy(numbers), out=staging[: len(numbers)])
         return staging.to(device, non_blocking=True), np.arange(len(numbers))
 
-    def untouched_bytes(self) -> int:
-        """Return how much memory it will take in addition to what it has."""
-        return int((~self.held).sum()) * self.pixel_format.bytes
-
     def close(self) -> None:
-        """Give the memory back, whoever still holds this."""
+        """Give the memory back, even where something still holds this."""
         _KEPT.discard(self)
         self._rows = torch.empty(0)
 
     def _check_fits(self, members: int, device: torch.device) -> None:
         available, needed, others = available_bytes(device), members * self.pixel_format.bytes, 0
         if device.type == "cpu":
-            # What is promised is not taken yet: the other caches of this process, and those of its neighbours.
-            others = sum(cache.untouched_bytes() for cache in _KEPT)
-            others += (local_processes() - 1) * (needed + others)
+            # Memory that is promised but not taken yet: of the other caches of this process, and of the other processes
+            # of this training on this machine, as torchrun and Ray Train count them.
+            others = sum(int((~cache.held).sum()) * cache.pixel_format.bytes for cache in _KEPT)
+            others += (int(os.environ.get("LOCAL_WORLD_SIZE", "1")) - 1) * (needed + others)
         if needed + others > available:
             reserved = f" in addition to {_gb(others)} of other caches on this machine" if others else ""
             raise InputError(
