@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 from nvidia.dali import fn
@@ -30,24 +30,6 @@ GPU_DECODER: dict[str, Any] = {
 }
 """Options of DALI's decoder on a GPU; its own for memory padding made no difference."""
 
-PARTS = (DALIDataType.FLOAT, 0)
-FLAGS = (DALIDataType.INT32, 0)
-COLOURS = (DALIDataType.FLOAT, 1)
-
-
-class Graph(Protocol):
-    """A DALI graph, from JPEG files and parameters of each image to images."""
-
-    @property
-    def types(self) -> list[tuple[DALIDataType, int]]:
-        """Type and number of dimensions of each parameter."""
-
-    def parameters(self, plan: EpochPlan, positions: slice, sizes: np.ndarray) -> tuple[np.ndarray, ...]:
-        """Return the parameters of a batch: global positions, height and width of its images (int n,2)."""
-
-    def define(self, jpegs: Any, parameters: Sequence[Any], device: Device) -> Any:
-        """Return the node of the images."""
-
 
 @dataclass(frozen=True)
 class TrainGraph:
@@ -58,18 +40,21 @@ class TrainGraph:
     """Crops have shapes of their own, and are resized."""
 
     @property
-    def types(self) -> list[tuple[DALIDataType, int]]:
-        """Of place (and shape), flip, mean, divisor."""
-        return [*[PARTS] * (4 if self.resized else 2), FLAGS, COLOURS, COLOURS]
+    def num_parameters(self) -> int:
+        """Number of arrays that `parameters` returns."""
+        return 7 if self.resized else 5
 
     def parameters(self, plan: EpochPlan, positions: slice, sizes: np.ndarray) -> tuple[np.ndarray, ...]:
-        """Return where the crops lie, as `_decode` says, with their shapes if they are resized, and the rest."""
+        """Return the parameters of a batch from its global positions, and height and width of its images (int n,2).
+
+        They are the relative offsets of the crops, their shapes if they are resized, flips, means and divisors.
+        """
         corners, shapes, *rest = plan.params(positions, sizes)
         own = np.ascontiguousarray(shapes.T, np.float32) if self.resized else ()
         return *relative_offsets(corners, sizes, shapes), *own, *rest
 
     def define(self, jpegs: Any, parameters: Sequence[Any], device: Device) -> Any:
-        """Return the node of the images. The mean image is subtracted after the flip."""
+        """Return the node of the images from those of the files and parameters: the mean image is never flipped."""
         top, left, *shape, flips, means, divisors = parameters
         crop = self.view.crop
         crops = _decode(jpegs, (top, left), shape or (crop, crop), device)
@@ -86,21 +71,18 @@ class TrainGraph:
 class SquareGraph:
     """Decode the central window of each image: uint8 N,side,side,3."""
 
-    short_side: int
+    view: ViewSpec
     side: int
-
-    @property
-    def types(self) -> list[tuple[DALIDataType, int]]:
-        """Of the place."""
-        return [PARTS, PARTS]
+    """Of the windows, in pixels."""
+    num_parameters: ClassVar[int] = 2
 
     def parameters(self, _plan: EpochPlan, _positions: slice, sizes: np.ndarray) -> tuple[np.ndarray, ...]:
-        """Return where the central windows lie, as `_decode` says."""
-        return self.places(sizes)
+        """Return the relative offsets of the central windows of a batch."""
+        return self.offsets(sizes)
 
-    def places(self, sizes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Return where the central windows of images of these sizes (int n,2) lie."""
-        return relative_offsets(centre_corners(sizes, self.short_side, self.side), sizes, self.side)
+    def offsets(self, sizes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return the relative offsets of the central windows of images of these sizes (int n,2)."""
+        return relative_offsets(centre_corners(sizes, self.view.short_side, self.side), sizes, self.side)
 
     def define(self, jpegs: Any, parameters: Sequence[Any], device: Device) -> Any:
         """Return the node of the images."""
@@ -115,13 +97,6 @@ class EvalGraph(SquareGraph):
     square, then those of the mirrored square.
     """
 
-    view: ViewSpec
-
-    @classmethod
-    def of(cls, view: ViewSpec) -> EvalGraph:
-        """Return the graph that gives these views."""
-        return cls(view.short_side, view.eval_window, view)
-
     def define(self, jpegs: Any, parameters: Sequence[Any], device: Device) -> Any:
         """Return the node of the images."""
         window, view = super().define(jpegs, parameters, device), self.view
@@ -129,11 +104,10 @@ class EvalGraph(SquareGraph):
             return self._normalised(window, device)
         corners, mirrored = view_corners(self.side - view.crop, view.crops)
         top, left = relative_offsets(corners, np.full_like(corners, self.side), view.crop)
-        places = zip(top.tolist(), left.tolist(), mirrored.tolist(), strict=True)
         size = (view.crop, view.crop)
         views = [
             self._normalised(window, device, crop=size, crop_pos_y=y, crop_pos_x=x, mirror=mirror)
-            for y, x, mirror in places
+            for y, x, mirror in zip(top.tolist(), left.tolist(), mirrored.tolist(), strict=True)
         ]
         return fn.stack(*views)
 
@@ -145,18 +119,18 @@ class EvalGraph(SquareGraph):
         return _to_planes(window, std=divisor, **crop) - Constant(self.view.mean_crop / scale, device=device)
 
 
-def _decode(jpegs: Any, place: Sequence[Any], shape: Sequence[Any], device: Device) -> Any:
+Graph = TrainGraph | SquareGraph
+"""A DALI graph, from JPEG files and parameters of each image to images."""
+
+
+def _decode(jpegs: Any, offsets: Sequence[Any], shape: Sequence[Any], device: Device) -> Any:
     """Decode a window of each image: uint8 height,width,3.
 
-    Args:
-        jpegs: the files.
-        place: from the top and from the left, each as a part of the room that the window leaves: see
-            `pipeline.crops.relative_offsets`. (`image_slice`, which takes corners, is the slower one by some per cent.)
-        shape: height and width of the window in pixels.
-        device: that decodes. The processor decodes only the window. A GPU is faster with the whole image, which a
-            window's chroma needs to be interpolated from anyway.
+    The window is given by its relative offsets, see `pipeline.crops.relative_offsets`: `image_slice`, which takes
+    corners, is slower by some per cent. The processor decodes only the window. A GPU is faster with the entire image,
+    from which a window's chroma has to be interpolated anyway.
     """
-    (top, left), (height, width) = place, shape
+    (top, left), (height, width) = offsets, shape
     window = {"crop_pos_y": top, "crop_pos_x": left, "crop_h": height, "crop_w": width, "rounding": "round"}
     if device == "gpu":
         return fn.crop(fn.decoders.image(jpegs, output_type=DALIImageType.RGB, **GPU_DECODER), **window)

@@ -47,13 +47,13 @@ def load_images(
     if not jpegs:
         raise InputError("jpegs is empty; use at least one image")
     view = make_view(short_side, color_stats, crop=crop, crops=crops, units=units, mean_image=mean_image)
-    graph = EvalGraph.of(view)
+    graph = EvalGraph(view, view.eval_window)
     parts = iter(jpegs[i : i + IMAGES_AT_A_TIME] for i in range(0, len(jpegs), IMAGES_AT_A_TIME))
 
     def source() -> tuple[Any, ...]:
         part = next(parts)
         sizes = np.array([jpeg_size(jpeg) for jpeg in part], np.int32)
-        return [np.frombuffer(jpeg, np.uint8) for jpeg in part], *graph.places(sizes)
+        return [np.frombuffer(jpeg, np.uint8) for jpeg in part], *graph.offsets(sizes)
 
     pipeline = Decoder.on(device, num_threads).build(graph, source, min(len(jpegs), IMAGES_AT_A_TIME), 1)
     return torch.cat([to_torch(pipeline.run()[0]) for _ in range(0, len(jpegs), IMAGES_AT_A_TIME)])

@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Literal, Protocol, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
 
 from errors import InputError, check_choice, check_count
 from pipeline.augment import Augmentation
-from pipeline.cache.filler import CacheFiller
 from pipeline.cache.memory import CacheKind
 from pipeline.cache.store import Cache
 from pipeline.cache.stream import CachedBatchStream
@@ -27,20 +26,8 @@ Mode = Literal["train", "eval"]
 OnError = Literal["raise", "skip"]
 
 
-class BatchStream(Protocol):
-    """A rank's batches in the order of its epochs, from any position: `DaliStream` or `CachedBatchStream`."""
-
-    skipped: int
-    """Samples left out of the batches that were given out."""
-
-    def seek(self, epoch: int, number: int) -> None:
-        """Go on with this batch; costs nothing where it comes next anyway."""
-
-    def next(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return the next images and labels."""
-
-    def close(self) -> None:
-        """Let go of the threads and of what is decoded."""
+BatchStream = DaliStream | CachedBatchStream
+"""A rank's batches in the order of its epochs, from any position."""
 
 
 class Loader:
@@ -289,8 +276,7 @@ def _open_stream(
 ) -> BatchStream:
     if kind == "none":
         source = ReadAhead(samples, plan, endless=lambda: plan.endless, skip=skip)
-        return DaliStream(source, samples, plan.graph, plan.rank_slice.batch_size, decoder, skip=skip)
+        return DaliStream(source, plan.graph, decoder)
     where = decoder.device if kind == "device" else torch.device("cpu")
     cache = Cache(plan.members, len(samples), plan.pixel_format, where)
-    filler = CacheFiller(cache, samples, plan, view.short_side, decoder, skip=skip)
-    return CachedBatchStream(cache, filler, plan, view, decoder.device)
+    return CachedBatchStream(cache, samples, plan, view, decoder, skip=skip)

@@ -90,7 +90,7 @@ def make_rank_plan(
         epoch_plan=lambda _epoch: plan,
         order="stored",
         endless=False,
-        graph=EvalGraph.of(view),
+        graph=EvalGraph(view, view.eval_window),
         pixel_format=Rgb888(view.eval_window),
         members=np.arange(rank_slice.first, rank_slice.end) if cached else np.arange(0),
     )

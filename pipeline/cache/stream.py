@@ -1,4 +1,4 @@
-"""Batches from a cache."""
+"""Batches from a cache, which is filled on the way."""
 
 from __future__ import annotations
 
@@ -7,34 +7,38 @@ import torch
 
 from pipeline.augment import AugmentParams
 from pipeline.cache.batch_kernel import CropFlipNormalize
-from pipeline.cache.filler import CacheFiller
 from pipeline.cache.store import Cache
+from pipeline.graphs import SquareGraph
 from pipeline.rank_plan import RankPlan
-from pipeline.reading.dali_stream import to_device
+from pipeline.reading.dali_stream import DaliStream, Decoder, to_device
+from pipeline.reading.read_ahead import ReadAhead, Wanted
+from pipeline.reading.samples import SampleError, Samples
 from pipeline.views import ViewSpec
 
 
 class CachedBatchStream:
     """Batches from a cache in the order of a plan, from any position; the counterpart of `DaliStream`.
 
-    Args:
-        cache: decoded squares.
-        filler: decodes what is not there yet.
-        plan: of the rank.
-        view: the views of each square.
-        device: where batches are handed out.
+    Samples that the cache lacks are decoded ahead, in the order in which they are first needed; none is decoded again.
+    With `skip` one that cannot be read or decoded is left out.
     """
 
-    def __init__(self, cache: Cache, filler: CacheFiller, plan: RankPlan, view: ViewSpec, device: torch.device) -> None:
+    def __init__(
+        self, cache: Cache, samples: Samples, plan: RankPlan, view: ViewSpec, decoder: Decoder, *, skip: bool
+    ) -> None:
         self._cache = cache
-        self._filler = filler
         self._plan = plan
+        self._device = decoder.device
         self._batch_size = plan.rank_slice.batch_size
         self._crops = view.crops
         self._kernel = CropFlipNormalize(
-            cache.pixel_format, self._batch_size * view.crops, view.crop, view.mean_crop, device
+            cache.pixel_format, self._batch_size * view.crops, view.crop, view.mean_crop, self._device
         )
-        self._device = device
+        self._asked = cache.held.copy()
+        self._source = ReadAhead(samples, plan, endless=lambda: not self._asked.all(), wanted=self._missing, skip=skip)
+        self._decoding: DaliStream | None = DaliStream(
+            self._source, SquareGraph(view, cache.pixel_format.side), decoder
+        )
         self._coming: tuple[int, int] | None = None
         self.skipped = 0
         """Samples left out of the batches that were given out."""
@@ -42,7 +46,8 @@ class CachedBatchStream:
     def seek(self, epoch: int, number: int) -> None:
         """Go on with this batch; costs nothing where it comes next anyway."""
         if (epoch, number) != self._coming:
-            self._filler.seek(epoch, number)
+            if self._decoding is not None:
+                self._decoding.restart(epoch, number)
             self._coming = epoch, number
 
     def next(self) -> tuple[torch.Tensor, torch.Tensor]:
@@ -55,7 +60,7 @@ class CachedBatchStream:
         (epoch, number), self._coming = self._coming, None
         epoch_plan, positions = self._plan.epoch_plan(epoch), self._plan.rank_slice.positions(number)
         indices = epoch_plan.order[positions]
-        kept = self._filler.fill(indices, epoch, number)
+        kept = self._fill(indices, epoch, number)
         sizes = np.full((len(indices), 2), self._cache.pixel_format.side, np.int32)
         params = epoch_plan.params(positions, sizes)
         params = AugmentParams(*(values[np.repeat(kept, self._crops)] for values in params))
@@ -70,5 +75,44 @@ class CachedBatchStream:
 
     def close(self) -> None:
         """Let go of the threads and of the cache."""
-        self._filler.close()
+        self._stop_decoding()
         self._cache.close()
+
+    def _fill(self, indices: np.ndarray, epoch: int, number: int) -> np.ndarray:
+        """Decode until the cache holds the samples of a batch, bar those left out; return which of them it holds."""
+        held, left_out = self._cache.held, self._source.left_out
+        while not all(index in left_out for index in indices[~held[indices]].tolist()):
+            assert self._decoding is not None
+            try:
+                images, batch = self._decoding.decoded()
+            except SampleError as error:
+                if not self._source.skip:
+                    raise
+                # It was the last one to decode of its batch, of which the cache may hold others.
+                self._source.leave_out(error)
+                self._decoding.restart(epoch, number)
+            else:
+                self._cache.put(batch.indices, images, batch.files.labels)
+        kept = held[indices]
+        if not kept.any():
+            raise left_out[indices[-1]]
+        if (~held).sum() == len(left_out):
+            self._stop_decoding()
+        return kept
+
+    def _stop_decoding(self) -> None:
+        if self._decoding is not None:
+            self._decoding.close()
+            self._decoding = None
+
+    def _missing(self) -> Wanted:
+        """Return a function that wants each sample once that is neither in the cache nor left out."""
+        self._asked = asked = self._cache.held.copy()
+        asked[list(self._source.left_out)] = True
+
+        def ask(indices: np.ndarray) -> np.ndarray:
+            first: np.ndarray = ~asked[indices]
+            asked[indices] = True
+            return first
+
+        return ask

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,22 +11,17 @@ import numpy as np
 import torch
 from nvidia.dali import fn
 from nvidia.dali.pipeline import Pipeline
-from nvidia.dali.types import DALIDataType
 
 from errors import InputError, check_count
 from pipeline.graphs import Graph
 from pipeline.reading.read_ahead import PendingBatch, ReadAhead
-from pipeline.reading.samples import SampleError, Samples
+from pipeline.reading.samples import SampleError
 
 BATCHES_DECODING = 2
 """Batches that DALI has in hand while the consumer works on one."""
 
 SPARE_THREADS = 1
 """Additional decoding threads on the CPU: they keep a core busy whose thread waits for the last image of a batch."""
-
-CPU_ENVIRONMENT = {"DALI_MALLOC_POOL_THRESHOLD": "1M"}
-"""Settings that DALI reads before its first pipeline. Blocks from this size on come from its memory pool; by
-default the decoded images return to the kernel, and each batch waits for zeroed pages."""
 
 
 @dataclass(frozen=True)
@@ -47,57 +42,39 @@ class Decoder:
             check_count("num_threads", num_threads, 1)
         return cls(_checked_device(device), num_threads or len(os.sched_getaffinity(0)))
 
-    def build(self, graph: Graph, source: Callable[[], Any], batch_size: int, batches_ahead: int) -> Pipeline:
+    def build(
+        self, graph: Graph, source: Callable[[], Any] | Iterator[Any], batch_size: int, batches_ahead: int
+    ) -> Pipeline:
         """Build a pipeline whose `source` gives, for each batch, the JPEG files and the graph's parameters."""
         on_cpu = self.device.type == "cpu"
         if on_cpu:
-            for name, value in CPU_ENVIRONMENT.items():
-                os.environ.setdefault(name, value)
+            # DALI reads it before its first pipeline. Smaller blocks than this return to the kernel when they are
+            # freed, and a new one waits for zeroed pages.
+            os.environ.setdefault("DALI_MALLOC_POOL_THRESHOLD", "1M")
         pipeline = Pipeline(
             batch_size=batch_size,
             num_threads=self.num_threads + (SPARE_THREADS if on_cpu else 0),
             device_id=self.device.index,
             prefetch_queue_depth=batches_ahead,
         )
-        types, dimensions = zip((DALIDataType.UINT8, 1), *graph.types, strict=True)
         with pipeline:
-            jpegs, *parameters = fn.external_source(
-                source, num_outputs=len(types), dtype=[*types], ndim=[*dimensions], no_copy=True
-            )
+            jpegs, *parameters = fn.external_source(source, num_outputs=1 + graph.num_parameters, no_copy=True)
             pipeline.set_outputs(graph.define(jpegs, parameters, "cpu" if on_cpu else "gpu"))
         pipeline.build()
         return pipeline
 
 
 class DaliStream:
-    """Decoded batches in the order of a `ReadAhead`, from any position.
+    """Decoded batches in the order of a `ReadAhead`, from any position; they are on the decoder's device.
 
-    Args:
-        source: what the graph is fed with.
-        samples: names the sample that does not decode.
-        graph: what is done to the files.
-        batch_size: the largest batch.
-        decoder: runs the graph; images and labels are left on its device.
-        skip: leave out a sample that does not decode, and make its batch smaller.
+    A sample that does not decode is left out if the source skips those that cannot be read.
     """
 
-    def __init__(
-        self,
-        source: ReadAhead,
-        samples: Samples,
-        graph: Graph,
-        batch_size: int,
-        decoder: Decoder,
-        *,
-        skip: bool,
-    ) -> None:
+    def __init__(self, source: ReadAhead, graph: Graph, decoder: Decoder) -> None:
         self._source = source
-        self._samples = samples
         self._graph = graph
-        self._batch_size = batch_size
         self._decoder = decoder
         self._device = decoder.device
-        self._skip = skip
         self.skipped = 0
         """Samples left out of the batches that were given out."""
         self._pipeline: Pipeline | None = self._build()
@@ -106,9 +83,9 @@ class DaliStream:
         """Go on with this batch; costs nothing where it comes next anyway."""
         under_way = self._source.taken
         if not (under_way and (under_way[0].epoch, under_way[0].number) == (epoch, number)):
-            self.seek_anew(epoch, number)
+            self.restart(epoch, number)
 
-    def seek_anew(self, epoch: int, number: int) -> None:
+    def restart(self, epoch: int, number: int) -> None:
         """Go on with this batch, and throw away what is under way."""
         pipeline = self._emptied()
         self._source.seek(epoch, number)
@@ -123,11 +100,13 @@ class DaliStream:
         """Return the next images, and the batch that they are.
 
         Raises:
-            SampleError: a sample cannot be read or decoded; with `skip`, only if its batch has no other one.
+            SampleError: a sample cannot be read or decoded; where they are left out, only if its batch has no other.
         """
         assert self._pipeline is not None
+        # The consumer's stream waits for the batch, not the host.
+        stream = None if self._device.type == "cpu" else torch.cuda.current_stream(self._device)
         try:
-            (images,) = self._pipeline.outputs(self._consumer_stream())
+            (images,) = self._pipeline.outputs(stream)
         except StopIteration:
             raise self._source.error or RuntimeError("no batch was asked for") from None
         except RuntimeError as error:
@@ -145,7 +124,7 @@ class DaliStream:
         self._source.close()
 
     def _build(self) -> Pipeline:
-        return self._decoder.build(self._graph, self._take, self._batch_size, BATCHES_DECODING)
+        return self._decoder.build(self._graph, self._take, self._source.plan.rank_slice.batch_size, BATCHES_DECODING)
 
     def _take(self) -> tuple[Any, ...]:
         batch = self._source.take()
@@ -168,40 +147,35 @@ class DaliStream:
         self._pipeline = self._pipeline or self._build()
         return self._pipeline
 
-    def _consumer_stream(self) -> torch.cuda.Stream | None:
-        """On a GPU the consumer's stream waits for the batch, not the host."""
-        return None if self._device.type == "cpu" else torch.cuda.current_stream(self._device)
-
     def _after_failure(self, error: RuntimeError) -> None:
         """Skip the samples that do not decode and read the batch again, or raise an error that names them."""
         batch = self._source.taken[0]
         culprits = self._culprits(batch)
         if not culprits:
             raise error
-        if not self._skip or len(culprits) == len(batch.indices):
+        if not self._source.skip or len(culprits) == len(batch.indices):
             raise culprits[0] from error
         for culprit in culprits:
             self._source.leave_out(culprit)
-        self.seek_anew(batch.epoch, batch.number)
+        self.restart(batch.epoch, batch.number)
 
     def _culprits(self, batch: PendingBatch) -> list[SampleError]:
         """Decode a failed batch one by one, to name the samples that failed: the first one, or all to skip."""
         found: list[SampleError] = []
-        for place, index in enumerate(batch.indices.tolist()):
+        parameters = batch.parameters(self._graph)
+        for position, index in enumerate(batch.indices.tolist()):
+            one = slice(position, position + 1)
+            inputs = batch.files.jpegs[one], *(values[one] for values in parameters)
             try:
-                self._run_alone(batch, place)
+                # A pipeline that failed does not go on: each sample gets one of its own.
+                self._decoder.build(self._graph, iter([inputs]), 1, 1).run()
             except RuntimeError as error:
-                text = f"{self._samples.describe(index)} does not decode: {_reason(error)}"
-                found.append(SampleError(text, index))
-                if not self._skip:
+                # DALI says first where in the graph it was.
+                reason = str(error).partition("encountered:")[2].strip().partition("\n")[0].strip() or str(error)
+                found.append(SampleError(f"{self._source.samples.describe(index)} does not decode: {reason}", index))
+                if not self._source.skip:
                     break
         return found
-
-    def _run_alone(self, batch: PendingBatch, place: int) -> None:
-        one = slice(place, place + 1)
-        parameters = tuple(values[one] for values in batch.parameters(self._graph))
-        # A pipeline that failed does not go on: each sample gets one of its own.
-        self._decoder.build(self._graph, lambda: (batch.files.jpegs[one], *parameters), 1, 1).run()
 
 
 def to_device(values: np.ndarray, device: torch.device) -> torch.Tensor:
@@ -219,13 +193,6 @@ def to_torch(images: Any) -> torch.Tensor:
     On a GPU, DALI takes memory back only after the work that was queued when the tensor was dropped.
     """
     return torch.from_dlpack(images.as_tensor())
-
-
-def _reason(error: RuntimeError) -> str:
-    """Pick the one line that says it out of DALI's account of where in the graph it was."""
-    account = str(error)
-    lines = account.partition("encountered:")[2].split("\n") or account.split("\n")
-    return next((line.strip() for line in lines if line.strip()), account)
 
 
 def _checked_device(name: str | torch.device) -> torch.device:

@@ -67,11 +67,11 @@ class ReadAhead:
     """The source of a graph: an endless row of batches, or one that stops at the end of its epoch.
 
     Args:
-        samples: where the files come from.
+        samples: their files are read.
         plan: the order of the samples.
-        endless: whether to go on with the next epoch, so that nothing waits at the boundary.
-        wanted: called at each `seek`: returns what says which samples of one batch after another to read; a batch
-            with none is passed over. Default: all.
+        endless: asked at the end of an epoch: go on with the next one, so that nothing waits at the boundary.
+        wanted: called at each `seek`; the function that it returns is then called with the samples of one batch after
+            another, and returns which of them to read. A batch with none is passed over. Default: all.
         skip: leave out a sample that cannot be read, and make its batch smaller.
     """
 
@@ -84,11 +84,11 @@ class ReadAhead:
         wanted: Callable[[], Wanted] = lambda: lambda indices: np.ones(len(indices), bool),
         skip: bool,
     ) -> None:
-        self._samples = samples
-        self._plan = plan
+        self.samples = samples
+        self.plan = plan
         self._endless = endless
         self._wanted = wanted
-        self._skip = skip
+        self.skip = skip
         self.left_out: dict[int, SampleError] = {}
         """Samples that are given out no more, with what is wrong with them."""
         self._threads = ThreadPoolExecutor(BATCHES_AHEAD, thread_name_prefix="read-ahead")
@@ -140,9 +140,9 @@ class ReadAhead:
 
     def _batches(self, epoch: int, number: int, wanted: Wanted) -> Iterator[PendingBatch]:
         while True:
-            plan = self._plan.epoch_plan(epoch)
-            for number_in_epoch in range(number, len(self._plan.rank_slice)):
-                kept = wanted(plan.order[self._plan.rank_slice.positions(number_in_epoch)])
+            plan = self.plan.epoch_plan(epoch)
+            for number_in_epoch in range(number, len(self.plan.rank_slice)):
+                kept = wanted(plan.order[self.plan.rank_slice.positions(number_in_epoch)])
                 if kept.any():
                     yield self._begin(plan, epoch, number_in_epoch, kept)
             if not self._endless():
@@ -150,7 +150,7 @@ class ReadAhead:
             epoch, number = epoch + 1, 0
 
     def _begin(self, plan: EpochPlan, epoch: int, number: int, kept: np.ndarray) -> PendingBatch:
-        positions = self._plan.rank_slice.positions(number)
+        positions = self.plan.rank_slice.positions(number)
         indices = plan.order[positions]
         if self.left_out:
             kept = kept & ~np.isin(indices, list(self.left_out))
@@ -158,7 +158,7 @@ class ReadAhead:
 
     def _files(self, indices: np.ndarray) -> Read:
         # DALI would check and wrap each file of a list itself, slowly, in the thread that iterates: it gets one object.
-        files = self._samples.read(indices)
+        files = self.samples.read(indices)
         jpegs = TensorListCPU(list(map(TensorCPU, files.jpegs)), contiguous=False)  # type: ignore[call-overload]
         return files, jpegs
 
@@ -171,7 +171,7 @@ class ReadAhead:
             try:
                 batch.reading.result()
             except SampleError as error:
-                if not self._skip or batch.kept.sum() <= 1:
+                if not self.skip or batch.kept.sum() <= 1:
                     raise
                 self.leave_out(error)
                 batch = self._begin(batch.plan, batch.epoch, batch.number, batch.kept)
