@@ -1,1 +1,1 @@
-"""Commands that measure a part of Twotower, beside a peer in the same run where there is one."""
+"""Commands that measure a part of Twotower, and a peer in the same run where there is one."""

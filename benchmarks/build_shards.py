@@ -40,7 +40,7 @@ FLOORS = {"floor, pillow-simd": False, "floor, simplejpeg and pillow-simd": True
 
 
 class Cost(NamedTuple):
-    """What one measurement took."""
+    """Time of one measurement."""
 
     seconds: float
     cpu_seconds: float

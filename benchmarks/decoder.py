@@ -45,7 +45,7 @@ class Setting:
     device: Literal["mixed", "cpu"] = "mixed"
     """`cpu` decodes on the processor and copies what is decoded."""
     region: Literal["window", "image"] = "window"
-    """What is decoded: the window alone, or the whole image, from which the GPU then cuts it."""
+    """Decoded region: only the window, or the entire image, from which the GPU then cuts it."""
     engine: float = 0.65
     """`hw_decoder_load`: part of a batch for the GPU's JPEG engines."""
     depth: int = 2
@@ -67,7 +67,7 @@ class Setting:
 def settings(threads: int) -> dict[str, Setting]:
     """Return what is compared, by name: one thing after another is varied."""
     base = Setting(threads)
-    found = {"processor alone": replace(base, device="cpu")}
+    found = {"processor only": replace(base, device="cpu")}
     for region in ("window", "image"):
         for engine in (0.0, 0.35, 0.65, 0.8, 0.9, 1.0):
             found[f"{region}, engine {engine}"] = replace(base, region=region, engine=engine)

@@ -35,7 +35,7 @@ from training.recipes import RECIPES
 
 IMAGENET, EPOCHS = 1_281_167, 90
 FILLING_EPOCHS = 8
-"""Each leaves out less than a batch of samples, drawn anew: none is left out of all of them."""
+"""Each leaves out less than a batch of samples, drawn for each epoch: none is left out of all of them."""
 WARM_UP = 12
 """Steps before the first turn: they compile and choose algorithms."""
 
@@ -62,7 +62,7 @@ def main(arguments: Sequence[str]) -> None:
     for name in options.recipe:
         given = {"compile": options.compile, "batch_size": options.batch_size}
         config = replace(RECIPES[name](), data=options.data, **{key: value for key, value in given.items() if value})
-        # Speed alone is measured: on few images over and over it must not diverge.
+        # Only speed is measured: on few images over and over it must not diverge.
         config = replace(config, optimizer=replace(config.optimizer, learning_rate=1e-4))
         found[name] = measure(config, device, threads, options.rounds, options.images)
         print(table(config, found[name]), flush=True)

@@ -1,8 +1,8 @@
 """`python -m benchmarks.gpu --output DIR`: all that is measured on a GPU, and its tests, in one call.
 
 Needs torch, DALI, pytest and what reads and writes images, so that it runs on a GPU machine without Ray and MLflow.
-Each part is a command of its own that can be run alone; one that fails does not keep the others from running. There is
-no ImageNet on such a machine: images are repeated, and what is measured is speed.
+Each part is a command of its own, which can be run without the others; one that fails does not keep the others from
+running. There is no ImageNet on such a machine: images are repeated, and what is measured is speed.
 """
 
 from __future__ import annotations

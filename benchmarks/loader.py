@@ -8,7 +8,7 @@ several times:
 - the bare DALI graph: DALI's own webdataset reader and random numbers, no lighting;
 - torchvision's v2 transforms in a DataLoader, over the same images as files;
 - the same transforms over webdataset in a DataLoader, over the same tars;
-- decoding alone, of files that are in memory: the floor.
+- only decoding, of files that are in memory: the floor.
 
 Each has a process of its own: what one sets in DALI, torch or the allocator does not reach another. Its queues are
 filled while nothing is measured, and the first batches of each turn are not counted.
@@ -49,7 +49,7 @@ from pipeline.reading.samples import Samples
 from preprocess.manifest import Manifest, read_manifest
 from training.cli import run_command
 
-THIS, BARE, FLOOR = "this loader", "bare DALI graph", "decoding alone"
+THIS, BARE, FLOOR = "this loader", "bare DALI graph", "decoding only"
 CACHED = "this loader, host cache"
 FILES, WEBDATASET = "torchvision and DataLoader", "webdataset and DataLoader"
 WARM_UP_BATCHES = 10
@@ -58,7 +58,7 @@ PAUSE_S = 1.5
 """After each turn, until the queues of the one before are full and its threads at rest."""
 BATCH_SIZE = 128
 IN_MEMORY_BATCHES = 8
-"""What the floor decodes over and over."""
+"""Batches that the floor decodes over and over."""
 
 Batches = Iterator[Any]
 
@@ -68,7 +68,7 @@ _opened: Batches | None = None
 
 @dataclass(frozen=True)
 class Setting:
-    """What all kinds have in common."""
+    """The settings that all kinds have in common."""
 
     data: Path
     crop: int
@@ -179,12 +179,12 @@ def this_cache(setting: Setting) -> Batches:
 
 
 def bare_dali(setting: Setting) -> Batches:
-    """DALI alone."""
+    """Return the batches of a bare DALI graph."""
     return runs(bare_graph(setting.data, setting.manifest, setting.crop, **setting.graph))
 
 
 def floor(setting: Setting) -> Batches:
-    """Decoding alone, by DALI, of a few batches of files that are in memory."""
+    """Decode, with DALI, a few batches of files that are in memory."""
     samples = Samples(setting.data, setting.manifest, "train")
     firsts = range(0, len(samples) - BATCH_SIZE, BATCH_SIZE)
     parts = [np.arange(first, first + BATCH_SIZE) for first in firsts[:IN_MEMORY_BATCHES]]
@@ -199,7 +199,7 @@ def torchvision_files(setting: Setting) -> Batches:
 
 
 def torchvision_webdataset(setting: Setting) -> Batches:
-    """What one writes with webdataset: shuffled tars, a shuffle buffer, batches made in the workers."""
+    """Return batches as webdataset makes them: shuffled tars, a shuffle buffer, batches made in the workers."""
     tars = [str(setting.data / shard.tar) for shard in setting.manifest.split("train").shards]
     dataset = (
         webdataset.WebDataset(tars, shardshuffle=len(tars), empty_check=False)
@@ -214,7 +214,7 @@ def torchvision_webdataset(setting: Setting) -> Batches:
 
 @pipeline_def
 def bare_graph(data: Path, manifest: Manifest, crop: int) -> Any:
-    """What one writes with DALI alone: its reader, a random crop while decoding, mirror and mean."""
+    """Return the graph that one writes with only DALI: its reader, a random crop while decoding, mirror and mean."""
     shards = manifest.split("train").shards
     jpegs, labels = fn.readers.webdataset(
         paths=[str(data / shard.tar) for shard in shards],
@@ -247,7 +247,7 @@ def planes(images: Any, mirror: Any, manifest: Manifest) -> Any:
 
 
 def torchvision_transform(manifest: Manifest, crop: int) -> Callable[[Any], torch.Tensor]:
-    """What one writes with torchvision alone, on a Pillow image."""
+    """Return the transform of a Pillow image that one writes with only torchvision."""
     return v2.Compose(
         [
             v2.RandomCrop(crop),

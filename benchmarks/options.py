@@ -1,4 +1,4 @@
-"""What the benchmarks' command lines share."""
+"""Argument types of the benchmarks' command lines."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """`python -m benchmarks.resume --data SHARDS`: what it costs to take up an epoch in the middle, at ImageNet's size.
 
-A data set of 1,281 tars is made of hard links to one of SHARDS, beside it. A new process for each measurement, fresh
-and resumed in turn: from the making of the loader to its first batch, imports not counted.
+A data set of 1,281 tars is made of hard links to one of SHARDS, next to SHARDS. A new process for each measurement,
+fresh and resumed in turn: from the making of the loader to its first batch, imports not counted.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ print(time.perf_counter() - started)
 def main(arguments: Sequence[str]) -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.resume", description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--data", type=Path, required=True, help="folder of shards; hard links are made beside it")
+    parser.add_argument("--data", type=Path, required=True, help="folder of shards; hard links are made next to it")
     parser.add_argument(
         "--rounds", type=positive_int, default=7, help="measurements of each kind, in turn (default: 7)"
     )

@@ -1,7 +1,7 @@
 """`python -m benchmarks.train_step`: what each switch of a training step is worth, on one batch that stays in place.
 
 In one run, taking turns: a bare loop in eager float32 with contiguous tensors; the same with one switch at a time; this
-project's step with all of them; and `torchvision.models.alexnet` in the bare loop. Beside them, the matrix ceiling: one
+project's step with all of them; and `torchvision.models.alexnet` in the bare loop. Also the matrix ceiling: one
 large product in the same precision (float32 on a GPU: with TF32, as cuDNN's convolutions have it), at its best turn.
 The operations of a step are three times those of the forward pass's convolutions and fully connected layers, less the
 gradient of the images, which nobody takes; LRN, pooling and the optimiser are not counted.
@@ -139,7 +139,7 @@ def measure_networks(
         batch_size: images in the one batch; None: that of `BATCH_SIZE`.
         image_size: their side in pixels.
         rounds: turns of each kind.
-        switches: keys of `KINDS`, beside the plain one; None: those that `device` and the environment have.
+        switches: keys of `KINDS`, in addition to the plain one; None: those that `device` and the environment have.
 
     Raises:
         InputError: CUDA graphs on a CPU, no compiler, no torchvision, or images too small for the network.
