@@ -21,12 +21,9 @@ _POLL_SECONDS = 0.1
 
 def find_family(mark: str) -> dict[psutil.Process, str]:
     """Return the living processes (zombies left out) whose environment carries `mark`, with their names."""
-    family = {}
-    for process in psutil.process_iter():
-        with contextlib.suppress(psutil.Error):  # ended just now, or another user's: not ours
-            if process.environ().get(MARK_VARIABLE) == mark:
-                family[process] = process.name()
-    return family
+    # The environment is None where the process ended just now, or is another user's.
+    every = psutil.process_iter(["environ", "name"])
+    return {one: one.info["name"] for one in every if (one.info["environ"] or {}).get(MARK_VARIABLE) == mark}
 
 
 def stop_family(mark: str) -> dict[psutil.Process, str]:

@@ -67,26 +67,7 @@ class Service:
 
 def services(cluster: Cluster) -> tuple[Service, Service]:
     """Return Ray and MLflow."""
-    ray = Service(
-        name="Ray",
-        url=f"http://{HOST}:{cluster.dashboard_port}",
-        mark=f"{cluster.mark}.ray",
-        command=_ray_command(cluster),
-        leaves_daemons=True,
-        # Ray gives its daemons 30 s to come up, which cannot be changed and is too short on a busy machine.
-        attempts=3,
-        answers=lambda: _ray_answers(cluster),
-    )
-    mlflow = Service(
-        name="MLflow",
-        url=f"http://{HOST}:{cluster.mlflow_port}",
-        mark=f"{cluster.mark}.mlflow",
-        command=_mlflow_command(cluster),
-        leaves_daemons=False,
-        attempts=1,
-        answers=lambda: _get(cluster.mlflow_port, "/health"),
-    )
-    return ray, mlflow
+    return _ray(cluster), _mlflow(cluster)
 
 
 def token_path(project: str | Path) -> Path:
@@ -135,8 +116,8 @@ def service_environment(cluster: Cluster) -> dict[str, str]:
     }
 
 
-def _ray_command(cluster: Cluster) -> tuple[str, ...]:
-    return (
+def _ray(cluster: Cluster) -> Service:
+    command = (
         *(sys.executable, "-m", "ray.scripts.scripts", "start", "--head"),
         *("--port", str(cluster.ray_port)),
         *("--dashboard-host", HOST, "--dashboard-port", str(cluster.dashboard_port)),
@@ -146,17 +127,36 @@ def _ray_command(cluster: Cluster) -> tuple[str, ...]:
         *("--min-worker-port", "0", "--max-worker-port", "0"),
         *("--temp-dir", cluster.temp_folder),
     )
+    return Service(
+        name="Ray",
+        url=f"http://{HOST}:{cluster.dashboard_port}",
+        mark=f"{cluster.mark}.ray",
+        command=command,
+        leaves_daemons=True,
+        # Ray gives its daemons 30 s to come up, which cannot be changed and is too short on a busy machine.
+        attempts=3,
+        answers=lambda: _ray_answers(cluster),
+    )
 
 
-def _mlflow_command(cluster: Cluster) -> tuple[str, ...]:
+def _mlflow(cluster: Cluster) -> Service:
     # Experiments name their artifacts by file path, so that a run is as well read without the server, from the same
     # SQLite file.
     artifacts = (Path(cluster.project) / "mlartifacts").as_uri()
-    return (
+    command = (
         *(sys.executable, "-m", "mlflow", "server", "--workers", "1"),
         *("--host", HOST, "--port", str(cluster.mlflow_port)),
         *("--backend-store-uri", f"sqlite:///{cluster.project}/mlflow.db"),
         *("--default-artifact-root", artifacts, "--artifacts-destination", artifacts),
+    )
+    return Service(
+        name="MLflow",
+        url=f"http://{HOST}:{cluster.mlflow_port}",
+        mark=f"{cluster.mark}.mlflow",
+        command=command,
+        leaves_daemons=False,
+        attempts=1,
+        answers=lambda: _get(cluster.mlflow_port, "/health"),
     )
 
 
