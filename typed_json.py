@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -11,19 +13,17 @@ from pydantic import TypeAdapter, ValidationError
 from errors import InputError
 
 T = TypeVar("T")
-_ADAPTERS: dict[Any, TypeAdapter[Any]] = {}
+# Making one takes milliseconds, and a build reads a record for every shard.
+_adapter: Callable[[Any], TypeAdapter[Any]] = functools.cache(TypeAdapter)
 
 
 def parse_json(kind: type[T], page: bytes | str, source: str) -> T:
-    """Return the dataclass `kind` that a JSON document describes.
+    """Return the dataclass `kind` that the JSON document `page` describes.
 
-    Args:
-        kind: the dataclass; nested dataclasses, tuples, literals and dicts with integer keys are understood.
-        page: the JSON document.
-        source: the file or option, for the error.
+    Nested dataclasses, tuples, literals and dicts with integer keys are understood.
 
     Raises:
-        InputError: not JSON, a missing or unknown field, or a value of another type; names the field.
+        InputError: not JSON, a missing or unknown field, or a value of another type; names `source` and the field.
     """
     try:
         parsed: T = _adapter(kind).validate_json(page, strict=True, extra="forbid")
@@ -52,13 +52,6 @@ def read_versioned_json(kind: type[T], path: Path, schema: int) -> T:
 def to_json_values(value: object) -> Any:
     """Return a dataclass as dicts and lists of JSON values, under the names that its file has."""
     return _adapter(type(value)).dump_python(value, mode="json", by_alias=True)
-
-
-def _adapter(kind: Any) -> TypeAdapter[Any]:
-    # Making one takes milliseconds, and a build reads a record for every shard.
-    if kind not in _ADAPTERS:
-        _ADAPTERS[kind] = TypeAdapter(kind)
-    return _ADAPTERS[kind]
 
 
 def _describe(error: ValidationError) -> str:
