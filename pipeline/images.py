@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -48,12 +48,13 @@ def load_images(
         raise InputError("jpegs is empty; use at least one image")
     view = make_view(short_side, color_stats, crop=crop, crops=crops, units=units, mean_image=mean_image)
     graph = EvalGraph(view, view.eval_window)
-    parts = iter(jpegs[i : i + IMAGES_AT_A_TIME] for i in range(0, len(jpegs), IMAGES_AT_A_TIME))
+    starts = range(0, len(jpegs), IMAGES_AT_A_TIME)
 
-    def source() -> tuple[Any, ...]:
-        part = next(parts)
-        sizes = np.array([jpeg_size(jpeg) for jpeg in part], np.int32)
-        return [np.frombuffer(jpeg, np.uint8) for jpeg in part], *graph.offsets(sizes)
+    def inputs() -> Iterator[tuple[Any, ...]]:
+        for start in starts:
+            part = jpegs[start : start + IMAGES_AT_A_TIME]
+            sizes = np.array([jpeg_size(jpeg) for jpeg in part], np.int32)
+            yield [np.frombuffer(jpeg, np.uint8) for jpeg in part], *graph.offsets(sizes)
 
-    pipeline = Decoder.on(device, num_threads).build(graph, source, min(len(jpegs), IMAGES_AT_A_TIME), 1)
-    return torch.cat([to_torch(pipeline.run()[0]) for _ in range(0, len(jpegs), IMAGES_AT_A_TIME)])
+    pipeline = Decoder.on(device, num_threads).build(graph, inputs(), min(len(jpegs), IMAGES_AT_A_TIME), 1)
+    return torch.cat([to_torch(pipeline.run()[0]) for _ in starts])
