@@ -184,7 +184,7 @@ def test_jobs_on_a_cluster_of_one(shell: Shell) -> None:
 
 def built_by_all_nodes(shell: Shell) -> None:
     """Run the README's build on the cluster, and compare its bytes with those of the same build without one."""
-    raw, alone = shell.folder / "raw", shell.folder / "alone"
+    raw, local = shell.folder / "raw", shell.folder / "local"
     write_raw_folder(raw)
     options = f"--max-rejected {MAX_REJECTED} --shard-samples 40"
     command = next(line for line in readme_commands() if line.endswith("--ray auto"))
@@ -193,9 +193,9 @@ def built_by_all_nodes(shell: Shell) -> None:
         {"/data/imagenet-shards": "spread", "/data/imagenet": "raw"},
         extra=options,
     )
-    arguments = ["python", "-m", "preprocess.build_shards", "--input", raw, "--output", alone, *options.split()]
+    arguments = ["python", "-m", "preprocess.build_shards", "--input", raw, "--output", local, *options.split()]
     subprocess.run(arguments, cwd=shell.folder, env=shell.environment, check=True)
-    subprocess.run(["diff", "-r", shell.folder / "spread", alone], check=True)
+    subprocess.run(["diff", "-r", shell.folder / "spread", local], check=True)
 
 
 def uploaded_job(shell: Shell) -> str:

@@ -30,10 +30,10 @@ def folder_bytes(folder: Path) -> dict[str, bytes]:
 
 
 def changed_files(folder: Path, before: dict[str, tuple[int, int]]) -> set[str]:
-    """Return the files that were written, or written anew, since `file_identities(folder)` gave `before`."""
+    """Return the files that were written, or rewritten, since `file_identities(folder)` gave `before`."""
     return {name for name, identity in file_identities(folder).items() if before.get(name) != identity}
 
 
 def file_identities(folder: Path) -> dict[str, tuple[int, int]]:
-    """Return inode and time of each file in a folder: they change whenever it is written anew."""
+    """Return inode and time of each file in a folder: they change whenever it is rewritten."""
     return {path.name: (path.stat().st_ino, path.stat().st_mtime_ns) for path in folder.iterdir() if path.is_file()}

@@ -249,8 +249,8 @@ def test_a_file_that_was_replaced_is_built_in_anew(
     said = f"'{name}' and 0 more files have changed in size or time since their shards were finished: 1 shards are"
     assert said in capsys.readouterr().err
     assert {"train-000002.tar", "train-000002.idx"} <= changed_files(build_state, before)
-    assert build(source, tmp_path / "anew") == 0
-    assert folder_bytes(build_state) == folder_bytes(tmp_path / "anew")
+    assert build(source, tmp_path / "fresh") == 0
+    assert folder_bytes(build_state) == folder_bytes(tmp_path / "fresh")
 
 
 def test_a_copy_of_the_source_that_keeps_the_times_is_the_same_source(
@@ -272,17 +272,17 @@ def test_another_codec_is_not_mixed_in(raw_folder: Path, build_state: Path, caps
 def test_a_mended_source_is_read_again(raw_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     source, output = tmp_path / "in", tmp_path / "out"
     shutil.copytree(raw_folder, source)
-    alone = source / "train" / "alone" / "1.jpg"
-    for path in (alone, source / "val" / "alone" / "1.jpg"):
+    lonely = source / "train" / "lonely" / "1.jpg"
+    for path in (lonely, source / "val" / "lonely" / "1.jpg"):
         path.parent.mkdir()
         shutil.copy(raw_folder / "val" / "red-square" / "red-square_000.JPEG", path)
-    good = alone.read_bytes()
+    good = lonely.read_bytes()
     assert build(source, tmp_path / "whole") == 0
-    alone.write_bytes(good[:100])
+    lonely.write_bytes(good[:100])
     assert build(source, output, "--max-rejected", 1) == 2
-    assert "class 'alone' has no readable image, e.g. train/alone/1.jpg: " in capsys.readouterr().err
+    assert "class 'lonely' has no readable image, e.g. train/lonely/1.jpg: " in capsys.readouterr().err
     before = file_identities(output)
-    alone.write_bytes(good)
+    lonely.write_bytes(good)
     assert build(source, output) == 0
     assert "1 of 10 shards built" in capsys.readouterr().out
     assert folder_bytes(output) == folder_bytes(tmp_path / "whole")
