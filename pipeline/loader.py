@@ -125,8 +125,9 @@ class Loader:
         """Make the next `iter()` go on with the batch after the one at which `state` was taken.
 
         Raises:
-            InputError: the state comes from another data set, split, seed, batch size, number of ranks or mode, or
-                from images cut, augmented or scaled in another way in that epoch.
+            InputError: the state comes from another data set, split, seed, mode or global batch size, or from images
+                cut, augmented or scaled in another way in that epoch; in evaluation and with a cache, whose order
+                depends on it, also from another number of ranks.
         """
         missing = [name for name in (*self._identity(0), "epoch", "batch") if name not in state]
         if missing:
@@ -266,8 +267,10 @@ def make_loader(
     )
     stream = _open_stream(samples, view, plan, cache, Decoder.on(device, num_threads), skip=on_error == "skip")
     identity = {"data": manifest_digest(data), "split": split, "mode": mode, "seed": seed}
-    identity |= {"batch_size": batch_size, "world_size": world_size, "crop": view.crop, "crops": crops}
-    identity |= {"units": units, "mean": mean, "order": plan.order}
+    # In the order by shards, a global batch is the same for any number of ranks.
+    fixed_world_size = None if plan.order == "shards" else world_size
+    identity |= {"global_batch_size": batch_size * world_size, "world_size": fixed_world_size, "order": plan.order}
+    identity |= {"crop": view.crop, "crops": crops, "units": units, "mean": mean}
     return Loader(samples, stream, len(plan.rank_slice), identity, augmentation)
 
 

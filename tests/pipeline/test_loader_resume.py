@@ -10,6 +10,7 @@ import sys
 import time
 
 import pytest
+import torch
 from shard_folders import texture_jpegs
 
 from errors import InputError
@@ -222,8 +223,8 @@ def test_val_begins_anew_every_time(numbered):
     ("change", "names"),
     [
         ({"seed": 1}, "seed 1 where this loader has 0"),
-        ({"batch_size": 10}, "batch_size 10 where this loader has 20"),
-        ({"world_size": 2}, "world_size 2 where this loader has 1"),
+        ({"batch_size": 10}, "global_batch_size 10 where this loader has 20"),
+        ({"world_size": 2}, "global_batch_size 40 where this loader has 20"),
         ({"mode": "eval"}, "mode 'eval' where this loader has 'train'"),
         ({"crop": 20}, "crop 20 where this loader has 28"),
         ({"units": "unit"}, "units 'unit' where this loader has 'grey'"),
@@ -236,6 +237,30 @@ def test_a_state_of_another_loader_is_refused(numbered, change, names):
     state = make_loader(numbered, "train", **arguments).state_dict()
     with pytest.raises(InputError, match=names):
         make_loader(numbered, "train", BATCH).load_state_dict(state)
+
+
+@pytest.mark.parametrize("ranks", [1, 4])
+def test_another_number_of_ranks_goes_on_with_the_same_global_batches(numbered, ranks):
+    def share(rank, world_size):
+        return make_loader(numbered, "train", BATCH // world_size, rank=rank, world_size=world_size, seed=3)
+
+    whole = list(share(0, 1))
+    pair = [share(rank, 2) for rank in range(2)]
+    for batches in map(iter, pair):
+        next(batches), next(batches)
+    rest = [share(rank, ranks) for rank in range(ranks)]
+    for loader in rest:
+        loader.load_state_dict(pair[0].state_dict())
+    for parts, (images, labels) in zip(zip(*rest, strict=True), whole[2:], strict=True):
+        assert torch.equal(torch.cat([part[0] for part in parts]), images)
+        assert torch.equal(torch.cat([part[1] for part in parts]), labels)
+
+
+@pytest.mark.parametrize(("split", "options"), [("train", {"cache": "host"}), ("val", {})])
+def test_another_number_of_ranks_is_refused_where_the_order_depends_on_it(numbered, split, options):
+    state = make_loader(numbered, split, 10, world_size=2, **options).state_dict()
+    with pytest.raises(InputError, match="taken with world_size 2 where this loader has 1"):
+        make_loader(numbered, split, 20, **options).load_state_dict(state)
 
 
 def test_when_lighting_ends_may_be_changed_for_the_epochs_to_come(numbered):
