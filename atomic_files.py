@@ -50,9 +50,9 @@ def remove_partial_files(folder: Path, names: str = ".+") -> None:
             entry.unlink(missing_ok=True)
 
 
-def flush_folder(folder: Path) -> None:
-    """Flush the names in `folder` to disk."""
-    descriptor = os.open(folder, os.O_RDONLY)
+def flush(path: Path) -> None:
+    """Flush a file, or the names in a folder, to disk."""
+    descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:

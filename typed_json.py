@@ -32,8 +32,8 @@ def parse_json(kind: type[T], page: bytes | str, source: str) -> T:
         raise InputError(f"{source} is not valid: {_describe(error)}") from error
 
 
-def read_versioned_json(kind: type[T], path: Path, schema: int) -> T:
-    """Return the dataclass `kind` that the JSON file `path` describes, after a look at its field `schema`.
+def read_versioned_json(kind: type[T], path: Path, *schemas: int) -> T:
+    """Return the dataclass `kind` that the JSON file `path` describes, if its field `schema` is among `schemas`.
 
     Raises:
         InputError: as `parse_json`, or the file cannot be read or has another schema.
@@ -44,8 +44,9 @@ def read_versioned_json(kind: type[T], path: Path, schema: int) -> T:
     except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"{path} cannot be read as JSON: {error}") from error
     found = fields.get("schema") if isinstance(fields, dict) else fields
-    if not isinstance(fields, dict) or found != schema:
-        raise InputError(f"{path} has schema {found!r}: this version reads schema {schema}")
+    if not isinstance(fields, dict) or found not in schemas:
+        known = " and ".join(map(str, schemas))
+        raise InputError(f"{path} has schema {found!r}: this version reads schema {known}")
     return parse_json(kind, page, str(path))
 
 

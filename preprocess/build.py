@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import islice
 
-from atomic_files import atomic_write, flush_folder
+from atomic_files import atomic_write, flush
 from errors import InputError
 from preprocess import sample
 from preprocess.images import color_sums
@@ -81,7 +81,7 @@ def _build_rest(plan: Plan, existing: OutputState) -> Outcome:
         pending = [shard for shard in plan.shards if shard.stem in missing]
         counts = _build_shards(plan, pending, kept, existing, raw)
         manifest = existing.final_manifest or _finish(plan, build_state)
-        flush_folder(options.output)
+        flush(options.output)
     return Outcome(manifest, len(plan.shards), len(pending), counts)
 
 
@@ -165,7 +165,7 @@ def _finish(plan: Plan, build_state: BuildState) -> Manifest:
         apply_exif=options.apply_exif,
     )
     manifest.check_files(options.output)
-    flush_folder(options.output)
+    flush(options.output)
     write_manifest(options.output, manifest)
     return manifest
 

@@ -1,9 +1,11 @@
 """Checkpoints: folders that hold a complete training, independent of the number of devices.
 
-checkpoint.json   the description, with the SHA-256 of the other files
-model.pt          single-device state dict that was validated: the EMA weights if there are any; `--weights` takes it
-optimizer.pt      optimizer state and learning rates by parameter name, the schedule, and with an EMA the raw weights
-mean.npy          mean image that was subtracted in training, if it was not the channel mean
+checkpoint.json        the description, with the SHA-256 of the other files
+model.safetensors      single-device state dict for evaluation: the EMA weights if there are any; `--weights` takes it
+training.safetensors   optimizer state, with an EMA the raw weights, within an epoch the state of the random generators
+mean.npy               mean image that was subtracted in training, if it was not the channel mean
+
+Schema 2 had `model.pt` and no checkpoints within an epoch: it can be evaluated, but not continued.
 """
 
 from __future__ import annotations
@@ -11,21 +13,24 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+import safetensors.torch
 import torch
+from safetensors import SafetensorError
 from torch import Tensor
 
-from atomic_files import atomic_write
+from atomic_files import atomic_write, flush
 from errors import InputError
 from preprocess.manifest import ClassEntry, ColorStats, manifest_digest, read_manifest
 from training.config import Config
 from typed_json import read_versioned_json, to_json_values
 
-SCHEMA = 2
-PAGE, MODEL, OPTIMIZER, MEAN = "checkpoint.json", "model.pt", "optimizer.pt", "mean.npy"
+SCHEMA = 3
+PAGE, MODEL, TRAINING, MEAN = "checkpoint.json", "model.safetensors", "training.safetensors", "mean.npy"
+_MODEL_OF_SCHEMA_2 = "model.pt"
 
 
 @dataclass(frozen=True)
@@ -53,6 +58,21 @@ def describe_data(folder: str) -> DatasetInfo:
 
 
 @dataclass(frozen=True)
+class Continuation:
+    """The numbers, next to the tensors, that a training needs to go on as if it had not stopped."""
+
+    learning_rates: dict[str, float]
+    """Present learning rate by parameter name."""
+    schedule: dict[str, Any]
+    loader: dict[str, Any]
+    """State of the train loader."""
+    loss_sums: list[float]
+    """Sum of the losses since the last point of the curves, of each share of the batch."""
+    image_sums: list[int]
+    """Number of images in these."""
+
+
+@dataclass(frozen=True)
 class Checkpoint:
     """The description of a checkpoint, as `checkpoint.json` holds it."""
 
@@ -65,58 +85,109 @@ class Checkpoint:
     step: int
     """Completed optimizer steps."""
     metrics: dict[str, float]
-    """Validation metrics after this epoch."""
+    """Validation metrics after this epoch; none within an epoch."""
+    batch: int = 0
+    """Steps of the next epoch that are completed."""
+    continuation: Continuation | None = None
+    """None in schema 2."""
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """A complete training in the memory of the host."""
+
+    description: Checkpoint
+    model: dict[str, Tensor]
+    """What is evaluated, by parameter name."""
+    training: dict[str, dict[str, Tensor]]
+    """Everything else, by kind and name: `optimizer.KEY` and `weights` by parameter name, `random` by device type."""
 
 
 @dataclass(frozen=True)
 class _Page(Checkpoint):
     """`checkpoint.json`: the description, its schema, and the digests of the other files."""
 
-    schema: int
-    sha256: dict[str, str]
+    schema: int = SCHEMA
+    sha256: dict[str, str] = field(default_factory=dict)
 
 
-def write_checkpoint(folder: Path, checkpoint: Checkpoint, model: dict[str, Tensor], optimizer: dict[str, Any]) -> None:
-    """Write a checkpoint into an empty folder, its description last."""
-    torch.save(model, folder / MODEL)
-    torch.save(optimizer, folder / OPTIMIZER)
-    files = [MODEL, OPTIMIZER]
-    if checkpoint.config.mean == "image":
-        shutil.copyfile(Path(checkpoint.config.data, checkpoint.data.color_stats.mean_image), folder / MEAN)
+def write_checkpoint(folder: Path, snapshot: Snapshot) -> None:
+    """Write a checkpoint into an empty folder, its description last, all of it flushed to disk.
+
+    Raises:
+        OSError: a file cannot be written.
+    """
+    description = snapshot.description
+    tensors = {f"{kind}/{name}": tensor for kind, group in snapshot.training.items() for name, tensor in group.items()}
+    for file, content in ((MODEL, snapshot.model), (TRAINING, tensors)):
+        try:
+            safetensors.torch.save_file({name: tensor.contiguous() for name, tensor in content.items()}, folder / file)
+        except SafetensorError as error:  # of the disk: the content is our own
+            raise OSError(f"{folder / file} cannot be written: {error}") from error
+    files = [MODEL, TRAINING]
+    if description.config.mean == "image":
+        shutil.copyfile(Path(description.config.data, description.data.color_stats.mean_image), folder / MEAN)
         files.append(MEAN)
+    for name in files:
+        flush(folder / name)
     digests = {name: _sha256(folder / name) for name in files}
-    page = {"schema": SCHEMA, **to_json_values(checkpoint), "sha256": digests}
+    page = {"schema": SCHEMA, **to_json_values(description), "sha256": digests}
     atomic_write(folder / PAGE, f"{json.dumps(page, indent=1)}\n".encode())
+
+
+def read_description(folder: Path) -> Checkpoint:
+    """Return the description of a checkpoint without a look at its other files.
+
+    Raises:
+        InputError: there is none, it cannot be read, or it has another schema.
+    """
+    return _read_page(folder)
 
 
 def read_checkpoint(folder: Path) -> Checkpoint:
     """Return the description of a checkpoint; raise `InputError` for another schema, or missing or damaged files."""
-    if not (folder / PAGE).is_file():
-        raise InputError(f"{folder} is not a checkpoint: it has no {PAGE}; use a folder that has one")
-    page = read_versioned_json(_Page, folder / PAGE, SCHEMA)
+    page = _read_page(folder)
     for name, digest in page.sha256.items():
         if not (folder / name).is_file() or _sha256(folder / name) != digest:
             raise InputError(f"{folder / name} is missing or damaged: the checkpoint is incomplete; use another one")
     return page
 
 
+def _read_page(folder: Path) -> _Page:
+    if not (folder / PAGE).is_file():
+        raise InputError(f"{folder} is not a checkpoint: it has no {PAGE}; use a folder that has one")
+    return read_versioned_json(_Page, folder / PAGE, 2, SCHEMA)
+
+
+def model_path(folder: Path) -> Path:
+    """Return the file of a checkpoint that holds its model."""
+    return folder / (MODEL if (folder / MODEL).is_file() else _MODEL_OF_SCHEMA_2)
+
+
 def read_model(path: Path) -> dict[str, Tensor]:
     """Return the single-device state dict in a file on the CPU; raise `InputError` if it is missing or is none."""
     try:
+        if path.suffix == ".safetensors":
+            return safetensors.torch.load_file(path)
         state = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError as error:
-        raise InputError(f"{path} does not exist; it would be a state dict that torch.save wrote") from error
-    except Exception as error:  # torch.load has no common base for what a foreign file can cause
+        raise InputError(
+            f"{path} does not exist; use a file of safetensors, or a state dict that torch saved"
+        ) from error
+    except Exception as error:  # there is no common base for what a foreign file can cause
         raise InputError(f"{path} cannot be read as weights: {type(error).__name__}") from error
     if not isinstance(state, dict) or not all(isinstance(tensor, Tensor) for tensor in state.values()):
         raise InputError(f"{path} is not a state dict: it must map parameter names to tensors")
     return state
 
 
-def read_optimizer(folder: Path) -> dict[str, Any]:
-    """Return the `optimizer` argument of `write_checkpoint`, on the CPU."""
-    state: dict[str, Any] = torch.load(folder / OPTIMIZER, map_location="cpu", weights_only=True)
-    return state
+def read_training(folder: Path) -> dict[str, dict[str, Tensor]]:
+    """Return the tensors of `Snapshot.training`, on the CPU."""
+    groups: dict[str, dict[str, Tensor]] = {}
+    for name, tensor in safetensors.torch.load_file(folder / TRAINING).items():
+        kind, _, key = name.partition("/")
+        groups.setdefault(kind, {})[key] = tensor
+    return groups
 
 
 def check_fits(model: dict[str, Tensor], wanted: dict[str, Tensor], source: str) -> None:

@@ -172,6 +172,22 @@ _READ_BY = {
 
 
 @dataclass(frozen=True)
+class Checkpointing:
+    """The checkpoints within an epoch; there is one after each epoch in any case."""
+
+    every_steps: int | None = None
+    """Optimizer steps between two checkpoints."""
+    every_minutes: float | None = None
+    """Minutes between two checkpoints, to the next point of the training curves."""
+
+    def __post_init__(self) -> None:
+        if self.every_steps is not None:
+            check_count("checkpoint.every_steps", self.every_steps, 1)
+        if self.every_minutes is not None:
+            check_finite("checkpoint.every_minutes", self.every_minutes, above_zero=True)
+
+
+@dataclass(frozen=True)
 class Config:
     """A complete training, from a folder of shards to the last checkpoint."""
 
@@ -216,8 +232,9 @@ class Config:
     pixels as with `none`."""
     storage: str = "./runs"
     """Folder of the checkpoints; on a cluster, a folder or bucket that all nodes reach."""
+    checkpoint: Checkpointing = field(default_factory=Checkpointing)
     keep_checkpoints: int = 2
-    """Number of checkpoints kept in `storage`: the best ones, and always the last one."""
+    """Number of newest checkpoints kept in `storage`, as well as the best one."""
     max_failures: int = 3
     """Restarts from the last checkpoint after a worker died."""
     experiment: str = "twotower"

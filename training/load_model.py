@@ -13,7 +13,7 @@ from torch import nn
 
 from errors import InputError, check_choice
 from pipeline.views import read_mean_image
-from training.checkpoint import MEAN, MODEL, DatasetInfo, check_fits, describe_data, read_checkpoint, read_model
+from training.checkpoint import MEAN, DatasetInfo, check_fits, describe_data, model_path, read_checkpoint, read_model
 from training.config import Config
 from training.loop.precision import autocast
 from training.models import Architecture, NetworkArchitecture, make_network, to_fully_convolutional
@@ -125,7 +125,7 @@ def _device(name: str) -> torch.device:
 
 def _from_checkpoint(folder: Path, device: torch.device, name: str, run_id: str | None) -> LoadedModel:
     saved = read_checkpoint(folder)
-    return _load(folder / MODEL, folder / MEAN, saved.config, saved.data, device, name, run_id)
+    return _load(model_path(folder), folder / MEAN, saved.config, saved.data, device, name, run_id)
 
 
 def _load(

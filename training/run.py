@@ -1,7 +1,8 @@
-"""`python -m training.run [RECIPE] [--data DIR] [--FIELD VALUE ...]`: train, on a local Ray or as a Ray job."""
+"""`python -m training.run [RECIPE | --resume RUN_ID] [--FIELD VALUE ...]`: train, on a local Ray or as a Ray job."""
 
 from __future__ import annotations
 
+import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,6 +15,12 @@ from training.config import Config
 from training.recipes import RECIPES
 
 DEFAULT_RECIPE = "sample"
+PROGRAM = "python -m training.run"
+DESCRIPTION = (
+    "Train a recipe (default: sample). With --resume RUN_ID in its place, an earlier run goes on from its newest "
+    "checkpoint, in the same MLflow run and with its own fields; --epochs may grow, and what does not change the "
+    "result, such as --parallel.data, may differ."
+)
 
 
 def parse(arguments: Sequence[str]) -> Config:
@@ -31,17 +38,43 @@ def parse(arguments: Sequence[str]) -> Config:
         arguments.insert(0, DEFAULT_RECIPE)
     recipes = {name: ((make.__doc__ or "").splitlines()[0], make()) for name, make in RECIPES.items()}
     return tyro.extras.overridable_config_cli(
-        recipes, args=arguments, prog="python -m training.run", registry=table_options()
+        recipes, prog=PROGRAM, description=DESCRIPTION, args=arguments, registry=table_options()
     )
+
+
+def parse_resumed(run_id: str, arguments: Sequence[str]) -> Config:
+    """Return the configuration of the run, with the fields that the command line changes.
+
+    Raises:
+        InputError: there is no such run, or a field may not be changed.
+        SystemExit: as `parse`.
+    """
+    from training.launch.resume import check_changes, stored_config  # imports MLflow, which takes seconds
+
+    stored = stored_config(run_id, Path.cwd())
+    config = tyro.cli(
+        Config,
+        prog=f"{PROGRAM} --resume {run_id}",
+        description=DESCRIPTION,
+        args=arguments,
+        default=stored,
+        registry=table_options(),
+    )
+    check_changes(stored, config)
+    return config
 
 
 def main(arguments: Sequence[str]) -> None:
     """Train, then say where the run is."""
-    config = parse(arguments)
+    parser = argparse.ArgumentParser(prog=PROGRAM, add_help=False, allow_abbrev=False)
+    parser.add_argument("--resume", metavar="RUN_ID")
+    resume, rest = parser.parse_known_args(arguments)
+    resumed: str | None = resume.resume
+    config = parse(rest) if resumed is None else parse_resumed(resumed, rest)
     from training.launch.launcher import TrainingError, launch  # imports Ray and MLflow, which takes seconds
 
     try:
-        run_id = launch(config, Path.cwd())
+        run_id = launch(config, Path.cwd(), resumed)
     except TrainingError as error:
         sys.exit(f"error: {error}")
     print(f"run {run_id}")

@@ -23,6 +23,10 @@ LIBRARIES = ("torch", "torchvision", "ray", "nvidia-dali-cuda120", "mlflow", "we
 SQLITE = "sqlite:///"
 MODEL_TRAINING = {"mlflow.experimentKind": "custom_model_development"}
 """Tag of an experiment whose runs the UI shows as trainings; without it they come up among evaluations of prompts."""
+CONFIG_NAME = "config.json"
+"""Artifact of a run: its configuration, as it was requested."""
+LAST_CHECKPOINT, BEST_CHECKPOINT = "checkpoint.last", "checkpoint.best"
+"""Tags of a run: where in its storage these checkpoints lie, from the moment that they are complete."""
 RETRY_SECONDS = 5.0
 """Pause before metrics that the server did not take are sent again."""
 SEND_SECONDS = 5.0
@@ -131,6 +135,15 @@ class MetricLog:
         sent = threading.Event()
         self._queue.put(sent)
         return sent.wait(seconds)
+
+    def record_checkpoints(self, last: str, best: str | None) -> None:
+        """Note in the run where its last and its best checkpoint lie; a server that is away is only a warning."""
+        try:
+            for name, location in ((LAST_CHECKPOINT, last), (BEST_CHECKPOINT, best)):
+                if location is not None:
+                    self._client.set_tag(self._run_id, name, location)
+        except Exception as error:  # as in `_send`
+            logger.warning("MLflow did not take the location of %s: %s", last, error)
 
     def close(self) -> None:
         """Send the rest; raise `TimeoutError` if the server does not take it."""

@@ -19,7 +19,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from atomic_files import atomic_write, flush_folder, remove_partial_files
+from atomic_files import atomic_write, flush, remove_partial_files
 from errors import InputError
 from preprocess.images.statistics import ColorSums
 from preprocess.manifest import MANIFEST_NAME, Rejection, Shard
@@ -65,7 +65,7 @@ def save_record(output: Path, stem: str, record: ShardRecord, sums: ColorSums | 
         atomic_write(folder / f"{stem}.npz", sums.to_bytes())
     # After a power cut, no record may be there without the files that it describes.
     for changed in (output, folder):
-        flush_folder(changed)
+        flush(changed)
     atomic_write(folder / f"{stem}.json", json.dumps(asdict(record), ensure_ascii=False).encode())
 
 
@@ -123,7 +123,7 @@ class BuildState:
         self.folder.mkdir()
         atomic_write(path, json.dumps(fingerprint, indent=1).encode())
         for changed in (self.folder, self._output):
-            flush_folder(changed)
+            flush(changed)
 
     def abandon(self, error: BaseException) -> None:
         """Keep finished work; remove everything if there is none, or bad input was found before a shard was."""

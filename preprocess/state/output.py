@@ -16,7 +16,7 @@ from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from atomic_files import PARTIAL_PATTERN, flush_folder, remove_partial_files
+from atomic_files import PARTIAL_PATTERN, flush, remove_partial_files
 from errors import InputError
 from preprocess.manifest import MANIFEST_NAME, MEAN_IMAGE_NAME, Manifest, Shard, parse_manifest, read_index
 from preprocess.plan import Plan
@@ -152,7 +152,7 @@ def claim_output(folder: Path, complete: bool) -> Iterator[None]:
             if (folder / MANIFEST_NAME).exists() != complete:
                 raise InputError(f"--output is {folder}: another build has just ended in it; run the command again")
             if created:
-                flush_folder(folder.parent)
+                flush(folder.parent)
             yield
         finally:
             remove_partial_files(folder, _FINAL)

@@ -62,7 +62,7 @@ def checkpoint(tiny_shards: Path, tmp_path_factory: pytest.TempPathFactory) -> P
 
     def save(state: TrainState, metrics: dict[str, float]) -> None:
         if state.epoch == config.epochs:
-            write_checkpoint(folder, *capture_checkpoint(state, "run", metrics))
+            write_checkpoint(folder, capture_checkpoint(state, "run", metrics))
 
     train(build_state(config, Layout(torch.device("cpu")), 1), lambda _metrics, _step: None, save)
     return folder

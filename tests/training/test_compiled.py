@@ -122,7 +122,7 @@ def train_steps(name: str, layout: Layout, compile: Compile) -> dict[str, Tensor
     network.load_state_dict(take_shard(initial, network, layout))
     optimizer = make_optimizer(network, Optimizer(learning_rate=0.004))
     for steps in (range(3), range(3, 4)):
-        replica, function = layout.wrap_for_training(network), make_mean_loss(compile, CPU, fullgraph=False)
+        replica, function = layout.wrap_for_training(network, 28), make_mean_loss(compile, CPU, fullgraph=False)
         for step in steps:
             images, labels = (part.chunk(layout.num_batch_ranks)[layout.batch_rank] for part in batch(step))
             train_step(replica, optimizer, images, labels, autocast("float32", CPU), loss_function=function)

@@ -21,7 +21,7 @@ from mlflow.entities import Run
 
 from errors import InputError
 from training.checkpoint import MODEL, read_checkpoint, read_model
-from training.config import Config, Network, Parallel
+from training.config import Checkpointing, Config, Network, Parallel
 from training.launch.launcher import TrainingError, launch
 from training.launch.resources import Resources, resolve_resources
 from training.recipes import RECIPES
@@ -52,6 +52,7 @@ def config(four_classes: Path) -> Config:
         device="cpu",
         precision="float32",
         parallel=Parallel(data=2, cpus_per_worker=1),
+        checkpoint=Checkpointing(every_steps=10),
         optimizer=dataclasses.replace(base.optimizer, learning_rate=0.002),
         network=dataclasses.replace(base.network, dropout=0.2),
     )
@@ -136,6 +137,62 @@ def test_a_killed_worker_changes_nothing(config: Config, project: Path, undistur
 
 
 @pytest.mark.slow
+def test_a_killed_command_is_resumed_in_its_run_and_changes_nothing(
+    config: Config, project: Path, undisturbed: str, four_classes: Path, tmp_path: Path
+) -> None:
+    environment = {**os.environ, "MLFLOW_TRACKING_URI": f"sqlite:///{tmp_path}/mlflow.db"}
+
+    def run(*arguments: object) -> subprocess.Popen[str]:
+        command = [sys.executable, "-m", "training.run", *map(str, arguments)]
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+        return subprocess.Popen(command, cwd=PROJECT, env=environment, start_new_session=True, **pipes)
+
+    fields = ["--epochs", EPOCHS, "--batch-size", 4, "--log-every", 2, "--device", "cpu", "--precision", "float32"]
+    fields += ["--parallel.data", 2, "--parallel.cpus-per-worker", 1, "--network.dropout", 0.2]
+    fields += ["--optimizer.learning-rate", 0.002, "--checkpoint.every-steps", 10, "--storage", tmp_path / "runs"]
+    killed = run("tiny-imagenet", "--data", four_classes, *fields)
+    wait_for_checkpoint(tmp_path / "runs", killed, step=STEPS_PER_EPOCH + 10)
+    (family,) = [psutil.Process(killed.pid)]
+    children = family.children(recursive=True)
+    killed.kill()
+    killed.communicate()
+    run_id = only_run_since(tmp_path, set()).info.run_id
+    assert client_of(tmp_path).get_run(run_id).info.status == "RUNNING"
+    refused = run("--resume", run_id, "--optimizer.learning-rate", 0.1)
+    assert (refused.communicate()[1], refused.returncode) == (
+        "error: optimizer.learning_rate is 0.1: a run is resumed with its own, 0.002; leave it out\n",
+        2,
+    )
+    psutil.wait_procs(children, timeout=60)
+    resumed, rival = run("--resume", run_id), run("--resume", run_id)
+    ends = [(*process.communicate(timeout=300), process.returncode) for process in (resumed, rival)]
+    assert sorted(code for *_, code in ends) == [0, 2], ends
+    (error,) = [err for _, err, code in ends if code == 2]
+    assert f"run {run_id} is being" in error
+    (output,) = [out for out, _, code in ends if code == 0]
+    assert f"run {run_id} goes on from its checkpoint of step" in output
+    assert client_of(tmp_path).get_run(run_id).info.status == "FINISHED"
+    for key in ("train/loss", "val/loss"):
+        one = client_of(project).get_metric_history(undisturbed, key)
+        other = client_of(tmp_path).get_metric_history(run_id, key)
+        assert [(p.step, p.value) for p in one] == [(p.step, p.value) for p in other]
+    states = [
+        read_model(artifact(folder, run, "checkpoints/last") / MODEL)
+        for folder, run in ((project, undisturbed), (tmp_path, run_id))
+    ]
+    assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
+    again = run("--resume", run_id)
+    assert f"run {run_id} has completed {EPOCHS}; use --epochs with more" in again.communicate()[1]
+    assert again.returncode == 2
+
+
+def wait_for_checkpoint(storage: Path, process: subprocess.Popen[str], step: int) -> None:
+    while not any(int(path.name[5:]) >= step for path in storage.glob("*/step-*")):
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.05)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("changes", [{}, {"network": Network("alexnet-owt"), "crop": 64}], ids=["towers", "hybrid"])
 def test_a_network_on_two_workers(config: Config, project: Path, undisturbed: str, changes: dict[str, Any]) -> None:
     # Five steps: rounding grows with every one, and tens of them part two equal trainings visibly.
@@ -175,6 +232,7 @@ def test_an_interrupted_command_keeps_what_is_whole(
     ]
     # At the recipe's rate, made for batches of 64, batches of 4 diverge or not as the processor rounds.
     command += ["--storage", str(tmp_path / "runs"), "--device", "cpu", "--optimizer.learning-rate", "0.001"]
+    command += ["--checkpoint.every-steps", "5"]
     process = subprocess.Popen(
         [sys.executable, *command],
         cwd=PROJECT,
@@ -184,7 +242,7 @@ def test_an_interrupted_command_keeps_what_is_whole(
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )
     try:
-        while not list(tmp_path.glob("runs/*/epoch-0002")):
+        while not list(tmp_path.glob("runs/*/step-*")):
             assert process.poll() is None
             time.sleep(0.1)
         process.send_signal(signum)
@@ -195,7 +253,7 @@ def test_an_interrupted_command_keeps_what_is_whole(
     run = only_run_since(tmp_path, set())
     assert run.info.status == "KILLED"
     last = read_checkpoint(artifact(tmp_path, run.info.run_id, "checkpoints/last"))
-    assert last.epoch >= 1
+    assert last.step >= 5
 
 
 @pytest.mark.parametrize(

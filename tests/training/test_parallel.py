@@ -60,7 +60,7 @@ def train_steps(name: str, layout: Layout, steps: range, start: State | None) ->
     optimizer = make_optimizer(network, Optimizer(learning_rate=0.004))
     if start:
         load_optimizer_state(network, optimizer, {"momentum_buffer": take_shard(start["momentum"], network, layout)})
-    replica, average = layout.wrap_for_training(network), make_ema(network, 0.5)
+    replica, average = layout.wrap_for_training(network, 28), make_ema(network, 0.5)
     for step in steps:
         images, labels = (
             part.chunk(layout.num_batch_ranks)[layout.batch_rank].to(layout.device) for part in batch(step)

@@ -13,7 +13,7 @@ from mesh import Shape, in_group
 from torch import Tensor
 
 from training.checkpoint import write_checkpoint
-from training.config import Config, Network, Optimizer, Parallel
+from training.config import Checkpointing, Config, Network, Optimizer, Parallel
 from training.loop.state import TrainState, build_state, capture_checkpoint
 from training.loop.train import train
 from training.models import NETWORKS, AlexNet, architecture
@@ -46,6 +46,9 @@ def make_config(data: Path, name: str, **network: Any) -> Config:
         # 55 val samples over four devices are 13, 14, 14, 14: the first has a batch less than the others.
         batch_size=52,
         micro_batches=2,
+        checkpoint=Checkpointing(
+            every_steps=3
+        ),  # of two steps an epoch: within the second epoch, and at the end of all
         precision="float32",
         network=Network(name, **{"dropout": 0.0, **network}),
         optimizer=dataclasses.replace(optimizer, freeze=FREEZE[name]),
@@ -77,6 +80,11 @@ JOBS = {
     "owt-2x2": Job((2, 2), "alexnet-owt"),
     "owt-1x4": Job((1, 4), "alexnet-owt", "owt-2x2/epoch-1"),
     "owt-1x1-after": Job((1, 1), "alexnet-owt", "owt-1x4/epoch-2"),
+    "small-2x2-within": Job((2, 2), "alexnet-small", "small-2x2/step-3"),
+    "small-4x1-within": Job((4, 1), "alexnet-small", "small-2x2/step-3"),
+    "owt-2x2-within": Job((2, 2), "alexnet-owt", "owt-2x2/step-3"),
+    "owt-2x2-unvalidated": Job((2, 2), "alexnet-owt", "owt-2x2/step-6"),
+    "owt-1x1-within": Job((1, 1), "alexnet-owt", "owt-2x2/step-3"),
     "small-dropout": Job((2, 2), "alexnet-small", dropout=True),
     "owt-dropout": Job((2, 2), "alexnet-owt", dropout=True),
 }
@@ -102,14 +110,15 @@ def train_through(state: TrainState, folder: Path) -> list[dict[str, Any]]:
     after: list[dict[str, Any]] = []
 
     def save(state: TrainState, metrics: dict[str, float]) -> None:
-        parts = capture_checkpoint(state, "run", metrics)
-        _, model, optimizer = parts
-        momentum = optimizer["state"]["momentum_buffer"]
-        given = {"average": model, "weights": optimizer["weights"], "momentum": momentum, "metrics": metrics}
-        after.append(pickle.loads(pickle.dumps(given)))  # the tensors go on changing
+        snapshot = capture_checkpoint(state, "run", metrics)
         if state.layout.is_first:
-            (folder / f"epoch-{state.epoch}").mkdir()
-            write_checkpoint(folder / f"epoch-{state.epoch}", *parts)
+            checkpoint = folder / (f"step-{state.step}" if state.batch else f"epoch-{state.epoch}")
+            checkpoint.mkdir()
+            write_checkpoint(checkpoint, snapshot)
+        if state.batch:
+            return
+        weights, momentum = snapshot.training["weights"], snapshot.training["optimizer.momentum_buffer"]
+        after.append({"average": snapshot.model, "weights": weights, "momentum": momentum, "metrics": metrics})
 
     train(state, lambda _metrics, _step: None, save)
     return after
@@ -167,6 +176,24 @@ def test_a_checkpoint_of_the_hybrid_continues_in_another_layout(trained: Path) -
         after = seen_by_all(trained, job)[0]
         assert len(after) == epochs
         assert_same(after[-1], single[-1])
+
+
+@pytest.mark.parametrize("job", ["small-2x2-within", "owt-2x2-within", "owt-2x2-unvalidated"])
+def test_a_checkpoint_within_an_epoch_continues_bit_for_bit(trained: Path, job: str) -> None:
+    for straight, continued in zip(
+        seen_by_all(trained, job.rpartition("-")[0]), seen_by_all(trained, job), strict=True
+    ):
+        for part in ("average", "weights", "momentum"):
+            for name, tensor in straight[-1][part].items():
+                assert torch.equal(continued[-1][part][name], tensor), f"{part} {name}"
+        assert continued[-1]["metrics"] == straight[-1]["metrics"]
+
+
+@pytest.mark.parametrize(("job", "straight"), [("small-4x1-within", "small-1x1"), ("owt-1x1-within", "owt-1x1")])
+def test_a_checkpoint_within_an_epoch_continues_on_another_number_of_devices(
+    trained: Path, job: str, straight: str
+) -> None:
+    assert_same(seen_by_all(trained, job)[0][-1], seen_by_all(trained, straight)[0][-1])
 
 
 @pytest.mark.parametrize("kind", ["small", "owt"])

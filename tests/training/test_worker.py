@@ -14,13 +14,14 @@ from torch import Tensor
 from errors import InputError
 from pipeline.augment import Augmentation
 from pipeline.loader import make_loader
-from training.checkpoint import MEAN, MODEL, OPTIMIZER, PAGE, read_checkpoint, read_model, write_checkpoint
-from training.config import Config, Optimizer
+from training.checkpoint import MEAN, MODEL, PAGE, TRAINING, read_checkpoint, read_model, write_checkpoint
+from training.config import Checkpointing, Config, Optimizer
 from training.load_model import load_model
+from training.loop.meter import DivergenceError
 from training.loop.precision import autocast
 from training.loop.state import TrainState, build_state, capture_checkpoint
 from training.loop.step import log_probabilities, score
-from training.loop.train import DivergenceError, train, train_epoch, validate
+from training.loop.train import train, train_epoch, validate
 from training.models import build, make_network
 from training.parallel.layout import Layout
 from training.recipes import RECIPES
@@ -37,6 +38,10 @@ def config(tiny_shards: Path) -> Config:
     )
 
 
+def ignore(*_arguments: object) -> None:
+    """Take metrics and checkpoints, and do nothing with them."""
+
+
 class Run:
     """Trains and keeps what a training gives away."""
 
@@ -48,9 +53,9 @@ class Run:
         train(self.state, lambda metrics, step: self.metrics.append((step, metrics)), self.save)
 
     def save(self, state: TrainState, metrics: dict[str, float]) -> None:
-        folder = self.folder / str(state.epoch)
+        folder = self.folder / (f"step-{state.step}" if state.batch else str(state.epoch))
         folder.mkdir(parents=True)
-        write_checkpoint(folder, *capture_checkpoint(state, "run", metrics))
+        write_checkpoint(folder, capture_checkpoint(state, "run", metrics))
 
     @property
     def weights(self) -> dict[str, Tensor]:
@@ -90,7 +95,7 @@ def test_label_smoothing_spreads_a_part_of_the_target(config: Config) -> None:
     classes = torch.arange(logs.shape[1])
     targets = 0.7 * (labels[:, None] == classes).float() + 0.3 / len(classes)
     losses: list[float] = []
-    train_epoch(state, lambda metrics, _step: losses.append(metrics["train/loss"]))
+    train_epoch(state, lambda metrics, _step: losses.append(metrics["train/loss"]), ignore)
     assert losses[0] == pytest.approx(-(targets * logs).sum(dim=1).mean().item(), rel=1e-5)
 
 
@@ -130,7 +135,7 @@ def test_every_epoch_of_every_seed_draws_its_own_dropout_masks(config: Config, t
     for seed in (0, 1):
         state = build_state(dataclasses.replace(config, seed=seed), CPU, 1)
         state.network.dropout.register_forward_pre_hook(lambda *_: drawn.append(torch.initial_seed()))
-        train(state, lambda _metrics, _step: None, lambda _state, _metrics: None)
+        train(state, ignore, ignore)
     assert len(set(drawn)) == 4
 
 
@@ -138,7 +143,7 @@ def test_micro_batches_are_what_the_network_is_given(config: Config) -> None:
     state = build_state(dataclasses.replace(config, micro_batches=4), CPU, 1)
     sizes: set[int] = set()
     state.network.register_forward_pre_hook(lambda _network, inputs: sizes.add(len(inputs[0])))
-    train_epoch(state, lambda _metrics, _step: None)
+    train_epoch(state, ignore, ignore)
     assert sizes == {4}
 
 
@@ -180,6 +185,48 @@ def test_a_checkpoint_continues_as_if_nothing_had_happened(config: Config, run: 
     resumed = Run(config, tmp_path / "resumed", checkpoint=run.folder / "1")
     assert resumed.state.step == run.state.step
     assert_equal(resumed.weights, run.weights)
+
+
+WITHIN: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "bfloat16": {"precision": "bfloat16"},
+    "average and micro-batches": {"micro_batches": 2, "optimizer": {"ema_decay": 0.9}},
+    "cache": {"cache": "host"},
+    "chunks": {"augmentation": Augmentation(granularity="chunk", lighting="code-2012")},
+    "plateau": {"optimizer": {"schedule": "plateau", "patience": 0, "momentum_form": "2012", "warmup_epochs": 0.0}},
+    "frozen": {"optimizer": {"freeze": {"conv1": 1}}},
+}
+
+
+@pytest.mark.parametrize("case", list(WITHIN))
+def test_a_checkpoint_within_an_epoch_continues_bit_for_bit(config: Config, case: str, tmp_path: Path) -> None:
+    changes = {"checkpoint": Checkpointing(every_steps=5), "log_every": 3, **WITHIN[case]}
+    changes["optimizer"] = dataclasses.replace(config.optimizer, **changes.get("optimizer", {}))
+    config = dataclasses.replace(config, network=dataclasses.replace(config.network, dropout=0.3), **changes)
+    with torch.compiler.set_stance("force_eager"):
+        straight = Run(config, tmp_path / "straight")
+        for step in (5, 10):  # of 6 an epoch
+            continued = Run(config, tmp_path / f"from-{step}", checkpoint=straight.folder / f"step-{step}")
+            assert_equal(continued.weights, straight.weights)
+            assert_equal(continued.state.eval_model.state_dict(), straight.state.eval_model.state_dict())
+            assert curves(continued) == [point for point in curves(straight) if point[0] > step]
+
+
+def curves(run: Run) -> list[tuple[int, dict[str, float]]]:
+    """Return the points of the curves without those of the clock."""
+    timed = {"train/images_per_second", "train/data_wait"}
+    return [(step, {key: value for key, value in metrics.items() if key not in timed}) for step, metrics in run.metrics]
+
+
+def test_checkpoints_within_an_epoch_come_by_the_minute(config: Config, tmp_path: Path) -> None:
+    often = dataclasses.replace(config, epochs=1, checkpoint=Checkpointing(every_minutes=1e-9), log_every=2)
+    assert saved_steps(Run(often, tmp_path / "often")) == {2, 4, 6}
+    rarely = dataclasses.replace(often, checkpoint=Checkpointing(every_minutes=60))
+    assert saved_steps(Run(rarely, tmp_path / "rarely")) == set()
+
+
+def saved_steps(run: Run) -> set[int]:
+    return {int(path.name.removeprefix("step-")) for path in run.folder.glob("step-*")}
 
 
 @pytest.mark.parametrize(
@@ -250,12 +297,12 @@ def test_a_damaged_or_incomplete_checkpoint_is_refused(run: Run) -> None:
     folder = run.folder / "2"
     whole = (folder / MODEL).read_bytes()
     (folder / MODEL).write_bytes(whole[:-1])
-    with pytest.raises(InputError, match=r"model\.pt is missing or damaged"):
+    with pytest.raises(InputError, match=r"model\.safetensors is missing or damaged"):
         read_checkpoint(folder)
     (folder / MODEL).write_bytes(whole)
     assert read_checkpoint(folder).epoch == 2
-    (folder / OPTIMIZER).unlink()
-    with pytest.raises(InputError, match=r"optimizer\.pt is missing or damaged"):
+    (folder / TRAINING).unlink()
+    with pytest.raises(InputError, match=r"training\.safetensors is missing or damaged"):
         read_checkpoint(folder)
     (folder / PAGE).unlink()
     with pytest.raises(InputError, match=r"is not a checkpoint: it has no checkpoint\.json"):
@@ -264,8 +311,8 @@ def test_a_damaged_or_incomplete_checkpoint_is_refused(run: Run) -> None:
 
 def test_a_checkpoint_of_an_earlier_schema_is_refused_with_one_line(run: Run) -> None:
     page = run.folder / "1" / PAGE
-    page.write_text(page.read_text().replace('"schema": 2', '"schema": 1'))
-    with pytest.raises(InputError, match=r"checkpoint\.json has schema 1: this version reads schema 2$"):
+    page.write_text(page.read_text().replace('"schema": 3', '"schema": 1'))
+    with pytest.raises(InputError, match=r"checkpoint\.json has schema 1: this version reads schema 2 and 3$"):
         read_checkpoint(run.folder / "1")
 
 

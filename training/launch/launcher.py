@@ -8,28 +8,37 @@ from pathlib import Path
 
 import ray
 import torch
-from ray.train import Result
 
 from preprocess.manifest import manifest_digest
 from training import tracking
 from training.checkpoint import MODEL, read_model
 from training.cli import resolve
 from training.config import Config
+from training.launch.claim import claimed
 from training.launch.ray_train import fit, join_ray
-from training.launch.resources import check_data_and_network, resolve_resources
+from training.launch.resources import Resources, check_data_and_network, resolve_resources
+from training.launch.resume import check_resumable
+from training.launch.store import CheckpointStore
 from training.loop.compile import check_compiler
 from training.report.pictures import kernels_png
+from typed_json import to_json_values
 
 
 class TrainingError(RuntimeError):
     """The training ended before its last epoch."""
 
 
-def launch(config: Config, project: Path) -> str:
-    """Train as configured on a Ray cluster and return the id of the MLflow run; relative paths start at `project`.
+def launch(config: Config, project: Path, resumed: str | None = None) -> str:
+    """Train as configured on a Ray cluster and return the id of the MLflow run.
+
+    Args:
+        config: relative paths in it start at `project`.
+        project: folder of the default stores.
+        resumed: id of the run to go on with; None: a new one.
 
     Raises:
-        InputError: data, network, batch, resources or stores do not fit; no run exists then.
+        InputError: data, network, batch, resources or stores do not fit; or the run to resume is finished, or another
+            process trains it. Nothing has been changed then.
         TrainingError: the training failed, or its metrics could not be logged.
         KeyboardInterrupt: it was interrupted.
     """
@@ -41,15 +50,27 @@ def launch(config: Config, project: Path) -> str:
     check_data_and_network(config)
     uri = tracking.tracking_uri(project)
     client = tracking.open_client(uri, create=True)
+    if resumed is not None:
+        check_resumable(client, resumed, config)
     join_ray()
     resources = resolve_resources(config, [node["Resources"] for node in ray.nodes() if node["Alive"]])
     check_compiler(config.compile, torch.device(resources.device))
-    environment = {"manifest_sha256": manifest_digest(config.data), **tracking.environment(project)}
-    params = {**resources.params(config), **environment}
-    run_id = tracking.create_run(client, config.experiment, config.recipe, params)
-    client.log_dict(run_id, params, "config.json")
-    print(f"MLflow run {run_id} in {uri}", flush=True)
-    status = "FAILED"
+    if resumed is None:
+        environment = {"manifest_sha256": manifest_digest(config.data), **tracking.environment(project)}
+        params = {**resources.params(config), **environment}
+        run_id = tracking.create_run(client, config.experiment, config.recipe, params)
+    else:
+        run_id = resumed
+    with claimed(client, run_id):
+        client.update_run(run_id, status="RUNNING")
+        client.log_dict(run_id, to_json_values(config), tracking.CONFIG_NAME)
+        print(f"MLflow run {run_id} in {uri}", flush=True)
+        _train(client, run_id, config, resources, uri)
+    return run_id
+
+
+def _train(client: tracking.MlflowClient, run_id: str, config: Config, resources: Resources, uri: str) -> None:
+    status, problem = "FAILED", None
     try:
         problem = fit(config, resources, uri, run_id)
         status = "FAILED" if problem else "FINISHED"
@@ -57,26 +78,23 @@ def launch(config: Config, project: Path) -> str:
         status = "KILLED"
         raise
     finally:
-        _log_checkpoints(client, run_id, config)
-        client.set_terminated(run_id, status)
+        try:
+            _log_checkpoints(client, run_id, config)
+        finally:
+            client.set_terminated(run_id, status)
     if problem:
         raise TrainingError(problem)
-    return run_id
 
 
 def _log_checkpoints(client: tracking.MlflowClient, run_id: str, config: Config) -> None:
     """Copy the last and the best checkpoint into the run, and a picture of conv1, if there are any."""
-    try:
-        result = Result.from_path(f"{config.storage}/{run_id}")
-    except (RuntimeError, OSError):
-        return  # it ended before the first checkpoint
-    best = result.get_best_checkpoint("val/top1", "max") if result.checkpoint else None
-    for name, stored in (("last", result.checkpoint), ("best", best)):
-        if stored is not None:
-            with stored.as_directory() as folder:
-                client.log_artifacts(run_id, folder, f"checkpoints/{name}")
+    store = CheckpointStore(config.storage, run_id)
+    for name, step in (("last", store.newest()), ("best", store.best())):
+        if step is not None:
+            with store.fetch(step) as folder:
+                client.log_artifacts(run_id, str(folder), f"checkpoints/{name}")
                 if name == "last":
-                    _log_kernels(client, run_id, Path(folder), config)
+                    _log_kernels(client, run_id, folder, config)
 
 
 def _log_kernels(client: tracking.MlflowClient, run_id: str, checkpoint: Path, config: Config) -> None:

@@ -4,34 +4,32 @@ from __future__ import annotations
 
 import logging
 import os
-import tempfile
-from pathlib import Path
 from typing import Any
 
 import ray
 import ray.train
 import torch
-from ray.train import Checkpoint as StoredCheckpoint
-from ray.train import CheckpointConfig, FailureConfig, LoggingConfig, RunConfig, ScalingConfig, TrainingFailedError
+from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig, TrainingFailedError
 from ray.train.torch import TorchConfig, TorchTrainer, get_device
 
 from errors import InputError
 from interrupts import keep_sigterm_handler
 from training import tracking
-from training.checkpoint import write_checkpoint
 from training.config import Config
 from training.launch.progress import Progress
 from training.launch.resources import Resources
+from training.launch.store import BackgroundWriter, CheckpointStore
+from training.loop.meter import DivergenceError
 from training.loop.state import TrainState, build_state, capture_checkpoint
-from training.loop.train import DivergenceError, train
-from training.parallel.layout import make_layout
+from training.loop.train import train
+from training.parallel.layout import Layout, make_layout
 
 COLLECTIVE_TIMEOUT_SECONDS = 300
 """A worker that waits longer for its peers fails, and the training restarts from its checkpoint."""
 METRICS_SECONDS = 10.0
 """Longest wait of a checkpoint for MLflow to take earlier metrics; training does not stop for a dead server."""
 RAY_TRAIN_SETTINGS = {
-    # Interval of Ray Train's health checks in seconds; every report of a checkpoint waits for one.
+    # Interval of Ray Train's health checks in seconds; the end of a training, and of a worker, waits for one.
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
     # Workers' lines reach the terminal through Ray's log monitor; Ray Train would log them a second time.
     "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
@@ -89,9 +87,6 @@ def fit(config: Config, resources: Resources, tracking_uri: str, run_id: str) ->
             # Below ERROR it prints every report, and calls a slow start of Ray's own actors a failure.
             logging_config=LoggingConfig(log_level="ERROR"),
             failure_config=FailureConfig(max_failures=config.max_failures),
-            checkpoint_config=CheckpointConfig(
-                num_to_keep=config.keep_checkpoints, checkpoint_score_attribute="val/top1"
-            ),
         ),
     )
     try:
@@ -104,46 +99,57 @@ def fit(config: Config, resources: Resources, tracking_uri: str, run_id: str) ->
 
 
 def train_worker(arguments: dict[str, Any]) -> str | None:
-    """Run one worker of the mesh from the latest checkpoint on; return the reason if the loss diverged."""
+    """Run one worker of the mesh from the newest checkpoint on; return the reason if the loss diverged."""
     logging.getLogger().setLevel(logging.WARNING)  # some of Ray Train's reports use the root logger
     config: Config = arguments["config"]
     resources: Resources = arguments["resources"]
+    run_id: str = arguments["run_id"]
     layout = make_layout(torch.device(get_device()), resources.data, resources.model, config.architecture().hybrid)
-    metric_log = tracking.MetricLog(arguments["tracking_uri"], arguments["run_id"]) if layout.is_first else None
-    progress = Progress(config.epochs)
-
-    def log(metrics: dict[str, float], step: int) -> None:
-        if metric_log is not None:
-            metric_log.log(metrics, step)
-            progress.show(metrics, step)
-
-    def save(state: TrainState, metrics: dict[str, float]) -> None:
-        progress.epoch_done(state.epoch)
-        if metric_log is not None:
-            # A training that restarts from this checkpoint does not log earlier metrics again.
-            metric_log.flush(METRICS_SECONDS)
-        _report(state, arguments["run_id"], metrics)
-
-    stored = ray.train.get_checkpoint()
+    store = CheckpointStore(config.storage, run_id)
     try:
-        if stored is None:
-            state = build_state(config, layout, resources.cpus_per_worker)
-        else:
-            with stored.as_directory() as folder:
-                state = build_state(config, layout, resources.cpus_per_worker, Path(folder))
-        train(state, log, save)
+        state = _build_state(config, layout, resources.cpus_per_worker, store)
+        if not layout.is_first:
+            # Every process takes part in a copy of the training, and the first one writes it.
+            train(state, lambda _metrics, _step: None, lambda state, metrics: _copy(state, run_id, metrics))
+            return None
+        _train_and_record(state, store, arguments["tracking_uri"], run_id)
     except DivergenceError as error:
         return str(error)
-    if metric_log is not None:
-        metric_log.close()
     return None
 
 
-def _report(state: TrainState, run_id: str, metrics: dict[str, float]) -> None:
-    parts = capture_checkpoint(state, run_id, metrics)
-    with tempfile.TemporaryDirectory() as folder:
-        stored = None
-        if state.layout.is_first:
-            write_checkpoint(Path(folder), *parts)
-            stored = StoredCheckpoint.from_directory(folder)
-        ray.train.report(metrics, checkpoint=stored, checkpoint_dir_name=f"epoch-{state.epoch:04d}")
+def _build_state(config: Config, layout: Layout, num_threads: int, store: CheckpointStore) -> TrainState:
+    step = layout.gather_objects(store.newest() if layout.is_first else None)[0]
+    if step is None:
+        return build_state(config, layout, num_threads)
+    with store.fetch(step) as folder:
+        return build_state(config, layout, num_threads, folder)
+
+
+def _copy(state: TrainState, run_id: str, metrics: dict[str, float]) -> None:
+    capture_checkpoint(state, run_id, metrics)
+
+
+def _train_and_record(state: TrainState, store: CheckpointStore, tracking_uri: str, run_id: str) -> None:
+    """Train on the worker that logs and writes checkpoints."""
+    metric_log = tracking.MetricLog(tracking_uri, run_id)
+    progress = Progress(state.config.epochs)
+
+    def log(metrics: dict[str, float], step: int) -> None:
+        metric_log.log(metrics, step)
+        progress.show(metrics, step)
+
+    # Points go out before the checkpoint after them is complete: who continues from it does not log them again.
+    writer = BackgroundWriter(
+        store, state.config.keep_checkpoints, lambda: metric_log.flush(METRICS_SECONDS), metric_log.record_checkpoints
+    )
+
+    def save(state: TrainState, metrics: dict[str, float]) -> None:
+        if metrics:
+            progress.epoch_done(state.epoch)
+        writer.write(capture_checkpoint(state, run_id, metrics))
+
+    train(state, log, save)
+    if (error := writer.wait()) is not None:
+        raise error
+    metric_log.close()

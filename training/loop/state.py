@@ -17,15 +17,18 @@ from preprocess.manifest import read_manifest
 from training.checkpoint import (
     MODEL,
     Checkpoint,
+    Continuation,
     DatasetInfo,
+    Snapshot,
     check_fits,
     describe_data,
     read_checkpoint,
     read_model,
-    read_optimizer,
+    read_training,
 )
 from training.config import Config
 from training.loop.compile import MeanLoss, make_mean_loss
+from training.loop.meter import Meter
 from training.loop.precision import autocast
 from training.models import make_network
 from training.optim.optimizer import (
@@ -39,6 +42,8 @@ from training.optim.optimizer import (
 )
 from training.optim.schedules import Schedule
 from training.parallel.layout import Layout, gather_full, take_shard
+
+_OPTIMIZER = "optimizer."
 
 
 @dataclass
@@ -60,10 +65,15 @@ class TrainState:
     val_loader: Loader
     data: DatasetInfo
     val_samples: int
+    meter: Meter
     epoch: int = 0
     """Completed epochs."""
     step: int = 0
     """Completed optimizer steps."""
+    batch: int = 0
+    """Steps of the next epoch that are completed."""
+    random: dict[str, Tensor] | None = None
+    """Restored states of this device's random generators, until the training takes them up."""
     ema: AveragedModel | None = None
     """The moving average of the weights, with `optimizer.ema_decay`."""
 
@@ -94,7 +104,7 @@ def build_state(config: Config, layout: Layout, num_threads: int, checkpoint: Pa
         layout=layout,
         autocast=autocast(config.precision, layout.device),
         network=network,
-        ddp_network=layout.wrap_for_training(network),
+        ddp_network=layout.wrap_for_training(network, config.image_size),
         mean_loss=mean_loss_of(config, layout),
         optimizer=optimizer,
         schedule=Schedule(optimizer, config.optimizer, len(train_loader), config.epochs),
@@ -102,6 +112,7 @@ def build_state(config: Config, layout: Layout, num_threads: int, checkpoint: Pa
         val_loader=val_loader,
         data=data,
         val_samples=read_manifest(config.data).split("val").samples,
+        meter=Meter(layout),
     )
     if checkpoint is not None:
         _restore(state, checkpoint, initial)
@@ -129,41 +140,85 @@ def _make_loaders(config: Config, layout: Layout, num_threads: int) -> tuple[Loa
 
 def mean_loss_of(config: Config, layout: Layout) -> MeanLoss:
     """Return the loss function, compiled if the configuration says so."""
-    return make_mean_loss(config.compile, layout.device, fullgraph=layout.data_size * layout.model_size == 1)
+    return make_mean_loss(config.compile, layout.device, fullgraph=layout.num_processes == 1)
 
 
 def _restore(state: TrainState, folder: Path, expected: dict[str, Tensor]) -> None:
     saved = read_checkpoint(folder)
     if saved.data.manifest_sha256 != state.data.manifest_sha256:
         raise InputError(f"{folder} was trained on another data set than {state.config.data}")
-    model, saved_optimizer = read_model(folder / MODEL), read_optimizer(folder)
+    if saved.continuation is None:
+        raise InputError(f"{folder} is of an earlier version: it can be evaluated, but not continued")
+    model, tensors = read_model(folder / MODEL), read_training(folder)
     check_fits(model, expected, str(folder))
     network, layout = state.network, state.layout
     network.load_state_dict(take_shard(model, network, layout))
     if state.config.optimizer.ema_decay:
         state.ema = make_ema(network, state.config.optimizer.ema_decay, saved.step)
-    if "weights" in saved_optimizer:
-        network.load_state_dict(take_shard(saved_optimizer["weights"], network, layout))
-    sharded = {key: take_shard(values, network, layout) for key, values in saved_optimizer["state"].items()}
+    if "weights" in tensors:
+        network.load_state_dict(take_shard(tensors["weights"], network, layout))
+    sharded = {
+        kind.removeprefix(_OPTIMIZER): take_shard(group, network, layout)
+        for kind, group in tensors.items()
+        if kind.startswith(_OPTIMIZER)
+    }
     load_optimizer_state(network, state.optimizer, sharded)
-    load_lr(network, state.optimizer, saved_optimizer["learning_rates"])
-    state.schedule.load_state_dict(saved_optimizer["schedule"])
-    state.train_loader.epoch = saved.epoch
-    state.epoch, state.step = saved.epoch, saved.step
+    load_lr(network, state.optimizer, saved.continuation.learning_rates)
+    state.schedule.load_state_dict(saved.continuation.schedule)
+    state.train_loader.load_state_dict(saved.continuation.loader)
+    state.epoch, state.batch, state.step = saved.epoch, saved.batch, saved.step
+    _restore_sums(state, saved.continuation)
+    random = {
+        kind: states[layout.global_rank]
+        for kind, states in tensors.get("random", {}).items()
+        if len(states) == layout.num_processes
+    }
+    state.random = random or None
 
 
-def capture_checkpoint(
-    state: TrainState, run_id: str, metrics: dict[str, float]
-) -> tuple[Checkpoint, dict[str, Tensor], dict[str, Any]]:
-    """Return the arguments of `write_checkpoint`; all peers on the `model` axis must call it together."""
+def _restore_sums(state: TrainState, saved: Continuation) -> None:
+    rank, sums = state.layout.batch_rank, list(zip(saved.loss_sums, saved.image_sums, strict=True))
+    if len(sums) != state.layout.num_batch_ranks:  # of another number of devices: one of them counts for all
+        sums = [(sum(saved.loss_sums), sum(saved.image_sums)), *[(0.0, 0)] * (state.layout.num_batch_ranks - 1)]
+    state.meter.restore(*sums[rank])
+
+
+def capture_checkpoint(state: TrainState, run_id: str, metrics: dict[str, float]) -> Snapshot:
+    """Return a copy of the training in the memory of the host; all processes must call it together."""
     network, layout = state.network, state.layout
-    by_key = optimizer_state(network, state.optimizer)
-    optimizer: dict[str, Any] = {
-        "state": {key: gather_full(values, network, layout) for key, values in by_key.items()},
-        "learning_rates": lr_by_parameter(network, state.optimizer),
-        "schedule": state.schedule.state_dict(),
+    training = {
+        f"{_OPTIMIZER}{key}": gather_full(values, network, layout)
+        for key, values in optimizer_state(network, state.optimizer).items()
     }
     if state.ema is not None:
-        optimizer["weights"] = gather_full(network.state_dict(), network, layout)
-    checkpoint = Checkpoint(state.config, state.data, run_id, state.epoch, state.step, metrics)
-    return checkpoint, gather_full(state.eval_model.state_dict(), network, layout), optimizer
+        training["weights"] = gather_full(network.state_dict(), network, layout)
+    own = random_states(layout.device) if state.batch else {}, state.meter.sums()
+    randoms, sums = zip(*layout.gather_objects(own), strict=True)
+    training["random"] = {kind: torch.stack([states[kind] for states in randoms]) for kind in randoms[0]}
+    shares = sums if layout.hybrid else sums[:: layout.model_size]
+    continuation = Continuation(
+        learning_rates=lr_by_parameter(network, state.optimizer),
+        schedule=state.schedule.state_dict(),
+        loader={**state.train_loader.state_dict(), "epoch": state.epoch, "batch": state.batch},
+        loss_sums=[loss for loss, _ in shares],
+        image_sums=[images for _, images in shares],
+    )
+    description = Checkpoint(
+        state.config, state.data, run_id, state.epoch, state.step, metrics, state.batch, continuation
+    )
+    return Snapshot(description, gather_full(state.eval_model.state_dict(), network, layout), training)
+
+
+def random_states(device: torch.device) -> dict[str, Tensor]:
+    """Return the states of the generators that dropout on `device` draws from, by device type: uint8."""
+    states = {"cpu": torch.get_rng_state()}
+    if device.type == "cuda":
+        states["cuda"] = torch.cuda.get_rng_state(device)
+    return states
+
+
+def set_random_states(device: torch.device, states: dict[str, Tensor]) -> None:
+    """Restore what `random_states` returned."""
+    torch.set_rng_state(states["cpu"].clone())  # a row of a larger tensor has an offset, which torch refuses
+    if device.type == "cuda" and "cuda" in states:
+        torch.cuda.set_rng_state(states["cuda"].clone(), device)

@@ -3,45 +3,43 @@
 from __future__ import annotations
 
 import gc
-import math
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable
 
 import numpy as np
 import torch
-from torch import Tensor
 
-from training.loop.state import TrainState, mean_loss_of
+from training.loop.state import TrainState, mean_loss_of, set_random_states
 from training.loop.step import TOP_K, log_probabilities, score, train_step
 from training.optim.optimizer import freeze_layers
-from training.parallel.layout import Layout
 
 LogMetrics = Callable[[dict[str, float], int], None]
 """Takes metrics by name, and their global step."""
 
 
-class DivergenceError(RuntimeError):
-    """The loss is no longer a number; trying again from the same state would end the same way."""
+SaveCheckpoint = Callable[[TrainState, dict[str, float]], None]
+"""Takes the state, and the validation metrics of an epoch that has just ended, or none within an epoch."""
 
 
-def train(state: TrainState, log: LogMetrics, save: Callable[[TrainState, dict[str, float]], None]) -> None:
+def train(state: TrainState, log: LogMetrics, save: SaveCheckpoint) -> None:
     """Train to the configured number of epochs; after each, validate, log and save."""
     while state.epoch < state.config.epochs:
-        _seed_epoch(state)
         _freeze_due_layers(state)
-        train_epoch(state, log)
+        _seed(state)
+        train_epoch(state, log, save)
         metrics = validate(state)
         state.schedule.after_epoch(1 - metrics["val/top1"])
-        state.epoch += 1
+        state.epoch, state.batch = state.epoch + 1, 0
+        state.meter.reset()
         log(metrics, state.step)
         save(state, metrics)
 
 
-def train_epoch(state: TrainState, log: LogMetrics) -> None:
-    """Take one optimizer step on every batch of the next epoch."""
-    config = state.config
+def train_epoch(state: TrainState, log: LogMetrics, save: SaveCheckpoint) -> None:
+    """Take one optimizer step on every batch of the next epoch that is not done; save when the clock says so."""
+    config, meter, clock = state.config, state.meter, CheckpointClock(state)
     state.ddp_network.train()
-    meter = Meter(state.layout)
+    meter.start_clock()
     for images, labels in meter.watch(state.train_loader):
         learning_rate = state.schedule.learning_rate
         loss = train_step(
@@ -58,9 +56,34 @@ def train_epoch(state: TrainState, log: LogMetrics) -> None:
             state.ema.update_parameters(state.network)
         meter.add(loss, len(labels))
         state.schedule.after_step()
-        state.step += 1
+        state.step, state.batch = state.step + 1, state.batch + 1
         if state.step % config.log_every == 0:
             log({"train/lr": learning_rate, **meter.read()}, state.step)
+        if clock.is_due():
+            save(state, {})
+            clock.restart()
+
+
+class CheckpointClock:
+    """Tells when the next checkpoint within an epoch is due."""
+
+    def __init__(self, state: TrainState) -> None:
+        self._state = state
+        self.restart()
+
+    def restart(self) -> None:
+        """Count the minutes from now on."""
+        self._since = time.monotonic()
+
+    def is_due(self) -> bool:
+        """Tell whether a checkpoint is due after the last step; all processes must ask together."""
+        step, settings = self._state.step, self._state.config.checkpoint
+        if settings.every_steps is not None and step % settings.every_steps == 0:
+            return True
+        if settings.every_minutes is None or step % self._state.config.log_every != 0:
+            return False
+        late = time.monotonic() - self._since >= 60 * settings.every_minutes
+        return self._state.layout.any_of(late)
 
 
 def validate(state: TrainState) -> dict[str, float]:
@@ -77,9 +100,15 @@ def validate(state: TrainState) -> dict[str, float]:
     return {**metrics, "val/top5": top5 / samples} if len(state.data.classes) >= TOP_K else metrics
 
 
-def _seed_epoch(state: TrainState) -> None:
-    # Separate dropout masks on every device in every epoch, also after a restart at its beginning.
-    entropy = (state.config.seed, state.epoch, state.layout.global_rank)
+def _seed(state: TrainState) -> None:
+    """Give every device dropout masks of its own in every epoch, and go on with them within one."""
+    if state.random is not None:
+        set_random_states(state.layout.device, state.random)
+        state.random = None
+        return
+    entropy = [state.config.seed, state.epoch, state.layout.global_rank]
+    if state.batch:  # continued on another number of devices
+        entropy.append(state.batch)
     torch.manual_seed(int(np.random.SeedSequence(entropy).generate_state(1)[0]))
 
 
@@ -91,51 +120,4 @@ def _freeze_due_layers(state: TrainState) -> None:
     state.ddp_network = state.network
     state.mean_loss = mean_loss_of(state.config, state.layout)
     gc.collect()  # its hooks live as long as it does
-    state.ddp_network = state.layout.wrap_for_training(state.network)
-
-
-class Meter:
-    """Loss, speed and waiting time since the last reading, over all workers."""
-
-    def __init__(self, layout: Layout) -> None:
-        self._layout = layout
-        self._reset()
-
-    def _reset(self) -> None:
-        # The loss is summed on the device: reading it at each step would stall a GPU.
-        self._loss = torch.zeros((), dtype=torch.float64, device=self._layout.device)
-        self._images, self._waited, self._since = 0, 0.0, time.perf_counter()
-
-    def watch(self, batches: Iterable[tuple[Tensor, Tensor]]) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield the same batches and count the time spent waiting for them."""
-        iterator = iter(batches)
-        while True:
-            asked = time.perf_counter()
-            batch = next(iterator, None)
-            self._waited += time.perf_counter() - asked
-            if batch is None:
-                return
-            yield batch
-
-    def add(self, loss: Tensor, images: int) -> None:
-        """Count a batch of `images` with this mean loss."""
-        self._loss += loss.double() * images
-        self._images += images
-
-    def read(self) -> dict[str, float]:
-        """Return the metrics since the last reading; all workers must call it together.
-
-        Raises:
-            DivergenceError: the loss is infinite or not a number.
-        """
-        elapsed = time.perf_counter() - self._since
-        own = torch.stack([self._loss, self._loss.new_tensor(self._images), self._loss.new_tensor(self._waited)])
-        loss, images, waited = self._layout.sum_over_batch_ranks(own).tolist()
-        self._reset()
-        if not math.isfinite(loss):
-            raise DivergenceError(f"the training loss is {loss}: use a lower optimizer.learning_rate")
-        return {
-            "train/loss": loss / images,
-            "train/images_per_second": images / elapsed,
-            "train/data_wait": waited / elapsed / self._layout.num_batch_ranks,
-        }
+    state.ddp_network = state.layout.wrap_for_training(state.network, state.config.image_size)

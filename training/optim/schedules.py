@@ -18,6 +18,16 @@ from torch.optim.lr_scheduler import LambdaLR, ReduceLROnPlateau
 
 from training.config import Optimizer as OptimizerConfig
 
+EXTENDED = {
+    "constant": "the learning rates stay as they are",
+    "linear": "from here on, the rates are those of the longer line",
+    "cosine": "from here on, the rates are those of the longer curve",
+    "plateau": "the rates go on falling with the validation error",
+    "piecewise": "the last rates stay, unless a milestone is due later",
+    "geometric": "from here on, the rates are those of the longer plateaus",
+}
+"""What more epochs than planned mean to a schedule: each is defined by the number of all epochs, or does not ask."""
+
 
 class Schedule:
     """The learning rates of an optimizer that `make_optimizer` made."""
@@ -50,17 +60,27 @@ class Schedule:
             self._scheduler.step(validation_error)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the state that a checkpoint keeps."""
+        """Return the state that a checkpoint keeps, as JSON values; the learning rates are kept apart."""
         if isinstance(self._scheduler, LambdaLR):
             return {"step": self._scheduler.last_epoch}
-        return self._scheduler.state_dict()
+        best = self._scheduler.best
+        return {
+            "epoch": self._scheduler.last_epoch,
+            "best": best if math.isfinite(best) else None,
+            "epochs_without_improvement": self._scheduler.num_bad_epochs,
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue from `state_dict`; the learning rates come with the optimizer state."""
+        """Continue from `state_dict`; the rates of `plateau` come with the optimizer state."""
         if isinstance(self._scheduler, LambdaLR):
-            self._scheduler.last_epoch = state["step"]
+            step = self._scheduler.last_epoch = state["step"]
+            # Not the saved rates: with more epochs than before, those of this step are others.
+            for group, factor in zip(self._optimizer.param_groups, self._scheduler.lr_lambdas, strict=True):
+                group["lr"] = group["initial_lr"] * factor(step)
         else:
-            self._scheduler.load_state_dict(state)
+            self._scheduler.last_epoch = state["epoch"]
+            self._scheduler.best = math.inf if state["best"] is None else state["best"]
+            self._scheduler.num_bad_epochs = state["epochs_without_improvement"]
 
 
 def _factor(

@@ -50,6 +50,11 @@ class Layout:
         return self.data_rank * self.model_size + self.model_rank
 
     @property
+    def num_processes(self) -> int:
+        """Number of processes on the mesh."""
+        return self.data_size * self.model_size
+
+    @property
     def is_first(self) -> bool:
         """True on the process that logs and writes."""
         return self.global_rank == 0
@@ -62,7 +67,7 @@ class Layout:
     @property
     def num_batch_ranks(self) -> int:
         """Number of shares of a batch."""
-        return self.data_size * self.model_size if self.hybrid else self.data_size
+        return self.num_processes if self.hybrid else self.data_size
 
     @property
     def _batch_group(self) -> dist.ProcessGroup | None:
@@ -74,18 +79,44 @@ class Layout:
             return Links()
         return HybridLinks(self.model_group) if self.hybrid else TowerLinks(self.model_group)
 
-    def wrap_for_training(self, model: nn.Module) -> nn.Module:
-        """Wrap `model` so that backward averages each gradient over the devices that hold the same parameter."""
+    def wrap_for_training(self, model: nn.Module, image_size: int) -> nn.Module:
+        """Wrap `model` so that backward averages each gradient over the devices that hold the same parameter.
+
+        It runs a forward and a backward pass, all processes together, and draws random numbers for dropout.
+        """
         if self.hybrid:
             assert isinstance(model, AlexNet)
-            return HybridDDP(model, self.device, self._batch_group, self.data_group)
-        return wrap_ddp(model, self.device, self.data_group)
+            wrapped: nn.Module = HybridDDP(model, self.device, self._batch_group, self.data_group)
+        else:
+            wrapped = wrap_ddp(model, self.device, self.data_group)
+        if wrapped is not model:
+            # DistributedDataParallel orders its buckets by the first backward pass. More than two devices would sum
+            # the first step after a start in another order than the same step of a training that went on.
+            wrapped(torch.zeros(self.model_size, 3, image_size, image_size, device=self.device)).sum().backward()
+            model.zero_grad(set_to_none=True)
+        return wrapped
 
     def sum_over_batch_ranks(self, values: Tensor) -> Tensor:
         """Sum `values` over all shares of a batch, in place, and return them."""
         if self._batch_group is not None:
             dist.all_reduce(values, group=self._batch_group)
         return values
+
+    def any_of(self, flag: bool) -> bool:
+        """Tell whether `flag` is true on any process; all processes must call it together."""
+        if self.num_processes == 1:
+            return flag
+        flags = torch.tensor(int(flag), device=self.device)
+        dist.all_reduce(flags, dist.ReduceOp.MAX)
+        return bool(flags)
+
+    def gather_objects(self, own: Any) -> list[Any]:
+        """Return what each process gives, by global rank; all processes must call it together."""
+        if self.num_processes == 1:
+            return [own]
+        everything: list[Any] = [None] * dist.get_world_size()
+        dist.all_gather_object(everything, own)
+        return everything
 
     def pad_to_equal_batches(
         self, batches: Loader, shape: tuple[int, int, int, int]
@@ -164,10 +195,12 @@ def take_shard(full: Mapping[str, Tensor], network: nn.Module, layout: Layout) -
 
 
 def gather_full(shard: Mapping[str, Tensor], network: nn.Module, layout: Layout) -> dict[str, Tensor]:
-    """Undo `take_shard`, on the CPU; all peers on the `model` axis must call it together."""
+    """Undo `take_shard`: return copies on the CPU; all peers on the `model` axis must call it together."""
     split = _split_parameters(network, layout)
     return {
-        name: (_stack(tensor.detach(), layout) if name in split and tensor.dim() else tensor.detach()).cpu()
+        name: (_stack(tensor.detach(), layout) if name in split and tensor.dim() else tensor.detach()).to(
+            "cpu", copy=True
+        )
         for name, tensor in shard.items()
     }
 

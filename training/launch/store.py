@@ -1,0 +1,172 @@
+"""The checkpoints of a run in its storage: one folder per checkpoint in STORAGE/RUN_ID, on a disk or in a bucket.
+
+Ray Train's own record of checkpoints is not used: it is rewritten in place, and a run whose record is cut off, or names
+a folder that is gone, cannot be continued.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+import sys
+import tempfile
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from pyarrow.fs import FileSelector, FileSystem, FileType, LocalFileSystem, copy_files
+
+from atomic_files import flush
+from errors import InputError
+from training.checkpoint import PAGE, Snapshot, read_checkpoint, read_description, write_checkpoint
+
+_NAME = re.compile(r"step-(\d{8,})")
+_PARTIAL = ".partial-"
+
+
+class CheckpointStore:
+    """The checkpoints of one run, named by their steps; only complete ones are listed."""
+
+    def __init__(self, storage: str, run_id: str) -> None:
+        is_uri = "://" in storage
+        self._filesystem, path = FileSystem.from_uri(storage) if is_uri else (LocalFileSystem(), storage)
+        self._folder = f"{path.rstrip('/')}/{run_id}"
+        self._root = f"{storage.rstrip('/')}/{run_id}"
+        self._is_local = isinstance(self._filesystem, LocalFileSystem)
+
+    def location(self, step: int) -> str:
+        """Return the path or URI of the checkpoint of a step."""
+        return f"{self._root}/{_name(step)}"
+
+    def steps(self) -> list[int]:
+        """Return the steps of the checkpoints, ascending."""
+        found = self._filesystem.get_file_info(FileSelector(self._folder, allow_not_found=True))
+        names = [_NAME.fullmatch(info.base_name) for info in found if info.type == FileType.Directory]
+        return sorted(int(name[1]) for name in names if name and self._has_page(int(name[1])))
+
+    @contextmanager
+    def fetch(self, step: int) -> Iterator[Path]:
+        """Lend a local folder that holds the checkpoint of a step."""
+        if self._is_local:
+            yield Path(self._path(step))
+            return
+        with tempfile.TemporaryDirectory() as folder:
+            copy_files(self._path(step), folder, self._filesystem)
+            yield Path(folder)
+
+    def newest(self) -> int | None:
+        """Return the step of the newest intact checkpoint; name on stderr those that are damaged."""
+        for step in reversed(self.steps()):
+            with self.fetch(step) as folder:
+                try:
+                    read_checkpoint(folder)
+                    return step
+                except InputError as error:
+                    print(f"warning: {error}; the checkpoint before it is used", file=sys.stderr, flush=True)
+        return None
+
+    def best(self) -> int | None:
+        """Return the step of the checkpoint with the highest `val/top1`; None if no epoch was completed."""
+        top1 = {step: self._top1(step) for step in self.steps()}
+        return max((step for step in top1 if top1[step] is not None), key=lambda step: (top1[step], step), default=None)
+
+    def write(self, snapshot: Snapshot, keep: int) -> None:
+        """Write a checkpoint, then remove all but the best one and the last `keep`.
+
+        Raises:
+            OSError: it cannot be written; the earlier ones are untouched.
+        """
+        step = snapshot.description.step
+        if self._is_local:
+            self._write_local(snapshot, Path(self._path(step)))
+        else:
+            with tempfile.TemporaryDirectory() as folder:
+                write_checkpoint(Path(folder), snapshot)
+                self._upload(Path(folder), self._path(step))
+        kept = {*self.steps()[-keep:], self.best()}
+        for old in self.steps():
+            if old not in kept:
+                self._filesystem.delete_dir(self._path(old))
+
+    def _write_local(self, snapshot: Snapshot, target: Path) -> None:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        for left in target.parent.glob(f"{_PARTIAL}*"):  # by a process that was killed: only one writes at a time
+            shutil.rmtree(left, ignore_errors=True)
+        partial = Path(tempfile.mkdtemp(prefix=_PARTIAL, dir=target.parent))
+        try:
+            write_checkpoint(partial, snapshot)
+            shutil.rmtree(target, ignore_errors=True)  # of the same step, damaged or about to be replaced
+            partial.replace(target)
+            flush(target.parent)
+        except BaseException:
+            shutil.rmtree(partial, ignore_errors=True)
+            raise
+
+    def _upload(self, folder: Path, target: str) -> None:
+        self._filesystem.create_dir(target)
+        # The description comes last: a folder without it is no checkpoint.
+        for file in sorted(folder.iterdir(), key=lambda file: file.name == PAGE):
+            copy_files(str(file), f"{target}/{file.name}", destination_filesystem=self._filesystem)
+
+    def _top1(self, step: int) -> float | None:
+        with tempfile.TemporaryDirectory() as folder:
+            copy_files(f"{self._path(step)}/{PAGE}", f"{folder}/{PAGE}", self._filesystem)
+            try:
+                return read_description(Path(folder)).metrics.get("val/top1")
+            except InputError:  # damaged
+                return None
+
+    def _has_page(self, step: int) -> bool:
+        return self._filesystem.get_file_info(f"{self._path(step)}/{PAGE}").type == FileType.File
+
+    def _path(self, step: int) -> str:
+        return f"{self._folder}/{_name(step)}"
+
+
+class BackgroundWriter:
+    """Writes checkpoints in a thread, one at a time; a failure costs the checkpoint, not the training.
+
+    In the thread, `prepare` is called before each is written, and `record` afterwards with the locations of the last
+    and the best one.
+    """
+
+    def __init__(
+        self,
+        store: CheckpointStore,
+        keep: int,
+        prepare: Callable[[], object],
+        record: Callable[[str, str | None], None],
+    ) -> None:
+        self._store, self._keep, self._prepare, self._record = store, keep, prepare, record
+        self._thread: threading.Thread | None = None
+        self._error: OSError | None = None
+
+    def write(self, snapshot: Snapshot) -> None:
+        """Begin to write; wait first for the checkpoint before."""
+        self.wait()
+        self._thread = threading.Thread(target=self._run, args=(snapshot,), name="checkpoint")
+        self._thread.start()
+
+    def wait(self) -> OSError | None:
+        """Wait for the checkpoint that is being written; return the error if it failed."""
+        if self._thread is not None:
+            self._thread.join()
+        return self._error
+
+    def _run(self, snapshot: Snapshot) -> None:
+        self._error = None
+        step = snapshot.description.step
+        self._prepare()
+        try:
+            self._store.write(snapshot, self._keep)
+        except OSError as error:
+            self._error = error
+            print(f"warning: no checkpoint of step {step}: {error}; the training goes on", file=sys.stderr, flush=True)
+            return
+        best = self._store.best()
+        self._record(self._store.location(step), None if best is None else self._store.location(best))
+
+
+def _name(step: int) -> str:
+    return f"step-{step:08d}"
