@@ -4,7 +4,7 @@ In one run, taking turns: a bare loop in eager float32 with contiguous tensors; 
 project's step with all of them; and `torchvision.models.alexnet` in the bare loop. Also the matrix ceiling: one
 large product in the same precision (float32 on a GPU: with TF32, as cuDNN's convolutions have it), at its best turn.
 The operations of a step are three times those of the forward pass's convolutions and fully connected layers, less the
-gradient of the images, which nobody takes; LRN, pooling and the optimiser are not counted.
+gradient of the images, which nobody takes; LRN, pooling and the optimizer are not counted.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ class Kind:
     fused: bool = False
     compile: Literal["off", "on", "graphs"] = "off"
     own: bool = False
-    """By `training.loop.step` with the optimiser of `training.optim.optimizer`, not in the bare loop."""
+    """By `training.loop.step` with the optimizer of `training.optim.optimizer`, not in the bare loop."""
     torchvision: bool = False
     """With torchvision's network."""
 

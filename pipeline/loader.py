@@ -33,22 +33,22 @@ BatchStream = DaliStream | CachedBatchStream
 class Loader:
     """Batches of one rank: `for images, labels in loader` is one epoch, and each `iter()` the next one.
 
-    In training, each epoch visits the samples in an order of its own; those beyond the last whole global batch
+    In training, each epoch visits the samples in an order of its own; those beyond the last complete global batch
     (fewer than batch_size * world_size) are left out of that epoch. Global batch b is the same whatever the number
     of ranks, as long as batch_size * world_size is: rank r takes its r-th part. In evaluation, rank r takes samples
-    [floor(r n / world_size), floor((r + 1) n / world_size)) in the order of the shards, each once, the last batch as
-    small as it gets: a rank may have fewer batches than another, or none.
+    [floor(r n / world_size), floor((r + 1) n / world_size)) in the order of the shards, each once; the last batch may
+    be smaller, and a rank may have fewer batches than another, or none.
 
     With a cache each rank keeps a fixed part of the training samples, drawn from the seed, and goes through it by a
     permutation of (seed, epoch) from the first epoch on: with one rank a true permutation of all. The parts differ by
-    one sample at most, and each epoch leaves out others. What is in a global batch then depends on the number of ranks.
-    A sample is decoded when it is first needed; once all of a part are, nothing is read any more.
+    one sample at most, and each epoch leaves out different samples. The content of a global batch then depends on the
+    number of ranks. A sample is decoded when it is first needed; once all samples of the part are decoded, nothing more
+    is read.
 
     images: float32 N,3,H,W (N,10,3,H,W with ten crops), labels: int64 N, both on the device. They belong to the
-    caller: later batches do not overwrite them. With a cache, on the CPU, the memory of a batch that the caller holds
-    no tensor of any more (nor a view, nor a numpy array of it) is used again for a later one; what is held is never
-    touched. `iter()` in the middle of an epoch gives up the rest of it. The first batches of the next training epoch
-    are decoded while the last ones of this are used.
+    caller: later batches do not overwrite them. On the CPU, a cache reuses a batch's memory once nothing refers to it:
+    no tensor, view or numpy array. `iter()` in the middle of an epoch abandons the rest of it. The first batches of the
+    next training epoch are decoded while the last ones of this epoch are used.
 
     With `on_error="skip"` a sample that cannot be read or decoded is left out: its batch is that much smaller, all
     others are what they would have been, in order, content and number. It is counted in `skipped` each time and named
@@ -92,7 +92,7 @@ class Loader:
 
     @property
     def skipped(self) -> int:
-        """Count the samples that were left out of the batches given out so far by this loader."""
+        """Number of samples left out so far, in the batches that this loader has given out."""
         return self._stream.skipped
 
     def example(self, index: int) -> StoredSample:
@@ -143,19 +143,19 @@ class Loader:
         self._move(state["epoch"], state["batch"])
 
     def close(self) -> None:
-        """Let go of the threads, the files and the decoded batches; a closed loader gives no more batches."""
+        """Release the threads, the files and the decoded batches; a closed loader gives no more batches."""
         self._closed = True
         self._iteration = None
         self._stream.close()
         self._samples.close()
 
     def __del__(self) -> None:
-        """Do the same when the loader is forgotten."""
+        """Close the loader when it is garbage-collected."""
         if hasattr(self, "_stream"):
             self.close()
 
     def _identity(self, epoch: int) -> dict[str, Any]:
-        """Return what decides the content of the batches of one epoch."""
+        """Return the settings that determine the content of the batches of one epoch."""
         augmentation = None if self._augmentation is None else asdict(self._augmentation.at(epoch))
         return {**self._common_identity, "augmentation": augmentation}
 
@@ -169,7 +169,7 @@ class Loader:
     def _rest_of_epoch(self, iteration: object) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         while self._batch < self._batches:
             if iteration is not self._iteration:
-                raise RuntimeError("this epoch was given up: the loader was closed or iterated again")
+                raise RuntimeError("this epoch was abandoned: the loader was closed or iterated again")
             images, labels = self._stream.next()
             self._batch += 1
             yield images, labels
@@ -210,7 +210,7 @@ def make_loader(
         crop: side of the images handed out, in pixels; None is 7/8 of the short side.
         seed: of order, crops, flips and lighting; not negative.
         mode: `train` or `eval`; None is `train` for the split of that name and `eval` elsewhere.
-        augmentation: what training does to an image, None for what the paper did; evaluation has none.
+        augmentation: augmentation of training; default: the paper's; not allowed in evaluation.
         crops: 1 for the centre; 10, in evaluation, for the four corners and the centre of the central square, then
             those of its mirror image, in the order of torchvision's TenCrop.
         units: `grey` gives 0-255 minus the mean; `unit`, (x - mean) / 255; `unit-std`, (x - mean) / standard deviation
@@ -226,12 +226,12 @@ def make_loader(
             is decoded twice. In training that is the central square as YCbCr 4:2:0 (1.5 bytes a pixel), the batches
             differ from those without by at most 4 grey levels for an image on average, and so does their order; in
             evaluation it is the pixels themselves.
-        num_threads: cores that decode (a cache's batches are made by torch's own threads); None is all that this
-            process may use. The batches do not depend on it.
+        num_threads: CPU threads for decoding; default: all cores of this process. The batches do not depend on it.
+            (torch's own threads make the batches of a cache.)
 
     Raises:
-        InputError: the folder is not a whole data set, an argument has no valid value, or the cache does not fit into
-            memory or with the augmentation; the text says which.
+        InputError: the folder is not a complete data set, an argument has no valid value, or the cache does not fit
+            into memory or with the augmentation; the text says which.
     """
     manifest = read_manifest(data)
     samples = Samples(data, manifest, split)
@@ -278,8 +278,8 @@ def _open_stream(
     samples: Samples, view: ViewSpec, plan: RankPlan, kind: CacheKind, decoder: Decoder, *, skip: bool
 ) -> BatchStream:
     if kind == "none":
-        source = ReadAhead(samples, plan, endless=lambda: plan.endless, skip=skip)
+        source = ReadAhead(samples, plan, read_across_epochs=lambda: plan.read_across_epochs, skip=skip)
         return DaliStream(source, plan.graph, decoder)
-    where = decoder.device if kind == "device" else torch.device("cpu")
-    cache = Cache(plan.members, len(samples), plan.pixel_format, where)
+    cache_device = decoder.device if kind == "device" else torch.device("cpu")
+    cache = Cache(plan.cached_samples, len(samples), plan.pixel_format, cache_device)
     return CachedBatchStream(cache, samples, plan, view, decoder, skip=skip)

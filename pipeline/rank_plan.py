@@ -24,14 +24,15 @@ class RankPlan:
     epoch_plan: Callable[[int], EpochPlan]
     """The plan of an epoch by its number."""
     order: Literal["shards", "permutation", "stored"]
-    """Shuffled within groups of shards, permuted as one, or as stored: part of what a loader's state must match."""
-    endless: bool
+    """Shuffled within groups of shards, one permutation of all samples (of each rank's part, with several ranks), or as
+    stored: part of what a loader's state must match."""
+    read_across_epochs: bool
     """Read the next epoch's first samples while the last batches of this one are decoded."""
     graph: Graph
     """Makes batches without a cache."""
     pixel_format: PixelFormat
     """Format in which a cache keeps the central window of an image."""
-    members: np.ndarray
+    cached_samples: np.ndarray
     """The samples that a cache keeps, int64, ascending; none without a cache."""
 
 
@@ -57,7 +58,7 @@ def make_rank_plan(
         decode      TrainGraph: crop, flip, colours        EvalGraph: views, colours         graphs
         or cache    SquareGraph once, kept as YCbCr420,    SquareGraph once, kept as Rgb888, cache
                     then CropFlipNormalize                 then CropFlipNormalize
-        mix         (mixup would be here)                                                    loader.Loader
+        mix         none yet; mixup would go here                                            loader.Loader
 
     A new stage takes its random numbers from the sampler, as a function of (seed, epoch, position): the peers of a
     tower must see the same batch, and numbers that are drawn in each worker would differ between them.
@@ -68,9 +69,8 @@ def make_rank_plan(
     samples = sum(shard_samples)
     if augmentation is not None:
         if cached:
-            reason = "with a cache it keeps only the central squares of the images"
-            augmentation.require(reason, crop_region="central-square")
-            augmentation.require("with a cache its pass does not resize", crop_size="fixed")
+            augmentation.require("the cache keeps only the central squares", crop_region="central-square")
+            augmentation.require("the cache does not resize crops", crop_size="fixed")
         rank_slice = RankSlice.of_training(samples, batch_size, rank, world_size)
         partition = Partition(samples, batch_size, world_size, seed) if cached else None
         sampler = AugmentSampler(shard_samples, seed, batch_size * world_size, view, augmentation, partition)
@@ -78,10 +78,10 @@ def make_rank_plan(
             rank_slice=rank_slice,
             epoch_plan=lru_cache(maxsize=2)(sampler),  # the decoding and the pass of a cache ask for the same epoch
             order="permutation" if partition else "shards",
-            endless=True,
+            read_across_epochs=True,
             graph=TrainGraph(view, resized=augmentation.crop_size == "random"),
             pixel_format=YCbCr420(view.short_side),
-            members=partition.members(rank) if partition else np.arange(0),
+            cached_samples=partition.members(rank) if partition else np.arange(0),
         )
     rank_slice = RankSlice.of_evaluation(samples, batch_size, rank, world_size)
     plan = eval_epoch_plan(samples, view)
@@ -89,8 +89,8 @@ def make_rank_plan(
         rank_slice=rank_slice,
         epoch_plan=lambda _epoch: plan,
         order="stored",
-        endless=False,
+        read_across_epochs=False,
         graph=EvalGraph(view, view.eval_window),
         pixel_format=Rgb888(view.eval_window),
-        members=np.arange(rank_slice.first, rank_slice.end) if cached else np.arange(0),
+        cached_samples=np.arange(rank_slice.first, rank_slice.end) if cached else np.arange(0),
     )

@@ -145,12 +145,12 @@ class RankSlice:
                 f"{samples} training samples are too few for one batch of {batch_size} on each of {world_size} ranks "
                 f"({batch_size * world_size}): choose a smaller batch size"
             )
-        whole = batch_size * world_size
-        return cls(rank * batch_size, whole, samples // whole * whole, batch_size)
+        global_batch = batch_size * world_size
+        return cls(rank * batch_size, global_batch, samples // global_batch * global_batch, batch_size)
 
     @classmethod
     def of_evaluation(cls, samples: int, batch_size: int, rank: int, world_size: int) -> RankSlice:
-        """Give rank r the samples [floor(r n / w), floor((r + 1) n / w)), the last batch as small as it gets.
+        """Give rank r the samples [floor(r n / w), floor((r + 1) n / w)), whose last batch may be smaller.
 
         Raises:
             InputError: rank and world_size are not ones.

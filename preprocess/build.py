@@ -22,7 +22,7 @@ from preprocess.images.transform import CHROMA, RESAMPLE
 from preprocess.manifest import MEAN_IMAGE_NAME, SCHEMA, Manifest, Rejection, Shard, Split, write_manifest
 from preprocess.plan import BuildOptions, Plan, PlannedShard, make_plan
 from preprocess.run.pool import REASONS_SHOWN, Counts
-from preprocess.run.progress import Progress, run_with_progress
+from preprocess.run.progress import BuildProgress, run_with_progress
 from preprocess.run.shard_task import ShardTask, build_shard, still_rejected
 from preprocess.shards import label_width
 from preprocess.sources.catalogue import SPLITS, Catalogue, printable
@@ -42,7 +42,7 @@ class Outcome:
     built: int
     """Number of shards that this run has built."""
     counts: Counts
-    """The images that they were built from."""
+    """Counts of the images processed in this run."""
     nothing_to_do: bool = False
     """True if the folder was complete and intact."""
 
@@ -91,17 +91,17 @@ def _prepare_images(plan: Plan, build_state: BuildState) -> RawFiles:
     if plan.source is None:
         shutil.rmtree(build_state.drawn, ignore_errors=True)  # of a build that was killed: some may be half-written
         draw = partial(sample.draw, build_state.drawn, options.seed)
-        run_with_progress(draw, sample.draw_tasks(options.seed), options, Progress("drawing", plan.images))
+        run_with_progress(draw, sample.draw_tasks(options.seed), options, BuildProgress("drawing", plan.images))
         return RawFiles(build_state.drawn, build_state.scratch)
     raw = RawFiles(plan.source.root, build_state.scratch)
     if plan.source.containers:
-        progress = Progress("unpacking", sum(container.rows for container in plan.source.containers))
+        progress = BuildProgress("unpacking", sum(container.rows for container in plan.source.containers))
         run_with_progress(raw.unpack, plan.source.containers, options, progress)
     return raw
 
 
 def _kept_shards(plan: Plan, existing: OutputState, build_state: BuildState, raw: RawFiles) -> dict[str, ShardRecord]:
-    """Return the shards that an earlier run has finished, by stem; remove all else that it left."""
+    """Return the shards that an earlier run has finished, by stem; remove its other files."""
     build_state.discard(existing.broken)
     kept = build_state.finished(plan.shards)
     stale = set() if plan.source is None else changed_shards(plan.shards, kept, raw, plan.options.output)
@@ -124,14 +124,14 @@ def _build_shards(
     ]
     before = [entry for record in kept.values() for entry in record.rejected]
 
-    def watch(counts: Counts) -> None:
+    def check_counts(counts: Counts) -> None:
         check_rejected(plan, len(before) + counts.rejected, [*(entry.describe() for entry in before), *counts.reasons])
 
     if pending:
         color_sums.warn_if_slow()
     done = sum(len(shard.images) for shard in plan.shards if shard.stem in kept)
-    progress = Progress("building", done + sum(len(shard.images) for shard in pending), before=done)
-    run_with_progress(build_shard, tasks, options, progress, watch)
+    progress = BuildProgress("building", done + sum(len(shard.images) for shard in pending), before=done)
+    run_with_progress(build_shard, tasks, options, progress, check_counts)
     return progress.counts
 
 
@@ -175,11 +175,11 @@ def check_rejected(plan: Plan, rejected: int, reasons: Iterable[str]) -> None:
 
     The number only grows during a build, so the result depends only on the last call.
     """
-    part, allowed = rejected / plan.images, plan.options.max_rejected
-    if part > allowed:
+    fraction, allowed = rejected / plan.images, plan.options.max_rejected
+    if fraction > allowed:
         first = "; ".join(islice(reasons, REASONS_SHOWN))
         raise InputError(
-            f"--max-rejected is {allowed:g}: {rejected} of {plan.images} images are rejected, {part:.2%}; "
+            f"--max-rejected is {allowed:g}: {rejected} of {plan.images} images are rejected, {fraction:.2%}; "
             f"repair the source, or use a larger value; e.g. {first}"
         )
 
@@ -188,8 +188,8 @@ def check_readable(catalogue: Catalogue, rejected: Sequence[Rejection]) -> None:
     """Raise `InputError` for a class without a readable image in the train split."""
     reasons = {entry.source: entry.reason for entry in rejected}
     train = catalogue.split("train")
-    readable = {image.label for image in train if printable(image.source) not in reasons}
+    readable = {image.label for image in train if printable(image.canonical_name) not in reasons}
     for label, entry in enumerate(catalogue.classes):
         if label not in readable:
-            first = next(printable(image.source) for image in train if image.label == label)
+            first = next(printable(image.canonical_name) for image in train if image.label == label)
             raise InputError(f"class {entry.id!r} has no readable image, e.g. {first}: {reasons[first]}")

@@ -1,6 +1,6 @@
 """The plan of a build: the sample and the shard of each image, made before anything is read or written.
 
-It depends only on the sources' names, the options and the seed. The same plan over the same files gives the same bytes.
+It depends only on the images' names, the options and the seed. The same plan over the same files gives the same bytes.
 """
 
 from __future__ import annotations
@@ -133,11 +133,11 @@ def make_plan(options: BuildOptions) -> Plan:
 def divide(catalogue: Catalogue, seed: int, shard_samples: int) -> tuple[PlannedShard, ...]:
     """Shuffle each split by the seed, cut it into shards of even size and at most `shard_samples` images."""
     images = catalogue.images
-    keys = sample_keys([image.source for image in images])
+    keys = sample_keys([image.canonical_name for image in images])
     shards = []
     for split in SPLITS:
         order = [number for number, image in enumerate(images) if image.split == split]
-        order.sort(key=lambda number: shuffle_key("order", seed, images[number].source))
+        order.sort(key=lambda number: shuffle_key("order", seed, images[number].canonical_name))
         for number, part in enumerate(_even_parts(order, shard_samples)):
             chosen = tuple(images[index] for index in part), tuple(keys[index] for index in part)
             shards.append(PlannedShard(shard_stem(split, number), split, *chosen))

@@ -35,11 +35,11 @@ Point = tuple[float, float]
 
 def catalogue() -> Catalogue:
     """Return the sample's files as they would be found in a folder; a seed changes only their content."""
-    found = ((source.split("/")[0], source.split("/")[1], source, FileRef(source)) for source in _sources())
+    found = ((path.split("/")[0], path.split("/")[1], path, FileRef(path)) for path in _paths())
     return Catalogue.of({name: name for name in FIGURES}, found)
 
 
-def _sources() -> list[str]:
+def _paths() -> list[str]:
     return [
         f"{split}/{name}/{name}_{number:04d}.JPEG"
         for split, count in _PER_CLASS.items()
@@ -49,38 +49,38 @@ def _sources() -> list[str]:
 
 
 def draw_tasks(seed: int) -> list[dict[str, str | None]]:
-    """Divide the files into tasks; each maps sources to their fault, as for `draw_file`."""
-    sources = _sources()
-    broken = dict(zip(sorted(sources, key=lambda source: shuffle_key("broken", seed, source)), _BROKEN, strict=False))
-    parts = (sources[at : at + _FILES_PER_TASK] for at in range(0, len(sources), _FILES_PER_TASK))
-    return [{source: broken.get(source) for source in part} for part in parts]
+    """Divide the files into tasks; each maps paths to their fault, as for `draw_file`."""
+    paths = _paths()
+    broken = dict(zip(sorted(paths, key=lambda path: shuffle_key("broken", seed, path)), _BROKEN, strict=False))
+    parts = (paths[at : at + _FILES_PER_TASK] for at in range(0, len(paths), _FILES_PER_TASK))
+    return [{path: broken.get(path) for path in part} for part in parts]
 
 
 def draw(folder: Path, seed: int, task: Mapping[str, str | None], tally: Tally) -> None:
     """Draw the files of one task into `folder`."""
-    for source, broken in task.items():
-        data = draw_file(seed, source, broken)
-        path = folder / source
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(data)
+    for path, broken in task.items():
+        data = draw_file(seed, path, broken)
+        file = folder / path
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(data)
         tally.count(size=len(data))
 
 
-def draw_file(seed: int, source: str, broken: str | None = None) -> bytes:
+def draw_file(seed: int, path: str, broken: str | None = None) -> bytes:
     """Return the bytes of one raw file; its class is the name of its folder.
 
     Args:
-        seed: with the source, decides everything.
-        source: path in the sample, `<split>/<class>/<file>`.
+        seed: with the path, determines the bytes.
+        path: in the sample, `<split>/<class>/<file>`.
         broken: None, `truncated`, `empty` or `text`.
     """
     if broken == "empty":
         return b""
     if broken == "text":
         return b"<html><body>404: this image has moved</body></html>\n"
-    key = shuffle_key("draw", seed, source)
+    key = shuffle_key("draw", seed, path)
     rng = random.Random(key)
-    picture = _draw_picture(source.split("/")[1], rng, np.random.default_rng(int.from_bytes(key, "big")))
+    picture = _draw_picture(path.split("/")[1], rng, np.random.default_rng(int.from_bytes(key, "big")))
     data = _encode(picture, rng)
     return data[: len(data) // 2] if broken == "truncated" else data
 

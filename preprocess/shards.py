@@ -38,28 +38,28 @@ def label_width(num_classes: int) -> int:
     return len(str(num_classes - 1))
 
 
-def sample_keys(sources: Sequence[str]) -> list[str]:
-    """Return one key for each of these different source paths, unique among them, in their order.
+def sample_keys(canonical_names: Sequence[str]) -> list[str]:
+    """Return one key for each of these different canonical names, unique among them, in their order.
 
-    A key is the source's relative path without its ending, percent-encoded so that it holds ASCII but no dot, no
-    space and no control character: `urllib.parse.unquote` leads back to the file. WebDataset and DALI take
-    everything after the first dot for the ending, hence no dots. Sources that differ only in the ending keep it
-    (`a%2Ejpg` and `a%2Epng`). A key over `MAX_KEY_BYTES` is cut and ends in a digest of the complete path.
+    A key is the canonical name without its ending, percent-encoded so that it holds ASCII but no dot, no space and no
+    control character: `urllib.parse.unquote` leads back to the file. WebDataset and DALI take everything after the
+    first dot for the ending, hence no dots. Names that differ only in the ending keep it (`a%2Ejpg` and `a%2Epng`).
+    A key over `MAX_KEY_BYTES` is cut and ends in a digest of the complete name.
     """
-    keys = [_key(posixpath.splitext(source)[0], source) for source in sources]
+    keys = [_key(posixpath.splitext(name)[0], name) for name in canonical_names]
     while True:
         count = Counter(keys)
         if len(count) == len(keys):
             return keys
-        keys = [key if count[key] == 1 else _key(source, source) for key, source in zip(keys, sources, strict=True)]
+        keys = [key if count[key] == 1 else _key(name, name) for key, name in zip(keys, canonical_names, strict=True)]
 
 
-def _key(text: str, source: str) -> str:
+def _key(text: str, canonical_name: str) -> str:
     # Undecodable bytes of a file name are surrogates in a str; fsencode gives the bytes back.
     key = quote(os.fsencode(text), safe="/").replace(".", "%2E")
     if len(key) <= MAX_KEY_BYTES:
         return key
-    digest = hashlib.sha256(os.fsencode(source)).hexdigest()[:_KEY_DIGEST_CHARACTERS]
+    digest = hashlib.sha256(os.fsencode(canonical_name)).hexdigest()[:_KEY_DIGEST_CHARACTERS]
     head = key[: MAX_KEY_BYTES - 1 - len(digest)]
     return f"{re.sub(r'%[0-9A-F]?$', '', head)}~{digest}"
 

@@ -14,7 +14,7 @@ from PIL import Image
 from preprocess.manifest import MANIFEST_NAME, Manifest, Shard, parse_manifest
 from preprocess.plan import BuildOptions
 from preprocess.run.pool import Tally
-from preprocess.run.progress import Progress, run_with_progress
+from preprocess.run.progress import BuildProgress, run_with_progress
 from preprocess.shards import index_of, label_width
 
 
@@ -67,7 +67,7 @@ def check_shards(
     shards = list(manifest.shards())
     side, classes = manifest.short_side, len(manifest.classes)
     tasks = [ShardCheck(options.output, shard, side, classes, deep) for shard in shards]
-    progress = Progress(what, sum(shard.samples for shard in shards), bad="broken")
+    progress = BuildProgress(what, sum(shard.samples for shard in shards), bad="broken")
     found = run_with_progress(check_shard, tasks, options, progress)
     return {shard.tar: faults for shard, faults in zip(shards, found, strict=True)}
 

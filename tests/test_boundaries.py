@@ -1,4 +1,6 @@
-"""Imports run against the data: training -> pipeline -> preprocess.manifest; libraries stay in their folders.
+"""Imports go in the opposite direction to the data: training -> pipeline -> preprocess.manifest.
+
+Each library is imported only in the folders that it is for.
 
 Read from the source, so that an import inside a function counts; and tried out, for what is imported indirectly.
 """

@@ -88,7 +88,7 @@ def alexnet_paper() -> Config:
 
 
 def alexnet_2012() -> Config:
-    """Run 145, a log book of the code released in 2012: the network of the paper's single-model numbers, 91 epochs.
+    """Run 145 of the log book released with the code of 2012: the paper's single-model network, 91 epochs.
 
     python -m training.run alexnet-2012 --data /data/imagenet-shards --parallel.data 1 --parallel.model 2
 

@@ -25,7 +25,7 @@ class Cache:
     """Squares and labels of the samples of one rank, empty at first.
 
     Args:
-        members: the samples that it is for, int64, ascending.
+        cached_samples: the samples that it keeps, int64, ascending.
         samples: number of samples in the split.
         pixel_format: of the squares.
         device: of the squares.
@@ -34,17 +34,19 @@ class Cache:
         InputError: it does not fit into the memory that is available.
     """
 
-    def __init__(self, members: np.ndarray, samples: int, pixel_format: PixelFormat, device: torch.device) -> None:
+    def __init__(
+        self, cached_samples: np.ndarray, samples: int, pixel_format: PixelFormat, device: torch.device
+    ) -> None:
         self.pixel_format = pixel_format
         self._numbers = np.full(samples, -1)
-        self._numbers[members] = np.arange(len(members))
-        self._labels = np.empty(len(members), np.int64)
+        self._numbers[cached_samples] = np.arange(len(cached_samples))
+        self._labels = np.empty(len(cached_samples), np.int64)
         self.held = np.ones(samples, bool)
-        """For each sample whether there is nothing to do: it is here, or not one of the members."""
-        self.held[members] = False
-        self._check_fits(len(members), device)
+        """For each sample whether there is nothing to do: it is here, or not one of `cached_samples`."""
+        self.held[cached_samples] = False
+        self._check_fits(len(cached_samples), device)
         # Not touched until it is filled: the kernel gives memory page by page.
-        self._rows = torch.empty((len(members), pixel_format.bytes), dtype=torch.uint8, device=device)
+        self._rows = torch.empty((len(cached_samples), pixel_format.bytes), dtype=torch.uint8, device=device)
         if device.type == "cpu":
             _KEPT.add(self)
 
@@ -81,8 +83,8 @@ class Cache:
         _KEPT.discard(self)
         self._rows = torch.empty(0)
 
-    def _check_fits(self, members: int, device: torch.device) -> None:
-        available, needed, others = available_bytes(device), members * self.pixel_format.bytes, 0
+    def _check_fits(self, images: int, device: torch.device) -> None:
+        available, needed, others = available_bytes(device), images * self.pixel_format.bytes, 0
         if device.type == "cpu":
             # Memory that is promised but not taken yet: of the other caches of this process, and of the other processes
             # of this training on this machine, as torchrun and Ray Train count them.
@@ -91,7 +93,7 @@ class Cache:
         if needed + others > available:
             reserved = f" in addition to {_gb(others)} of other caches on this machine" if others else ""
             raise InputError(
-                f"cache needs {_gb(needed)} for {members} images of {self.pixel_format.bytes} bytes{reserved}: only "
+                f"cache needs {_gb(needed)} for {images} images of {self.pixel_format.bytes} bytes{reserved}: only "
                 f"{_gb(available)} of memory are free on {device}; use --cache none, or more ranks, each of which "
                 "keeps a part"
             )

@@ -1,4 +1,4 @@
-"""Batches from a cache, which is filled on the way."""
+"""Batches from a cache, which is filled as batches are requested."""
 
 from __future__ import annotations
 
@@ -34,21 +34,27 @@ class CachedBatchStream:
         self._kernel = CropFlipNormalize(
             cache.pixel_format, self._batch_size * view.crops, view.crop, view.mean_crop, self._device
         )
-        self._asked = cache.held.copy()
-        self._source = ReadAhead(samples, plan, endless=lambda: not self._asked.all(), wanted=self._missing, skip=skip)
+        self._requested = cache.held.copy()
+        self._source = ReadAhead(
+            samples,
+            plan,
+            read_across_epochs=lambda: not self._requested.all(),
+            wanted=self._missing,
+            skip=skip,
+        )
         self._decoding: DaliStream | None = DaliStream(
             self._source, SquareGraph(view, cache.pixel_format.side), decoder
         )
-        self._coming: tuple[int, int] | None = None
+        self._next_position: tuple[int, int] | None = None
         self.skipped = 0
         """Samples left out of the batches that were given out."""
 
-    def seek(self, epoch: int, number: int) -> None:
-        """Go on with this batch; costs nothing where it comes next anyway."""
-        if (epoch, number) != self._coming:
+    def seek(self, epoch: int, batch: int) -> None:
+        """Move to this batch; does nothing if it is the next one."""
+        if (epoch, batch) != self._next_position:
             if self._decoding is not None:
-                self._decoding.restart(epoch, number)
-            self._coming = epoch, number
+                self._decoding.restart(epoch, batch)
+            self._next_position = epoch, batch
 
     def next(self) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the next images and labels.
@@ -56,49 +62,49 @@ class CachedBatchStream:
         Raises:
             SampleError: a sample cannot be read or decoded; where they are left out, only if its batch has no other.
         """
-        assert self._coming is not None
-        (epoch, number), self._coming = self._coming, None
-        epoch_plan, positions = self._plan.epoch_plan(epoch), self._plan.rank_slice.positions(number)
+        assert self._next_position is not None
+        (epoch, batch), self._next_position = self._next_position, None
+        epoch_plan, positions = self._plan.epoch_plan(epoch), self._plan.rank_slice.positions(batch)
         indices = epoch_plan.order[positions]
-        kept = self._fill(indices, epoch, number)
+        available = self._fill(indices, epoch, batch)
         sizes = np.full((len(indices), 2), self._cache.pixel_format.side, np.int32)
         params = epoch_plan.params(positions, sizes)
-        params = AugmentParams(*(values[np.repeat(kept, self._crops)] for values in params))
-        indices = indices[kept]
-        rows, numbers = self._cache.rows(indices, self._batch_size, self._device)
-        images = self._kernel(rows, np.repeat(numbers, self._crops), params)
+        params = AugmentParams(*(values[np.repeat(available, self._crops)] for values in params))
+        indices = indices[available]
+        rows, row_numbers = self._cache.rows(indices, self._batch_size, self._device)
+        images = self._kernel(rows, np.repeat(row_numbers, self._crops), params)
         if self._crops > 1:
             images = images.unflatten(0, (-1, self._crops))
-        self.skipped += int((~kept).sum())
-        self._coming = (epoch, number + 1) if number + 1 < len(self._plan.rank_slice) else (epoch + 1, 0)
+        self.skipped += int((~available).sum())
+        self._next_position = (epoch, batch + 1) if batch + 1 < len(self._plan.rank_slice) else (epoch + 1, 0)
         return images, to_device(self._cache.labels(indices), self._device)
 
     def close(self) -> None:
-        """Let go of the threads and of the cache."""
+        """Release the threads and the cache."""
         self._stop_decoding()
         self._cache.close()
 
-    def _fill(self, indices: np.ndarray, epoch: int, number: int) -> np.ndarray:
-        """Decode until the cache holds the samples of a batch, bar those left out; return which of them it holds."""
+    def _fill(self, indices: np.ndarray, epoch: int, batch: int) -> np.ndarray:
+        """Decode until the cache holds the samples of a batch, except those left out; return which of them it holds."""
         held, left_out = self._cache.held, self._source.left_out
         while not all(index in left_out for index in indices[~held[indices]].tolist()):
             assert self._decoding is not None
             try:
-                images, batch = self._decoding.decoded()
+                images, decoded = self._decoding.decoded()
             except SampleError as error:
                 if not self._source.skip:
                     raise
                 # It was the last one to decode of its batch, of which the cache may hold others.
                 self._source.leave_out(error)
-                self._decoding.restart(epoch, number)
+                self._decoding.restart(epoch, batch)
             else:
-                self._cache.put(batch.indices, images, batch.files.labels)
-        kept = held[indices]
-        if not kept.any():
+                self._cache.put(decoded.indices, images, decoded.files.labels)
+        available = held[indices]
+        if not available.any():
             raise left_out[indices[-1]]
         if (~held).sum() == len(left_out):
             self._stop_decoding()
-        return kept
+        return available
 
     def _stop_decoding(self) -> None:
         if self._decoding is not None:
@@ -107,12 +113,12 @@ class CachedBatchStream:
 
     def _missing(self) -> Wanted:
         """Return a function that wants each sample once that is neither in the cache nor left out."""
-        self._asked = asked = self._cache.held.copy()
-        asked[list(self._source.left_out)] = True
+        self._requested = requested = self._cache.held.copy()
+        requested[list(self._source.left_out)] = True
 
-        def ask(indices: np.ndarray) -> np.ndarray:
-            first: np.ndarray = ~asked[indices]
-            asked[indices] = True
+        def request(indices: np.ndarray) -> np.ndarray:
+            first: np.ndarray = ~requested[indices]
+            requested[indices] = True
             return first
 
-        return ask
+        return request

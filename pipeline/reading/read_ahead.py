@@ -64,12 +64,12 @@ class PendingBatch:
 
 
 class ReadAhead:
-    """The source of a graph: an endless row of batches, or one that stops at the end of its epoch.
+    """The source of a graph: batches without end, or up to the end of an epoch.
 
     Args:
         samples: their files are read.
         plan: the order of the samples.
-        endless: asked at the end of an epoch: go on with the next one, so that nothing waits at the boundary.
+        read_across_epochs: asked at the end of an epoch: go on with the next one, so that nothing waits there.
         wanted: called at each `seek`; the function that it returns is then called with the samples of one batch after
             another, and returns which of them to read. A batch with none is passed over. Default: all.
         skip: leave out a sample that cannot be read, and make its batch smaller.
@@ -80,13 +80,13 @@ class ReadAhead:
         samples: Samples,
         plan: RankPlan,
         *,
-        endless: Callable[[], bool],
+        read_across_epochs: Callable[[], bool],
         wanted: Callable[[], Wanted] = lambda: lambda indices: np.ones(len(indices), bool),
         skip: bool,
     ) -> None:
         self.samples = samples
         self.plan = plan
-        self._endless = endless
+        self._read_across_epochs = read_across_epochs
         self._wanted = wanted
         self.skip = skip
         self.left_out: dict[int, SampleError] = {}
@@ -112,7 +112,7 @@ class ReadAhead:
         self._coming, self._reading, self.error = iter(()), deque(), None
 
     def take(self) -> PendingBatch:
-        """Return the next batch once it is read; raise `StopIteration` at the end of the row or at what stopped it."""
+        """Return the next batch once it is read; raise `StopIteration` at the end or at what stopped it."""
         if not self._reading:
             raise StopIteration
         batch = self._reading.popleft()
@@ -145,7 +145,7 @@ class ReadAhead:
                 kept = wanted(plan.order[self.plan.rank_slice.positions(number_in_epoch)])
                 if kept.any():
                     yield self._begin(plan, epoch, number_in_epoch, kept)
-            if not self._endless():
+            if not self._read_across_epochs():
                 return
             epoch, number = epoch + 1, 0
 

@@ -18,7 +18,7 @@ _LINE_FRACTION = 1 / 20
 _LINE_SECONDS = 300.0
 
 
-class Progress(AbstractContextManager["Progress"]):
+class BuildProgress(AbstractContextManager["BuildProgress"]):
     """Display of the images done and rejected, the rate, and the time left."""
 
     def __init__(self, what: str, total: int, before: int = 0, bad: str = "rejected") -> None:
@@ -64,18 +64,19 @@ def run_with_progress(
     function: Callable[[Task, Tally], Result],
     tasks: Sequence[Task],
     options: BuildOptions,
-    progress: Progress,
-    watch: Callable[[Counts], None] | None = None,
+    progress: BuildProgress,
+    check_counts: Callable[[Counts], None] | None = None,
 ) -> list[Result]:
     """Compute `function(task, tally)` for each task in the pool that the options select, as `run_tasks` does.
 
-    `progress` shows the counts, and is closed at the end. `watch` is called with them, too; an exception ends the work.
+    `progress` shows the counts, and is closed at the end. `check_counts` is called with them, too; an exception ends
+    the work.
     """
 
     def show(counts: Counts) -> None:
         progress.show(counts)
-        if watch is not None:
-            watch(counts)
+        if check_counts is not None:
+            check_counts(counts)
 
     with progress:
         if options.ray is None:

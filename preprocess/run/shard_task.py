@@ -47,7 +47,7 @@ def build_shard(task: ShardTask, tally: Tally) -> None:
                 data = task.raw.read(image.ref)
                 pixels, jpeg = make_sample(data, options.short_side, options.quality, options.apply_exif)
             except UnreadableImage as error:
-                rejected.append(Rejection(task.shard.split, printable(image.source), str(error)))
+                rejected.append(Rejection(task.shard.split, printable(image.canonical_name), str(error)))
                 digests.append(hashlib.sha256(data).hexdigest())
                 tally.count(size=len(data), rejected=rejected[-1].describe())
                 continue
@@ -63,7 +63,7 @@ def build_shard(task: ShardTask, tally: Tally) -> None:
 
 def still_rejected(shard: PlannedShard, record: ShardRecord, raw: RawFiles) -> bool:
     """Return True if the files of a finished shard's rejected images have not changed."""
-    refs = {printable(image.source): image.ref for image in shard.images}
+    refs = {printable(image.canonical_name): image.ref for image in shard.images}
     for entry, digest in zip(record.rejected, record.digests, strict=True):
         try:
             data = raw.read(refs[entry.source])

@@ -54,19 +54,19 @@ class RawImage(NamedTuple):
     split: str
     label: int
     """Index in the sorted class ids."""
-    source: str
-    """The canonical name, `<split>/<class>/<file>` as a rule: it decides key and order in every layout."""
+    canonical_name: str
+    """`<split>/<class>/<file>` as a rule; it determines key and order in every layout."""
     ref: ImageRef
     """Location of the bytes."""
 
 
 Found = tuple[str, str, str, ImageRef]
-"""An image before classes are numbered: split, class id, source, location."""
+"""An image before classes are numbered: split, class id, canonical name, location."""
 
 
 @dataclass(frozen=True)
 class Catalogue:
-    """All raw images of a source: classes sorted by id, images sorted by source."""
+    """All raw images of a source: classes sorted by id, images sorted by canonical name."""
 
     classes: tuple[ClassEntry, ...]
     images: tuple[RawImage, ...]
@@ -80,15 +80,15 @@ class Catalogue:
             found: the images, in any order.
 
         Raises:
-            InputError: a duplicate source, two classes with the same text, or a class without an image in train.
+            InputError: a duplicate canonical name, two classes with the same text, or a class without a train image.
         """
         ids = sorted(names)
         label = {name: number for number, name in enumerate(ids)}
-        images = [RawImage(split, label[name], source, ref) for split, name, source, ref in found]
-        images.sort(key=attrgetter("source"))
+        images = [RawImage(split, label[class_id], name, ref) for split, class_id, name, ref in found]
+        images.sort(key=attrgetter("canonical_name"))
         for number in range(1, len(images)):
-            if images[number].source == images[number - 1].source:
-                raise InputError(f"image {printable(images[number].source)!r} is there twice")
+            if images[number].canonical_name == images[number - 1].canonical_name:
+                raise InputError(f"image {printable(images[number].canonical_name)!r} is there twice")
         there = {image.label for image in images if image.split == "train"}
         for name in ids:
             if label[name] not in there:
@@ -104,9 +104,9 @@ class Catalogue:
         return [image for image in self.images if image.split == name]
 
 
-def shuffle_key(purpose: str, seed: int, source: str) -> bytes:
-    """Return the sort key of a source for a seeded shuffle; it does not depend on the other sources."""
-    return hashlib.blake2b(os.fsencode(f"{purpose} {seed} {source}"), digest_size=16).digest()
+def shuffle_key(purpose: str, seed: int, canonical_name: str) -> bytes:
+    """Return the sort key of an image for a seeded shuffle; it does not depend on the other images."""
+    return hashlib.blake2b(os.fsencode(f"{purpose} {seed} {canonical_name}"), digest_size=16).digest()
 
 
 def printable(name: str) -> str:

@@ -68,8 +68,8 @@ def read(root: Path) -> Source:
         content = _load_batch(path, len(names))
         file = path.relative_to(root).as_posix()
         for row, (label, name) in enumerate(zip(content["labels"], content["filenames"], strict=True)):
-            source = f"{split}/{names[label]}/{batch}_{row:05d}_{name}"
-            found.append((split, names[label], source, RowRef(file, row)))
+            canonical_name = f"{split}/{names[label]}/{batch}_{row:05d}_{name}"
+            found.append((split, names[label], canonical_name, RowRef(file, row)))
         containers.append(Container(file, len(content["labels"]), read_rows))
     return Source(root, Catalogue.of({name: name for name in names}, found), tuple(containers))
 

@@ -103,21 +103,21 @@ def scan(folder: Path) -> list[os.DirEntry[str]]:
         raise InputError(f"input folder {folder} cannot be listed: {error.strerror}") from error
 
 
-def _walk_images(top: Path, source: str) -> Iterator[str]:
-    """Yield the sources of the images under `top`, whose own source is `source`."""
+def _walk_images(top: Path, path: str) -> Iterator[str]:
+    """Yield the path of each image under `top`, with `path` for that of `top`."""
     # A folder is identified by device and inode; one that is its own ancestor is a loop of symbolic links.
-    pending: list[tuple[Path, str, frozenset[tuple[int, int]]]] = [(top, source, frozenset())]
+    pending: list[tuple[Path, str, frozenset[tuple[int, int]]]] = [(top, path, frozenset())]
     while pending:
-        folder, source, ancestors = pending.pop()
+        folder, path, ancestors = pending.pop()
         status = folder.stat()
         identity = (status.st_dev, status.st_ino)
         if identity in ancestors:
             continue
         for entry in scan(folder):
             if _is_folder(entry):
-                pending.append((folder / entry.name, f"{source}/{entry.name}", ancestors | {identity}))
+                pending.append((folder / entry.name, f"{path}/{entry.name}", ancestors | {identity}))
             elif _is_image(entry):
-                yield f"{source}/{entry.name}"
+                yield f"{path}/{entry.name}"
 
 
 def _is_folder(entry: os.DirEntry[str]) -> bool:

@@ -60,8 +60,8 @@ def _found_train(path: Path, names: Mapping[str, str]) -> Iterator[Found]:
         for name, tar in tars.items():
             inner = read_members(file, path / f"{name}.tar", tar.offset, tar.offset + tar.size)
             for image in _images(inner, path / f"{name}.tar"):
-                source = f"train/{name}/{image.name.removeprefix('./')}"
-                yield "train", name, source, ArchiveRef(TRAIN, image.offset, image.size)
+                canonical_name = f"train/{name}/{image.name.removeprefix('./')}"
+                yield "train", name, canonical_name, ArchiveRef(TRAIN, image.offset, image.size)
 
 
 def _found_val(path: Path, truth: Sequence[str]) -> Iterator[Found]:

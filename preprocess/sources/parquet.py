@@ -165,12 +165,16 @@ def _wnids(rows: Sequence[_Rows], classes: int) -> list[str] | None:
 
 
 def _found(rows: Sequence[_Rows], ids: Sequence[str]) -> Iterator[Found]:
-    sources = [f"{part.split}/{ids[label]}/{_named(path, ids[label])}" for part, _, label, path in _images(rows)]
-    if len(set(sources)) < len(sources) or not all(path for *_, path in _images(rows)):
+    canonical_names = [
+        f"{part.split}/{ids[label]}/{_named(path, ids[label])}" for part, _, label, path in _images(rows)
+    ]
+    if len(set(canonical_names)) < len(canonical_names) or not all(path for *_, path in _images(rows)):
         stems = {part.file: PurePosixPath(part.file).stem for part in rows}
-        sources = [f"{part.split}/{ids[label]}/{stems[part.file]}_{row:06d}" for part, row, label, _ in _images(rows)]
-    for (part, row, label, _), source in zip(_images(rows), sources, strict=True):
-        yield part.split, ids[label], source, RowRef(part.file, row)
+        canonical_names = [
+            f"{part.split}/{ids[label]}/{stems[part.file]}_{row:06d}" for part, row, label, _ in _images(rows)
+        ]
+    for (part, row, label, _), canonical_name in zip(_images(rows), canonical_names, strict=True):
+        yield part.split, ids[label], canonical_name, RowRef(part.file, row)
 
 
 def _images(rows: Sequence[_Rows]) -> Iterator[tuple[_Rows, int, int, str]]:

@@ -33,7 +33,7 @@ class RawFiles:
     root: Path
     """The input folder."""
     scratch: Path
-    """The folder into which containers are unpacked; it takes as much disk as their images in the input."""
+    """The folder into which containers are unpacked; needs as much disk space as the unpacked images."""
 
     def read(self, ref: ImageRef) -> bytes:
         """Read one raw image.
@@ -54,7 +54,7 @@ class RawFiles:
             raise UnreadableImage(f"cannot be read: {error.strerror}") from error
 
     def fingerprints(self, refs: Iterable[ImageRef]) -> dict[str, FileFingerprint]:
-        """Return the fingerprint of each file with images; of a container, as it was when it was unpacked."""
+        """Return the fingerprint of each file with images; for a container, its fingerprint when it was unpacked."""
         files = {ref.file: isinstance(ref, RowRef) for ref in refs}
         return {
             file: self._unpacked_fingerprint(file) if unpacked else file_fingerprint(self.root / file)
@@ -62,20 +62,20 @@ class RawFiles:
         }
 
     def unpack(self, container: Container, tally: Tally) -> None:
-        """Write the records of one container atomically, unless those of the same container are there.
+        """Write the records of one container atomically, unless they are already there for an unchanged container.
 
         Raises:
             InputError: the container cannot be read, or its number of rows has changed.
             OSError: the records cannot be written, e.g. a full disk.
         """
         path = self.root / container.file
-        records, offsets, stamped = self._unpacked(container.file)
+        records, offsets, fingerprint_path = self._unpacked(container.file)
         now = file_fingerprint(path)
         if records.is_file() and offsets.is_file() and self._unpacked_fingerprint(container.file) == now:
             tally.count(container.rows)
             return
         self.scratch.mkdir(parents=True, exist_ok=True)
-        stamped.unlink(missing_ok=True)
+        fingerprint_path.unlink(missing_ok=True)
         begins = [0]
         with partial_path(records).open("wb") as file:
             for data in container.read(path):
@@ -85,12 +85,15 @@ class RawFiles:
             file.flush()
             os.fsync(file.fileno())
         if len(begins) != container.rows + 1:
-            raise InputError(f"{path} has {len(begins) - 1} rows, and had {container.rows} before")
+            raise InputError(
+                f"{path} has {len(begins) - 1} rows instead of {container.rows}: it changed during the build; "
+                "start again"
+            )
         partial_path(records).replace(records)
         array = io.BytesIO()
         np.save(array, np.array(begins, np.int64))
         atomic_write(offsets, array.getvalue())
-        atomic_write(stamped, json.dumps(now).encode())
+        atomic_write(fingerprint_path, json.dumps(now).encode())
 
     def _unpacked_fingerprint(self, container: str) -> FileFingerprint:
         try:
@@ -121,5 +124,5 @@ def _read_span(path: str | Path, offset: int = 0, size: int | None = None) -> by
     finally:
         os.close(descriptor)
     if len(data) < wanted:
-        raise UnreadableImage(f"{len(data)} of {wanted} bytes: its archive ends there")
+        raise UnreadableImage(f"{len(data)} of {wanted} bytes: the file is truncated")
     return data

@@ -45,7 +45,7 @@ def build_fingerprint(plan: Plan) -> dict[str, Any]:
     for shard in plan.shards:
         images.update(f"{shard.stem}\n".encode())
         for key, image in shard.samples():
-            images.update(os.fsencode(f"{key} {image.label} {image.source}\0"))
+            images.update(os.fsencode(f"{key} {image.label} {image.canonical_name}\0"))
     return {
         "name": plan.options.data_name,
         **options,

@@ -95,7 +95,7 @@ def _difference(manifest: Manifest, plan: Plan) -> str | None:
     rejected = {(entry.split, entry.source) for entry in manifest.rejected}
     expected = {}
     for shard in plan.shards:
-        keys = [key for key, image in shard.samples() if (shard.split, printable(image.source)) not in rejected]
+        keys = [key for key, image in shard.samples() if (shard.split, printable(image.canonical_name)) not in rejected]
         if keys:
             expected[f"{shard.stem}.tar"] = keys
     listed = {shard.tar: shard for shard in manifest.shards()}

@@ -164,8 +164,8 @@ def test_a_state_says_by_which_rule_the_order_was_drawn(numbered):
 @pytest.mark.parametrize(
     ("switches", "message"),
     [
-        ({"crop_region": "whole-image"}, "crop_region is 'whole-image': with a cache .*; use central-square"),
-        ({"crop_size": "random"}, "crop_size is 'random': with a cache its pass does not resize; use fixed"),
+        ({"crop_region": "whole-image"}, "crop_region is 'whole-image': the cache keeps .*; use central-square"),
+        ({"crop_size": "random"}, "crop_size is 'random': the cache does not resize crops; use fixed"),
     ],
 )
 def test_what_needs_more_than_the_central_square_is_refused(numbered, switches, message):

@@ -198,7 +198,7 @@ def test_closing_and_forgetting_a_loader_ends_its_threads(numbered):
     for thread in running:
         thread.join(timeout=60)
     assert not own_threads()
-    with pytest.raises(RuntimeError, match="given up"):
+    with pytest.raises(RuntimeError, match="abandoned"):
         next(batches)
     with pytest.raises(RuntimeError, match="closed"):
         iter(loader)

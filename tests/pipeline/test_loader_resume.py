@@ -166,7 +166,7 @@ def test_state_and_epoch_say_where_the_next_batch_comes_from(numbered):
     assert [fingerprint(batch) for batch in loader] == second
     abandoned = iter(loader)
     loader.epoch = 1
-    with pytest.raises(RuntimeError, match="given up"):
+    with pytest.raises(RuntimeError, match="abandoned"):
         next(abandoned)
     assert [fingerprint(batch) for batch in loader] == second
 
@@ -206,7 +206,7 @@ def test_iter_in_the_middle_of_an_epoch_begins_the_next(numbered, taken):
         next(abandoned)
     assert [fingerprint(batch) for batch in loader] == second
     if taken < BATCHES:
-        with pytest.raises(RuntimeError, match="given up"):
+        with pytest.raises(RuntimeError, match="abandoned"):
             next(abandoned)
 
 

@@ -70,7 +70,7 @@ def test_every_row_of_parquet_is_unpacked_as_it_was(wnid_folders: Path, tmp_path
     source, scratch = opened(tmp_path / "in"), tmp_path / "scratch"
     images = opened(wnid_folders).catalogue.images
     assert unpacked(source, scratch) == len(images)
-    assert contents(source, scratch) == {i[:3]: (wnid_folders / i.source).read_bytes() for i in images}
+    assert contents(source, scratch) == {i[:3]: (wnid_folders / i.canonical_name).read_bytes() for i in images}
     assert len(list(scratch.iterdir())) == 3 * 3
 
 
@@ -98,7 +98,7 @@ def test_a_container_that_changes_after_the_listing_is_an_error(tmp_path: Path) 
     rows = [(b"1", "a.png", 0), (b"2", "b.png", 0)]
     source = opened(write_tables(tmp_path / "in", ["x"], train=rows, validation=rows))
     write_tables(tmp_path / "in", ["x"], train=rows[:1])
-    with pytest.raises(InputError, match=rf"/{TRAIN} has 1 rows, and had 2 before"):
+    with pytest.raises(InputError, match=rf"/{TRAIN} has 1 rows instead of 2: it changed during the build; start"):
         unpacked(source, tmp_path / "scratch")
     (tmp_path / "in" / TRAIN).write_bytes(b"PAR1")
     with pytest.raises(InputError, match=rf"/{TRAIN} is truncated or not Parquet"):
@@ -123,7 +123,7 @@ def test_without_wnids_in_the_paths_classes_are_names_sorted_and_labels_follow(t
 def test_images_without_names_of_their_own_are_named_after_their_rows(tmp_path: Path, path: str | None) -> None:
     train = [(b"1", path, 0), (b"2", path, 0)]
     source = opened(write_tables(tmp_path / "in", ["x"], train=train, validation=[(b"3", "c.png", 0)]))
-    assert [image.source for image in source.catalogue.images] == [
+    assert [image.canonical_name for image in source.catalogue.images] == [
         "train/x/train-00000-of-00001_000000",
         "train/x/train-00000-of-00001_000001",
         "val/x/validation-00000-of-00001_000000",
@@ -197,7 +197,7 @@ def test_rows_of_cifar10_are_images_with_their_labels(cifar: Path, tmp_path: Pat
     assert [entry.name for entry in source.catalogue.classes] == CIFAR_NAMES
     found = contents(source, scratch)
     assert len(found) == 120
-    assert opened(cifar.parent).catalogue.images[0].source == source.catalogue.images[0].source
+    assert opened(cifar.parent).catalogue.images[0].canonical_name == source.catalogue.images[0].canonical_name
     for number, split in ((1, "train"), (5, "train"), (6, "val")):
         batch = cifar_batch("", number, 20)
         stem = "test_batch" if split == "val" else f"data_batch_{number}"

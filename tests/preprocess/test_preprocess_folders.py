@@ -26,8 +26,8 @@ def ids(found: Catalogue) -> list[str]:
 
 
 def placed(found: Catalogue) -> set[tuple[str, str, str]]:
-    assert all(image.ref == FileRef(image.source) for image in found.images)
-    return {(image.split, found.classes[image.label].id, image.source) for image in found.images}
+    assert all(image.ref == FileRef(image.canonical_name) for image in found.images)
+    return {(image.split, found.classes[image.label].id, image.canonical_name) for image in found.images}
 
 
 def test_train_and_val_folders(tmp_path: Path) -> None:
@@ -67,8 +67,8 @@ def test_class_folders_alone_are_divided(tmp_path: Path) -> None:
     assert ids(found) == ["a", "b", "c"]
     val = [found.classes[image.label].id for image in found.split("val")]
     assert sorted(val) == ["a"] * 4 + ["b"]  # at least one of two, none of one
-    train = {image.source for image in found.split("train")}
-    assert train | {image.source for image in found.split("val")} == {i.source for i in found.images}
+    train = {image.canonical_name for image in found.split("train")}
+    assert train | {image.canonical_name for image in found.split("val")} == {i.canonical_name for i in found.images}
     assert len(found.images) == 43
 
 
@@ -88,7 +88,7 @@ def test_the_choice_for_val_is_the_seeds(tmp_path: Path) -> None:
     fill(tmp_path, *(f"{name}/{i}.jpg" for name in "ab" for i in range(50)))
 
     def kept(seed: int) -> set[str]:
-        return {image.source for image in catalogue(tmp_path, 0.2, seed).split("val")}
+        return {image.canonical_name for image in catalogue(tmp_path, 0.2, seed).split("val")}
 
     assert kept(1) == kept(1)
     assert kept(1) != kept(2)
@@ -102,7 +102,7 @@ def test_loops_of_links_end_and_other_links_are_followed(tmp_path: Path) -> None
     (root / "a" / "self").symlink_to("self")
     (root / "a" / "linked").symlink_to(tmp_path / "elsewhere")
     (root / "b").symlink_to(root / "a" / "deep")
-    sources = {image.source for image in catalogue(root, 0.0).images}
+    sources = {image.canonical_name for image in catalogue(root, 0.0).images}
     assert {"a/1.jpg", "a/deep/2.jpg", "a/linked/3.jpg", "b/2.jpg"} <= sources
     assert len(sources) < 12
 
@@ -111,7 +111,7 @@ def test_a_broken_link_is_a_broken_image_and_a_pipe_is_none(tmp_path: Path) -> N
     root = fill(tmp_path, "a/1.jpg")
     (root / "a" / "gone.jpg").symlink_to("nowhere")
     os.mkfifo(root / "a" / "pipe.jpg")
-    assert [image.source for image in catalogue(root, 0.0).images] == ["a/1.jpg", "a/gone.jpg"]
+    assert [image.canonical_name for image in catalogue(root, 0.0).images] == ["a/1.jpg", "a/gone.jpg"]
     with pytest.raises(UnreadableImage, match=r"^cannot be read: No such file or directory$"):
         RawFiles(root, tmp_path).read(FileRef("a/gone.jpg"))
 
@@ -162,5 +162,5 @@ def test_classes_labels_and_files_are_those_of_image_folder(raw_folder: Path) ->
     for split in ("train", "val"):
         reference = folder.ImageFolder(str(raw_folder / split), loader=lambda path: path)
         assert ids(found) == reference.classes
-        ours = [(str(raw_folder / image.source), image.label) for image in found.split(split)]
+        ours = [(str(raw_folder / image.canonical_name), image.label) for image in found.split(split)]
         assert sorted(ours) == sorted(reference.samples)

@@ -53,7 +53,7 @@ def opened(root: Path, layout: str = "auto") -> Source:
 
 
 def contents(source: Source) -> dict[tuple[str, int, str], bytes]:
-    """Return split, label and source of every image, with its bytes where it can be read in place."""
+    """Return split, label and canonical name of every image, with its bytes where it can be read in place."""
     raw = RawFiles(source.root, Path("none"))
     return {image[:3]: raw.read(image.ref) for image in source.catalogue.images}
 
@@ -114,7 +114,7 @@ def test_what_an_archive_has_lost_since_is_an_unreadable_image(wnid_folders: Pat
     assert isinstance(image.ref, ArchiveRef)
     with (tmp_path / "in" / VAL_TAR).open("r+b") as file:
         file.truncate(image.ref.offset + 100)
-    with pytest.raises(UnreadableImage, match=rf"^100 of {image.ref.size} bytes: its archive ends there$"):
+    with pytest.raises(UnreadableImage, match=rf"^100 of {image.ref.size} bytes: the file is truncated$"):
         RawFiles(tmp_path / "in", tmp_path).read(image.ref)
 
 
@@ -295,7 +295,7 @@ def test_tiny_imagenet_whose_val_was_sorted_into_class_folders_is_class_folders(
         (tmp_path / "val" / wnid).mkdir(exist_ok=True)
         (tmp_path / "val" / "images" / path.name).rename(tmp_path / "val" / wnid / path.name)
     (tmp_path / "val" / "images").rmdir()
-    sources = {image.source for image in opened(tmp_path).catalogue.images}
+    sources = {image.canonical_name for image in opened(tmp_path).catalogue.images}
     assert f"train/{WNIDS[0]}/images/blue-disc_000.JPEG" in sources
     assert len(sources) == len(opened(wnid_folders).catalogue.images)
 

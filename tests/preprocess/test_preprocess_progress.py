@@ -7,7 +7,7 @@ import pytest
 
 from preprocess.run import progress
 from preprocess.run.pool import Counts
-from preprocess.run.progress import Progress
+from preprocess.run.progress import BuildProgress
 
 SOME = Counts(images=400, bytes=40_000_000, rejected=3, reasons=("a.jpg: empty file",))
 
@@ -20,7 +20,7 @@ def ten_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_lines_say_how_far_how_fast_and_how_long(ten_seconds: None, capsys: pytest.CaptureFixture[str]) -> None:
-    with Progress("building", 2000, before=1000) as display:
+    with BuildProgress("building", 2000, before=1000) as display:
         display.show(SOME)  # after 10 s: too early to say anything
         assert capsys.readouterr().err == ""
         display.show(SOME)
@@ -30,7 +30,7 @@ def test_lines_say_how_far_how_fast_and_how_long(ten_seconds: None, capsys: pyte
 
 
 def test_lines_grow_rare(ten_seconds: None, capsys: pytest.CaptureFixture[str]) -> None:
-    with Progress("building", 10_000) as display:
+    with BuildProgress("building", 10_000) as display:
         for _ in range(900):
             display.show(SOME)
     assert 40 < len(capsys.readouterr().err.splitlines()) < 100
@@ -40,6 +40,6 @@ def test_a_terminal_has_a_bar(monkeypatch: pytest.MonkeyPatch) -> None:
     terminal = io.StringIO()
     terminal.isatty = lambda: True
     monkeypatch.setattr("sys.stderr", terminal)
-    with Progress("verifying", 500, bad="broken") as display:
+    with BuildProgress("verifying", 500, bad="broken") as display:
         display.show(SOME)
     assert re.search(r"verifying:  80%\|.*400/500 .*img/s, [\d.]+ MB/s, 3 broken", terminal.getvalue())

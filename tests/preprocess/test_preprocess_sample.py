@@ -19,7 +19,7 @@ from preprocess.images.transform import UnreadableImage, decode_rgb
 @pytest.fixture(scope="module")
 def files() -> dict[str, bytes]:
     """Every twelfth file of the sample, raw."""
-    sources = [image.source for image in sample.catalogue().images[::12]]
+    sources = [image.canonical_name for image in sample.catalogue().images[::12]]
     return {source: sample.draw_file(0, source) for source in sources}
 
 

@@ -37,7 +37,7 @@ def test_keys_are_unique_plain_and_lead_back_to_the_file() -> None:
         assert unquote_to_bytes(key) in (path, path.rpartition(b".")[0])
 
 
-def test_keys_do_not_depend_on_the_order_of_the_sources() -> None:
+def test_keys_do_not_depend_on_the_order_of_the_names() -> None:
     assert sample_keys(NAMES[::-1]) == sample_keys(NAMES)[::-1]
 
 

@@ -73,7 +73,7 @@ def test_compiled_it_has_eager_s_loss_and_gradients() -> None:
     torch.testing.assert_close(compiled_loss, loss, rtol=1e-5, atol=0)
     for (name, _), one, other in zip(network.named_parameters(), compiled, gradients, strict=True):
         assert (one - other).norm() <= 1e-4 * other.norm(), name
-        # The fused optimiser reads parameter and gradient in the order of their memory.
+        # The fused optimizer reads parameter and gradient in the order of their memory.
         assert one.stride() == other.stride(), name
 
 

@@ -53,7 +53,7 @@ def initial_state(name: str) -> dict[str, Tensor]:
 
 
 def train_steps(name: str, layout: Layout, steps: range, start: State | None) -> State:
-    """Take optimiser steps on this layout's share of each batch, in two parts; return the single-device state."""
+    """Take optimizer steps on this layout's share of each batch, in two parts; return the single-device state."""
     network = make_network(architecture(name, **SWITCHES[name]), 12, layout.links())
     network.load_state_dict(take_shard(start["model"] if start else initial_state(name), network, layout))
     network.to(layout.device)

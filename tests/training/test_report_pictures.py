@@ -10,7 +10,7 @@ from training.report.examples import (
     THUMBNAIL,
     Card,
     Guess,
-    choose_exhibits,
+    choose_examples,
     make_card,
     make_thumbnail,
     random_samples,
@@ -142,17 +142,17 @@ def test_card_tells_the_rank_of_the_true_class(predictions):
     assert (wrong.rank, wrong.guesses[0].name, wrong.guesses[0].is_true) == (None, "class 4", False)
 
 
-def test_exhibits_read_each_sample_once_and_its_own_image(predictions):
+def test_examples_read_each_sample_once_and_its_own_image(predictions):
     read = []
 
     def read_example(position):
         read.append(position)
         return StoredSample(f"sample-{position}", jpeg(Image.new("L", (8, 8), 10 * position)), 0)
 
-    exhibits = choose_exhibits(predictions, CLASSES, read_example, seed=0)
+    examples = choose_examples(predictions, CLASSES, read_example, seed=0)
     assert len(read) == len(set(read))
-    assert [card.key for card in exhibits.errors[:2]] == ["sample-18", "sample-15"]
-    for pair, cards in exhibits.pairs:
+    assert [card.key for card in examples.errors[:2]] == ["sample-18", "sample-15"]
+    for pair, cards in examples.pairs:
         for card in cards:
             position = int(card.key.split("-")[1])
             assert (predictions.labels[position], predictions.top_classes[position, 0]) == (

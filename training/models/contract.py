@@ -10,7 +10,9 @@ from torch import Tensor
 
 
 class NetworkArchitecture(Protocol):
-    """The numbers and switches of a network: a frozen dataclass, whose fields are the options `--network.NAME`.
+    """The numbers and switches of a network, a frozen dataclass.
+
+    Those of its fields that `training.config.Network` has too are options, `--network.NAME`.
 
     A class that inherits from it is a network for one device, with a first layer `conv1`, until it says otherwise.
     """

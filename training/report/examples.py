@@ -81,7 +81,7 @@ def make_thumbnail(jpeg: bytes) -> Image.Image:
 
 
 @dataclass(frozen=True)
-class Exhibits:
+class ReportExamples:
     """The samples that a report shows: some at random, the surest errors, and each confused pair's surest errors."""
 
     random: list[Card]
@@ -89,9 +89,9 @@ class Exhibits:
     pairs: list[tuple[ConfusedPair, list[Card]]]
 
 
-def choose_exhibits(
+def choose_examples(
     predictions: Predictions, classes: Sequence[ClassEntry], read_example: ReadExample, seed: int
-) -> Exhibits:
+) -> ReportExamples:
     """Choose the samples to show and read each of them once; the random ones depend only on `seed`."""
 
     @functools.cache
@@ -101,7 +101,7 @@ def choose_exhibits(
     def errors_of(pair: ConfusedPair) -> np.ndarray:
         return (predictions.labels == pair.true) & (predictions.top_classes[:, 0] == pair.predicted)
 
-    return Exhibits(
+    return ReportExamples(
         random=[card(i) for i in random_samples(predictions, CARDS, seed)],
         errors=[card(i) for i in surest(predictions, ~predictions.correct, CARDS)],
         pairs=[

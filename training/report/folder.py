@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 import tempfile
 from pathlib import Path
+from typing import Literal, get_args
 
 from atomic_files import atomic_write, remove_partial_files
 from errors import InputError
 from preprocess.manifest import ClassEntry
-from training.report.examples import Exhibits, ReadExample, choose_exhibits
+from training.report.examples import ReadExample, ReportExamples, choose_examples
 from training.report.html import Subject, has_matrix, render_html
 from training.report.metrics import Predictions, Report, confusion_matrix
 from training.report.pictures import cards_png, confusion_png, kernels_png
@@ -17,7 +18,8 @@ from training.report.pictures import cards_png, confusion_png, kernels_png
 REPORT_NAME = "report.json"
 PAGE_NAME = "report.html"
 PICTURES = "pictures"
-PICTURE_NAMES = ("conv1-kernels.png", "predictions.png", "errors.png", "confusion.png")
+PictureName = Literal["conv1-kernels.png", "predictions.png", "errors.png", "confusion.png"]
+PICTURE_NAMES: tuple[PictureName, ...] = get_args(PictureName)
 """Every picture that a report may have: a new report removes those of an older one."""
 
 
@@ -44,7 +46,7 @@ def write_report(
     *,
     seed: int = 0,
 ) -> None:
-    """Write `report.json`, `report.html` and `pictures/` into `folder`, over an older report but nothing else.
+    """Write `report.json`, `report.html` and `pictures/` into `folder`, replacing an older report; other files stay.
 
     Everything is drawn before a file is touched. Then `report.json` is removed first and written last: a folder that
     has one has a complete report. `seed` decides which random samples are shown.
@@ -54,14 +56,14 @@ def write_report(
     """
     folder = prepare_folder(folder)
     classes = [ClassEntry(row["id"], row["name"]) for row in report["per_class"]]
-    exhibits = choose_exhibits(predictions, classes, read_example, seed)
-    pictures = draw_pictures(report, predictions, subject, exhibits)
-    page = render_html(report, predictions, subject, exhibits)
+    examples = choose_examples(predictions, classes, read_example, seed)
+    pictures = draw_pictures(report, predictions, subject, examples)
+    page = render_html(report, predictions, subject, examples)
     text = f"{json.dumps(report, indent=1, ensure_ascii=False, allow_nan=False)}\n"
     (folder / REPORT_NAME).unlink(missing_ok=True)
     (folder / PICTURES).mkdir(exist_ok=True)
-    for place in (folder, folder / PICTURES):
-        remove_partial_files(place, "|".join([REPORT_NAME, PAGE_NAME, *PICTURE_NAMES]))
+    for directory in (folder, folder / PICTURES):
+        remove_partial_files(directory, "|".join([REPORT_NAME, PAGE_NAME, *PICTURE_NAMES]))
     for name in PICTURE_NAMES:
         if name in pictures:
             atomic_write(folder / PICTURES / name, pictures[name])
@@ -71,16 +73,18 @@ def write_report(
     atomic_write(folder / REPORT_NAME, text.encode())
 
 
-def draw_pictures(report: Report, predictions: Predictions, subject: Subject, exhibits: Exhibits) -> dict[str, bytes]:
+def draw_pictures(
+    report: Report, predictions: Predictions, subject: Subject, examples: ReportExamples
+) -> dict[PictureName, bytes]:
     """Return the PNGs that this report has, by file name."""
     names = [row["name"] for row in report["per_class"]]
-    where = f"{subject.network} on {subject.data}, {report['split']}"
-    pictures = {
+    caption = f"{subject.network} on {subject.data}, {report['split']}"
+    pictures: dict[PictureName, bytes] = {
         "conv1-kernels.png": kernels_png(subject.conv1, subject.towers),
-        "predictions.png": cards_png(exhibits.random, f"Random samples: {where}"),
+        "predictions.png": cards_png(examples.random, f"Random samples: {caption}"),
     }
-    if exhibits.errors:
-        pictures["errors.png"] = cards_png(exhibits.errors, f"Surest errors: {where}")
+    if examples.errors:
+        pictures["errors.png"] = cards_png(examples.errors, f"Surest errors: {caption}")
     if has_matrix(report):
         pictures["confusion.png"] = confusion_png(confusion_matrix(predictions, len(names)), names)
     return pictures

@@ -14,7 +14,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from PIL import Image
 from scipy.stats import binomtest
 
-from training.report.examples import Exhibits
+from training.report.examples import ReportExamples
 from training.report.metrics import (
     ClassResult,
     Predictions,
@@ -50,7 +50,7 @@ def has_matrix(report: Report) -> bool:
     return len(report["per_class"]) <= MATRIX_CLASSES
 
 
-def render_html(report: Report, predictions: Predictions, subject: Subject, exhibits: Exhibits) -> str:
+def render_html(report: Report, predictions: Predictions, subject: Subject, examples: ReportExamples) -> str:
     """Return the page; every string from the data set is escaped."""
     rows = report["per_class"]
     bins = confidence_bins(predictions)
@@ -58,9 +58,9 @@ def render_html(report: Report, predictions: Predictions, subject: Subject, exhi
     context: dict[str, Any] = {
         "report": report,
         "subject": subject,
-        "random": exhibits.random,
-        "errors": exhibits.errors,
-        "pairs": exhibits.pairs,
+        "random": examples.random,
+        "errors": examples.errors,
+        "pairs": examples.pairs,
         "digits": 1 if report["samples"] < 10_000 else 2,
         "names": [row["name"] for row in rows],
         "has_top5": report["top5"] is not None,
