@@ -120,6 +120,9 @@ def test_the_way_of_imagenet(shell: Shell) -> None:
     assert "samples in" in verified
     assert "--optimizer.learning-rate" in shell.type("python -m training.run cifar10 --help")
     trained = run_id(shell.type("python -m training.run alexnet-paper --data /data/imagenet-shards", data, extra=SMALL))
+    resumed = shell.type("python -m training.run --resume RUN_ID", {"RUN_ID": trained}, extra="--epochs 2")
+    assert "2 epochs, not 1; optimizer.schedule plateau: the rates go on falling" in resumed
+    assert "epoch 2/2" in resumed
     evaluated = shell.type(
         "python -m training.evaluate --run RUN_ID --which best --data /data/imagenet-shards --crops 10",
         {**data, "RUN_ID": trained},

@@ -84,7 +84,7 @@ def load_model(choice: argparse.Namespace, project: Path, data: str | None) -> L
 
     client, which = tracking.open_client(tracking.tracking_uri(project)), choice.which or "last"
     with tempfile.TemporaryDirectory() as folder:
-        fetched = tracking.fetch_artifact(client, choice.run, f"checkpoints/{which}", Path(folder))
+        fetched = tracking.fetch_checkpoint(client, choice.run, which, Path(folder))
         return _from_checkpoint(fetched, device, f"run {choice.run}, {which} checkpoint", choice.run)
 
 

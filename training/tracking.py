@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
 import logging
 import os
@@ -15,8 +16,10 @@ from typing import Any
 from mlflow import MlflowClient
 from mlflow.entities import Metric, Param
 from mlflow.exceptions import MlflowException
+from pyarrow.fs import FileSystem, copy_files
 
 from errors import InputError
+from training.checkpoint import PAGE
 from training.cli import resolve
 
 LIBRARIES = ("torch", "torchvision", "ray", "nvidia-dali-cuda120", "mlflow", "webdataset", "pillow-simd")
@@ -99,6 +102,29 @@ def fetch_artifact(client: MlflowClient, run_id: str, path: str, folder: Path) -
         return Path(client.download_artifacts(run_id, path, str(folder)))
     except (MlflowException, OSError) as error:
         raise InputError(f"run {run_id!r} has no artifact {path}") from error
+
+
+def fetch_checkpoint(client: MlflowClient, run_id: str, which: str, folder: Path) -> Path:
+    """Return a local folder with the `last` or `best` checkpoint of a run, copied into `folder` if it is elsewhere.
+
+    It is taken from the run's storage, where it lies from the moment that it is complete; where that is out of reach,
+    from the run's artifacts, which it joins at the end of a training.
+
+    Raises:
+        InputError: there is no such run, or it has no such checkpoint.
+    """
+    try:
+        location = client.get_run(run_id).data.tags.get(f"checkpoint.{which}")
+    except MlflowException as error:
+        raise InputError(f"run {run_id!r} is not in the MLflow store {client.tracking_uri}") from error
+    if location is not None:
+        if Path(location, PAGE).is_file():
+            return Path(location)
+        with contextlib.suppress(OSError, ValueError):  # out of reach, or a path of another machine
+            filesystem, path = FileSystem.from_uri(location)
+            copy_files(path, str(folder), filesystem)
+            return folder
+    return fetch_artifact(client, run_id, f"checkpoints/{which}", folder)
 
 
 def environment(project: Path) -> dict[str, str]:

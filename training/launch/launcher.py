@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import tempfile
 from dataclasses import replace
 from pathlib import Path
@@ -80,6 +81,9 @@ def _train(client: tracking.MlflowClient, run_id: str, config: Config, resources
     finally:
         try:
             _log_checkpoints(client, run_id, config)
+        except Exception as error:  # each kind of artifact store has exceptions of its own
+            print(f"warning: run {run_id} has no copy of its checkpoints: {error}", file=sys.stderr)
+            print(f"they are in {config.storage}/{run_id}", file=sys.stderr)
         finally:
             client.set_terminated(run_id, status)
     if problem:

@@ -26,11 +26,13 @@ _PARTIAL = ".partial-"
 
 
 class CheckpointStore:
-    """The checkpoints of one run, named by their steps; only complete ones are listed."""
+    """The checkpoints of one run, named by their steps; only complete ones are listed.
+
+    `storage` is an absolute path or a URI.
+    """
 
     def __init__(self, storage: str, run_id: str) -> None:
-        is_uri = "://" in storage
-        self._filesystem, path = FileSystem.from_uri(storage) if is_uri else (LocalFileSystem(), storage)
+        self._filesystem, path = FileSystem.from_uri(storage)
         self._folder = f"{path.rstrip('/')}/{run_id}"
         self._root = f"{storage.rstrip('/')}/{run_id}"
         self._is_local = isinstance(self._filesystem, LocalFileSystem)

@@ -13,7 +13,7 @@ Precision = Literal["auto", "float32", "bfloat16"]
 def resolve_precision(precision: Precision, device: torch.device) -> Literal["float32", "bfloat16"]:
     """Resolve `auto` on `device`: bfloat16 where the hardware multiplies it, float32 elsewhere.
 
-    Weights, gradients and the optimiser stay in float32; bfloat16 is autocast. On a CPU with AMX it is several times
+    Weights, gradients and the optimizer stay in float32; bfloat16 is autocast. On a CPU with AMX it is several times
     as fast as float32; on others it is emulated and many times slower.
     """
     if precision != "auto":
