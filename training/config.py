@@ -179,12 +179,15 @@ class Checkpointing:
     """Optimizer steps between two checkpoints."""
     every_minutes: float | None = None
     """Minutes between two checkpoints, to the next point of the training curves."""
+    grace_seconds: float = 30.0
+    """Time to save and stop after Ctrl-C or SIGTERM; then, and at a second signal, the workers are killed."""
 
     def __post_init__(self) -> None:
         if self.every_steps is not None:
             check_count("checkpoint.every_steps", self.every_steps, 1)
         if self.every_minutes is not None:
             check_finite("checkpoint.every_minutes", self.every_minutes, above_zero=True)
+        check_finite("checkpoint.grace_seconds", self.grace_seconds)
 
 
 @dataclass(frozen=True)

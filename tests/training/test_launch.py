@@ -222,7 +222,7 @@ def test_a_diverging_training_fails_and_says_why(config: Config, project: Path, 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("signum", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_an_interrupted_command_keeps_what_is_whole(
+def test_an_interrupted_command_saves_before_it_stops(
     four_classes: Path, tmp_path: Path, signum: signal.Signals, code: int
 ) -> None:
     environment = {**os.environ, "MLFLOW_TRACKING_URI": f"sqlite:///{tmp_path}/mlflow.db"}
@@ -232,12 +232,13 @@ def test_an_interrupted_command_keeps_what_is_whole(
     ]
     # At the recipe's rate, made for batches of 64, batches of 4 diverge or not as the processor rounds.
     command += ["--storage", str(tmp_path / "runs"), "--device", "cpu", "--optimizer.learning-rate", "0.001"]
-    command += ["--checkpoint.every-steps", "5"]
     process = subprocess.Popen(
         [sys.executable, *command],
         cwd=PROJECT,
         env=environment,
         start_new_session=True,
+        stderr=subprocess.PIPE,
+        text=True,
         # A test run that was itself started with `&` would hand down that SIGINT is ignored.
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )
@@ -245,15 +246,18 @@ def test_an_interrupted_command_keeps_what_is_whole(
         while not list(tmp_path.glob("runs/*/step-*")):
             assert process.poll() is None
             time.sleep(0.1)
+        before = max(path.name for path in tmp_path.glob("runs/*/step-*"))
         process.send_signal(signum)
-        assert process.wait(120) == code
+        _, error = process.communicate(timeout=120)
+        assert process.returncode == code, error
     finally:
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGKILL)
     run = only_run_since(tmp_path, set())
     assert run.info.status == "KILLED"
     last = read_checkpoint(artifact(tmp_path, run.info.run_id, "checkpoints/last"))
-    assert last.step >= 5
+    assert last.step > int(before.removeprefix("step-")), "saved before it stopped"
+    assert f"resume with: python -m training.run --resume {run.info.run_id}\n" in error
 
 
 @pytest.mark.parametrize(

@@ -77,6 +77,7 @@ def _train(client: tracking.MlflowClient, run_id: str, config: Config, resources
         status = "FAILED" if problem else "FINISHED"
     except KeyboardInterrupt:
         status = "KILLED"
+        print(f"resume with: python -m training.run --resume {run_id}", file=sys.stderr)
         raise
     finally:
         try:

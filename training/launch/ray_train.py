@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
+import sys
+import threading
+from concurrent.futures import Future, wait
 from typing import Any
 
 import ray
@@ -18,10 +22,10 @@ from training import tracking
 from training.config import Config
 from training.launch.progress import Progress
 from training.launch.resources import Resources
-from training.launch.store import BackgroundWriter, CheckpointStore
+from training.launch.store import BackgroundWriter, CheckpointStore, StopWatch
 from training.loop.meter import DivergenceError
 from training.loop.state import TrainState, build_state, capture_checkpoint
-from training.loop.train import train
+from training.loop.train import StoppedError, train
 from training.parallel.layout import Layout, make_layout
 
 COLLECTIVE_TIMEOUT_SECONDS = 300
@@ -89,13 +93,37 @@ def fit(config: Config, resources: Resources, tracking_uri: str, run_id: str) ->
             failure_config=FailureConfig(max_failures=config.max_failures),
         ),
     )
+    store = CheckpointStore(config.storage, run_id)
+    store.withdraw_stop()
+    fitting: Future[str | None] = Future()
+    # In a thread of its own, Ray Train does not take over Ctrl-C, on which it would kill the workers. It is a daemon:
+    # once the workers have been killed, it may hang.
+    threading.Thread(target=_fit, args=(trainer, fitting), name="fit", daemon=True).start()
+    try:
+        return fitting.result()
+    except KeyboardInterrupt:
+        _stop(fitting, store, config.checkpoint.grace_seconds)
+        raise
+
+
+def _fit(trainer: TorchTrainer, outcome: Future[str | None]) -> None:
     try:
         result: Any = trainer.fit()
-        return result.return_value
+        outcome.set_result(result.return_value)
     except TrainingFailedError as error:
-        return f"training failed: {error}"
-    except SystemExit as error:  # Ray Train's response to Ctrl-C, with exit code 0
-        raise KeyboardInterrupt from error
+        outcome.set_result(f"training failed: {error}")
+    except BaseException as error:
+        outcome.set_exception(error)
+
+
+def _stop(fitting: Future[str | None], store: CheckpointStore, seconds: float) -> None:
+    """Let the workers save a checkpoint and end; kill them after `seconds`, or at the next signal."""
+    store.request_stop()
+    print(f"saving a checkpoint (at most {seconds:.0f} s; a second signal stops at once)", file=sys.stderr, flush=True)
+    with contextlib.suppress(KeyboardInterrupt):
+        wait([fitting], seconds)
+    if not fitting.done():
+        ray.shutdown()
 
 
 def train_worker(arguments: dict[str, Any]) -> str | None:
@@ -108,9 +136,11 @@ def train_worker(arguments: dict[str, Any]) -> str | None:
     store = CheckpointStore(config.storage, run_id)
     try:
         state = _build_state(config, layout, resources.cpus_per_worker, store)
+        state.stop_requested = StopWatch(store) if layout.is_first else lambda: False
         if not layout.is_first:
             # Every process takes part in a copy of the training, and the first one writes it.
-            train(state, lambda _metrics, _step: None, lambda state, metrics: _copy(state, run_id, metrics))
+            with contextlib.suppress(StoppedError):
+                train(state, lambda _metrics, _step: None, lambda state, metrics: _copy(state, run_id, metrics))
             return None
         _train_and_record(state, store, arguments["tracking_uri"], run_id)
     except DivergenceError as error:
@@ -149,7 +179,8 @@ def _train_and_record(state: TrainState, store: CheckpointStore, tracking_uri: s
             progress.epoch_done(state.epoch)
         writer.write(capture_checkpoint(state, run_id, metrics))
 
-    train(state, log, save)
+    with contextlib.suppress(StoppedError):  # it has saved, as at the end of a training
+        train(state, log, save)
     if (error := writer.wait()) is not None:
         raise error
     metric_log.close()

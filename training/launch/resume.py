@@ -18,7 +18,7 @@ from typed_json import parse_json
 CHANGEABLE = {
     *("data", "storage", "device", "max_failures", "keep_checkpoints", "log_every"),
     *("parallel.data", "parallel.model", "parallel.cpus_per_worker"),
-    *("checkpoint.every_steps", "checkpoint.every_minutes"),
+    *("checkpoint.every_steps", "checkpoint.every_minutes", "checkpoint.grace_seconds"),
 }
 """Fields that do not change what is computed, but for rounding; `epochs` may grow, too."""
 

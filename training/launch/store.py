@@ -6,6 +6,7 @@ a folder that is gone, cannot be continued.
 
 from __future__ import annotations
 
+import contextlib
 import re
 import shutil
 import sys
@@ -23,6 +24,7 @@ from training.checkpoint import PAGE, Snapshot, read_checkpoint, read_descriptio
 
 _NAME = re.compile(r"step-(\d{8,})")
 _PARTIAL = ".partial-"
+STOP_POLL_SECONDS = 1.0
 
 
 class CheckpointStore:
@@ -36,6 +38,7 @@ class CheckpointStore:
         self._folder = f"{path.rstrip('/')}/{run_id}"
         self._root = f"{storage.rstrip('/')}/{run_id}"
         self._is_local = isinstance(self._filesystem, LocalFileSystem)
+        self._stop_path = f"{self._folder}/stop"
 
     def location(self, step: int) -> str:
         """Return the path or URI of the checkpoint of a step."""
@@ -91,6 +94,20 @@ class CheckpointStore:
             if old not in kept:
                 self._filesystem.delete_dir(self._path(old))
 
+    def request_stop(self) -> None:
+        """Ask the training of this run to save a checkpoint and stop."""
+        self._filesystem.create_dir(self._folder)
+        self._filesystem.open_output_stream(self._stop_path).close()
+
+    def withdraw_stop(self) -> None:
+        """Forget an earlier request to stop."""
+        if self.is_stop_requested():
+            self._filesystem.delete_file(self._stop_path)
+
+    def is_stop_requested(self) -> bool:
+        """Tell whether the training of this run has been asked to stop."""
+        return self._filesystem.get_file_info(self._stop_path).type == FileType.File
+
     def _write_local(self, snapshot: Snapshot, target: Path) -> None:
         target.parent.mkdir(parents=True, exist_ok=True)
         for left in target.parent.glob(f"{_PARTIAL}*"):  # by a process that was killed: only one writes at a time
@@ -124,6 +141,25 @@ class CheckpointStore:
 
     def _path(self, step: int) -> str:
         return f"{self._folder}/{_name(step)}"
+
+
+class StopWatch:
+    """Tells whether a run has been asked to stop, as a thread has last seen it: a step does not wait for a bucket."""
+
+    def __init__(self, store: CheckpointStore) -> None:
+        self._store = store
+        self._requested = threading.Event()
+        threading.Thread(target=self._watch, name="stop", daemon=True).start()
+
+    def __call__(self) -> bool:
+        """Return the answer of the last second."""
+        return self._requested.is_set()
+
+    def _watch(self) -> None:
+        while not self._requested.wait(STOP_POLL_SECONDS):
+            with contextlib.suppress(OSError):  # the storage may be away for a while
+                if self._store.is_stop_requested():
+                    self._requested.set()
 
 
 class BackgroundWriter:

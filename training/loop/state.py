@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -74,6 +75,8 @@ class TrainState:
     """Steps of the next epoch that are completed."""
     random: dict[str, Tensor] | None = None
     """Restored states of this device's random generators, until the training takes them up."""
+    stop_requested: Callable[[], bool] | None = None
+    """Tells, on one process at least, that the training should save and stop; None: nobody can ask it to."""
     ema: AveragedModel | None = None
     """The moving average of the weights, with `optimizer.ema_decay`."""
 

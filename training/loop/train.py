@@ -21,8 +21,17 @@ SaveCheckpoint = Callable[[TrainState, dict[str, float]], None]
 """Takes the state, and the validation metrics of an epoch that has just ended, or none within an epoch."""
 
 
+class StoppedError(Exception):
+    """The training was asked to stop, and has saved its state."""
+
+
 def train(state: TrainState, log: LogMetrics, save: SaveCheckpoint) -> None:
-    """Train to the configured number of epochs; after each, validate, log and save."""
+    """Train to the configured number of epochs; after each, validate, log and save.
+
+    Raises:
+        StoppedError: `state.stop_requested` on any process.
+        DivergenceError: the loss is no longer a number.
+    """
     while state.epoch < state.config.epochs:
         _freeze_due_layers(state)
         _seed(state)
@@ -59,9 +68,20 @@ def train_epoch(state: TrainState, log: LogMetrics, save: SaveCheckpoint) -> Non
         state.step, state.batch = state.step + 1, state.batch + 1
         if state.step % config.log_every == 0:
             log({"train/lr": learning_rate, **meter.read()}, state.step)
-        if clock.is_due():
+        stop = _is_stop_requested(state)
+        if stop or clock.is_due():
             save(state, {})
             clock.restart()
+        if stop:
+            raise StoppedError
+
+
+def _is_stop_requested(state: TrainState) -> bool:
+    # A GPU would stall if every step waited for an answer.
+    interval = 1 if state.layout.device.type == "cpu" else state.config.log_every
+    if state.stop_requested is None or state.step % interval != 0:
+        return False
+    return state.layout.any_of(state.stop_requested())
 
 
 class CheckpointClock:
