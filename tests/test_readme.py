@@ -123,6 +123,7 @@ def test_the_way_of_imagenet(shell: Shell) -> None:
     resumed = shell.type("python -m training.run --resume RUN_ID", {"RUN_ID": trained}, extra="--epochs 2")
     assert "2 epochs, not 1; optimizer.schedule plateau: the rates go on falling" in resumed
     assert "epoch 2/2" in resumed
+    assert re.search(rf"{trained} +alexnet-paper +finished +2/2 ", shell.type("python -m training.runs"))
     evaluated = shell.type(
         "python -m training.evaluate --run RUN_ID --which best --data /data/imagenet-shards --crops 10",
         {**data, "RUN_ID": trained},

@@ -30,6 +30,8 @@ CONFIG_NAME = "config.json"
 """Artifact of a run: its configuration, as it was requested."""
 LAST_CHECKPOINT, BEST_CHECKPOINT = "checkpoint.last", "checkpoint.best"
 """Tags of a run: where in its storage these checkpoints lie, from the moment that they are complete."""
+EPOCHS = "twotower.epochs"
+"""Tag of a run: to how many epochs it is trained; its parameter keeps the number that it began with."""
 RETRY_SECONDS = 5.0
 """Pause before metrics that the server did not take are sent again."""
 SEND_SECONDS = 5.0

@@ -55,15 +55,18 @@ def claimed(client: MlflowClient, run_id: str) -> Iterator[None]:
 
 def check_unclaimed(run_id: str, tags: Mapping[str, str]) -> None:
     """Raise `InputError` if the tags of a run say that a living process trains it."""
+    if is_alive(tags):
+        host, pid, _ = tags[OWNER].split()
+        raise InputError(f"run {run_id} is being trained by process {pid} on {host}; stop that one first, or wait")
+
+
+def is_alive(tags: Mapping[str, str]) -> bool:
+    """Tell whether the tags of a run say that a living process trains it."""
     if HEARTBEAT not in tags or OWNER not in tags:
-        return
+        return False
     host, pid, _ = tags[OWNER].split()
-    age = time.time() - float(tags[HEARTBEAT])
-    dead = host == socket.gethostname() and not psutil.pid_exists(int(pid))
-    if age < DEAD_SECONDS and not dead:
-        raise InputError(
-            f"run {run_id} is being trained by process {pid} on {host}, alive {age:.0f} s ago; stop it first, or wait"
-        )
+    is_gone = host == socket.gethostname() and not psutil.pid_exists(int(pid))
+    return not is_gone and time.time() - float(tags[HEARTBEAT]) < DEAD_SECONDS
 
 
 def _beat(client: MlflowClient, run_id: str, stop: threading.Event) -> None:

@@ -64,6 +64,7 @@ def launch(config: Config, project: Path, resumed: str | None = None) -> str:
         run_id = resumed
     with claimed(client, run_id):
         client.update_run(run_id, status="RUNNING")
+        client.set_tag(run_id, tracking.EPOCHS, str(config.epochs))
         client.log_dict(run_id, to_json_values(config), tracking.CONFIG_NAME)
         print(f"MLflow run {run_id} in {uri}", flush=True)
         _train(client, run_id, config, resources, uri)

@@ -1,0 +1,76 @@
+"""`python -m training.runs`: the trainings of the MLflow store, newest first, and how to resume them."""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from mlflow import MlflowClient
+from mlflow.entities import Run
+
+from training import tracking
+from training.cli import run_command
+from training.launch.claim import OWNER, is_alive
+
+HEADER = ("run", "recipe", "state", "epoch", "top-1", "started", "checkpoint")
+STATES = {"RUNNING": "running", "FINISHED": "finished", "FAILED": "failed", "KILLED": "interrupted"}
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Print the trainings of the store as a table, then the commands that resume the unfinished ones."""
+    parser = argparse.ArgumentParser(prog="python -m training.runs", description="List the trainings of the store.")
+    parser.parse_args(arguments)
+    client = tracking.open_client(tracking.tracking_uri(Path.cwd()))
+    found = [mark_if_dead(client, run) for run in trainings(client)]
+    rows = [HEADER, *(row(client, run) for run in found)]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for cells in rows:
+        print("  ".join(cell.ljust(width) for cell, width in zip(cells, widths, strict=True)).rstrip())
+    for run in found:
+        if run.info.status in ("FAILED", "KILLED"):
+            print(f"python -m training.run --resume {run.info.run_id}")
+
+
+def trainings(client: MlflowClient) -> list[Run]:
+    """Return all runs that a training has made, newest first."""
+    experiments = [experiment.experiment_id for experiment in client.search_experiments()]
+    runs: list[Run] = []
+    token: str | None = None
+    while True:
+        page = client.search_runs(experiments, max_results=1000, order_by=["start_time DESC"], page_token=token)
+        runs += [run for run in page if OWNER in run.data.tags]
+        token = page.token
+        if not token:
+            return runs
+
+
+def mark_if_dead(client: MlflowClient, run: Run) -> Run:
+    """Return the run; with status KILLED if it counted as running, but the process that trained it is gone."""
+    if run.info.status != "RUNNING" or is_alive(run.data.tags):
+        return run
+    client.set_terminated(run.info.run_id, "KILLED")
+    return client.get_run(run.info.run_id)
+
+
+def row(client: MlflowClient, run: Run) -> tuple[str, ...]:
+    """Return the cells of a run, in the order of `HEADER`."""
+    tags = run.data.tags
+    epochs = len(client.get_metric_history(run.info.run_id, "val/top1"))
+    top1 = run.data.metrics.get("val/top1")
+    return (
+        run.info.run_id,
+        run.data.params.get("recipe", ""),
+        STATES.get(run.info.status, run.info.status.lower()),
+        f"{epochs}/{tags.get(tracking.EPOCHS, '?')}",
+        "" if top1 is None else f"{top1:.4f}",
+        f"{datetime.timedelta(seconds=int(time.time() - run.info.start_time / 1000))} ago",
+        tags.get(tracking.LAST_CHECKPOINT, "none"),
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(main))
