@@ -16,7 +16,8 @@ from training.checkpoint import MODEL, read_model
 from training.cli import resolve
 from training.config import Config
 from training.launch.claim import claimed
-from training.launch.ray_train import fit, join_ray
+from training.launch.ray_cluster import join_ray
+from training.launch.ray_train import fit
 from training.launch.resources import Resources, check_data_and_network, resolve_resources
 from training.launch.resume import check_resumable
 from training.launch.store import CheckpointStore

@@ -1,10 +1,9 @@
-"""Ray Train: joining a cluster, the workers, their checkpoints and restarts."""
+"""Ray Train: the workers, their checkpoints and restarts."""
 
 from __future__ import annotations
 
 import contextlib
 import logging
-import os
 import sys
 import threading
 from concurrent.futures import Future, wait
@@ -16,8 +15,6 @@ import torch
 from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig, TrainingFailedError
 from ray.train.torch import TorchConfig, TorchTrainer, get_device
 
-from errors import InputError
-from interrupts import keep_sigterm_handler
 from training import tracking
 from training.config import Config
 from training.launch.progress import Progress
@@ -32,38 +29,6 @@ COLLECTIVE_TIMEOUT_SECONDS = 300
 """A worker that waits longer for its peers fails, and the training restarts from its checkpoint."""
 METRICS_SECONDS = 10.0
 """Longest wait of a checkpoint for MLflow to take earlier metrics; training does not stop for a dead server."""
-RAY_TRAIN_SETTINGS = {
-    # Interval of Ray Train's health checks in seconds; the end of a training, and of a worker, waits for one.
-    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
-    # Workers' lines reach the terminal through Ray's log monitor; Ray Train would log them a second time.
-    "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
-    # Keep freed activations in the process: otherwise each step waits for zeroed pages. Glibc ignores a threshold for
-    # mapped blocks above 2^25, and would then map the loader's batches again each time.
-    "MALLOC_TRIM_THRESHOLD_": str(2**30),
-    "MALLOC_MMAP_THRESHOLD_": str(2**25),
-}
-OWN_RAY_SETTINGS = {
-    # It watches nodes that a cloud takes back, and costs a process on the cores that train.
-    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
-}
-"""Additional settings of a Ray that is started for one training."""
-
-
-def join_ray() -> None:
-    """Join the Ray cluster that RAY_ADDRESS names, as in every job, or start one on this machine.
-
-    With address `auto`, Ray would also look for a head that was started here once, and wait in vain if it was killed.
-    """
-    address = os.environ.get("RAY_ADDRESS", "")
-    if address.startswith(("http://", "https://")):
-        raise InputError(
-            f"RAY_ADDRESS {address} is a job server: type `ray job submit -- python -m training.run ...`, "
-            "or unset RAY_ADDRESS to train on a Ray of its own"
-        )
-    for name, value in {**RAY_TRAIN_SETTINGS, **({} if address else OWN_RAY_SETTINGS)}.items():
-        os.environ.setdefault(name, value)
-    with keep_sigterm_handler():
-        ray.init(address or "local", ignore_reinit_error=True, logging_level=logging.WARNING)
 
 
 def fit(config: Config, resources: Resources, tracking_uri: str, run_id: str) -> str | None:
