@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import socket
@@ -55,15 +56,17 @@ def _check_address(address: str) -> None:
         jobs = "give a job server to `ray job submit -- python -m training.run ...`"
         raise InputError(f"RAY_ADDRESS is {address}: it is not HOST:PORT of a head; {jobs}, {otherwise}")
     try:
-        with socket.create_connection((host.strip("[]"), int(port)), ANSWER_SECONDS) as connection:
-            connection.settimeout(ANSWER_SECONDS)
-            connection.sendall(b"GET / HTTP/1.0\r\n\r\n")
-            is_web_server = connection.recv(5) == b"HTTP/"
-    except (TimeoutError, ConnectionResetError):
-        is_web_server = False  # a head has nothing to say to this request
+        connection = socket.create_connection((host.strip("[]"), int(port)), ANSWER_SECONDS)
     except OSError as error:
-        reason = f"no head answers there ({error.strerror})"
+        reason = f"no head answers there ({error.strerror or error})"
         raise InputError(f"RAY_ADDRESS is {address}: {reason}; start one, {otherwise}") from error
-    if is_web_server:
+    if _is_web_server(connection):
         reason = "that is a web server, such as Ray's dashboard"
         raise InputError(f"RAY_ADDRESS is {address}: {reason}; use the head's port, {otherwise}")
+
+
+def _is_web_server(connection: socket.socket) -> bool:
+    with connection, contextlib.suppress(OSError):  # a head closes the connection, or keeps silent
+        connection.sendall(b"GET / HTTP/1.0\r\n\r\n")
+        return connection.recv(5) == b"HTTP/"
+    return False
