@@ -8,6 +8,7 @@ training, bit for bit, and no process may be left. SHARDS have a short side of 6
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import random
 import signal
@@ -46,6 +47,7 @@ class Training:
         self.uri = f"sqlite:///{folder}/mlflow.db"
         self.storage.mkdir(parents=True)
         self.process: subprocess.Popen[bytes] | None = None
+        self.server: subprocess.Popen[bytes] | None = None
         self.log = (folder / "log").open("ab")
 
     def start(self) -> subprocess.Popen[bytes]:
@@ -166,9 +168,7 @@ def fill_disk(training: Training, _rng: random.Random) -> None:
 
 def restart_server(training: Training, _rng: random.Random) -> None:
     """SIGKILL the MLflow server, and start it again ten seconds later."""
-    for process in training.family("mlflow"):
-        if process.pid != (training.process.pid if training.process else 0) and "server" in process.cmdline():
-            process.kill()
+    kill_server(training)
     time.sleep(10)
     start_server(training)
 
@@ -191,8 +191,7 @@ def start_server(training: Training) -> None:
     command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
     command += ["--backend-store-uri", f"sqlite:///{training.folder}/mlflow.db"]
     command += ["--default-artifact-root", str(training.folder / "mlartifacts")]
-    environment = {**os.environ, MARK: str(training.folder)}
-    subprocess.Popen(command, env=environment, stdout=training.log, stderr=training.log, start_new_session=True)
+    training.server = subprocess.Popen(command, stdout=training.log, stderr=training.log, start_new_session=True)
     training.uri = f"http://127.0.0.1:{port}"
     for _ in range(600):
         try:
@@ -201,6 +200,14 @@ def start_server(training: Training) -> None:
         except OSError:
             time.sleep(0.1)
     raise RuntimeError(f"the MLflow server does not answer; its output is in {training.folder}/log")
+
+
+def kill_server(training: Training) -> None:
+    """SIGKILL the MLflow server and its processes, if there is one."""
+    if training.server is not None:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(training.server.pid, signal.SIGKILL)
+        training.server.wait()
 
 
 def disturbed(training: Training, fault: str, rng: random.Random, seconds: float) -> None:
@@ -219,14 +226,12 @@ def disturbed(training: Training, fault: str, rng: random.Random, seconds: float
 
 def clean_up(training: Training) -> list[str]:
     """End the server and unmount; return the command lines of processes that should not be there any more."""
-    for process in training.family("mlflow"):
-        if "server" in process.cmdline():
-            process.terminate()
+    kill_server(training)
     _, left = psutil.wait_procs(training.family(), timeout=20)
     names = [" ".join(process.cmdline())[:80] for process in left if process.is_running()]
     for process in left:
         process.send_signal(signal.SIGKILL)
-    subprocess.run(["umount", "-q", training.storage], check=False)
+    subprocess.run(["umount", "-q", "-l", training.storage], check=False)
     return names
 
 
