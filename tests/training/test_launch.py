@@ -15,7 +15,7 @@ import psutil
 import pytest
 import ray
 import torch
-from commands import PROJECT
+from commands import PROJECT, run_command
 from mlflow import MlflowClient
 from mlflow.entities import Run
 
@@ -158,6 +158,11 @@ def test_a_killed_command_is_resumed_in_its_run_and_changes_nothing(
     killed.communicate()
     run_id = only_run_since(tmp_path, set()).info.run_id
     assert client_of(tmp_path).get_run(run_id).info.status == "RUNNING"
+    evaluated = run_command(
+        *("training.evaluate", "--run", run_id, "--data", four_classes, "--output", tmp_path / "report"),
+        env=environment,
+    )
+    assert (evaluated.returncode, "on 55 samples of val" in evaluated.stdout) == (0, True), evaluated.stderr
     refused = run("--resume", run_id, "--optimizer.learning-rate", 0.1)
     assert (refused.communicate()[1], refused.returncode) == (
         "error: optimizer.learning_rate is 0.1: a run is resumed with its own, 0.002; leave it out\n",

@@ -2,7 +2,9 @@
 
 import argparse
 import dataclasses
+import hashlib
 import itertools
+import json
 from pathlib import Path
 from typing import Any
 
@@ -314,6 +316,22 @@ def test_a_checkpoint_of_an_earlier_schema_is_refused_with_one_line(run: Run) ->
     page.write_text(page.read_text().replace('"schema": 3', '"schema": 1'))
     with pytest.raises(InputError, match=r"checkpoint\.json has schema 1: this version reads schema 2 and 3$"):
         read_checkpoint(run.folder / "1")
+
+
+def test_a_checkpoint_of_schema_2_is_evaluated_but_not_continued(config: Config, run: Run, tmp_path: Path) -> None:
+    new, old = run.folder / "2", tmp_path / "old"
+    old.mkdir()
+    torch.save(read_model(new / MODEL), old / "model.pt")
+    page = json.loads((new / PAGE).read_text())
+    for name in ("batch", "continuation"):
+        del page[name]
+    del page["config"]["checkpoint"]  # a field that came later
+    digest = hashlib.sha256((old / "model.pt").read_bytes()).hexdigest()
+    (old / PAGE).write_text(json.dumps({**page, "schema": 2, "sha256": {"model.pt": digest}}))
+    choice = argparse.Namespace(checkpoint=old, weights=None, run=None, which=None, recipe=None, device="cpu")
+    assert_equal(load_model(choice, tmp_path, None).network.state_dict(), read_model(new / MODEL))
+    with pytest.raises(InputError, match="is of an earlier version: it can be evaluated, but not continued"):
+        build_state(config, CPU, 1, old)
 
 
 def test_a_checkpoint_of_another_network_or_data_set_is_refused(
