@@ -13,7 +13,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -98,17 +98,17 @@ class Snapshot:
 
     description: Checkpoint
     model: dict[str, Tensor]
-    """What is evaluated, by parameter name."""
+    """The weights to evaluate, by parameter name."""
     training: dict[str, dict[str, Tensor]]
     """Everything else, by kind and name: `optimizer.KEY` and `weights` by parameter name, `random` by device type."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class _Page(Checkpoint):
     """`checkpoint.json`: the description, its schema, and the digests of the other files."""
 
-    schema: int = SCHEMA
-    sha256: dict[str, str] = field(default_factory=dict)
+    schema: int
+    sha256: dict[str, str]
 
 
 def write_checkpoint(folder: Path, snapshot: Snapshot) -> None:
@@ -135,28 +135,24 @@ def write_checkpoint(folder: Path, snapshot: Snapshot) -> None:
     atomic_write(folder / PAGE, f"{json.dumps(page, indent=1)}\n".encode())
 
 
-def read_description(folder: Path) -> Checkpoint:
+def read_description(folder: Path) -> _Page:
     """Return the description of a checkpoint without a look at its other files.
 
     Raises:
         InputError: there is none, it cannot be read, or it has another schema.
     """
-    return _read_page(folder)
+    if not (folder / PAGE).is_file():
+        raise InputError(f"{folder} is not a checkpoint: it has no {PAGE}; use a folder that has one")
+    return read_versioned_json(_Page, folder / PAGE, 2, SCHEMA)
 
 
 def read_checkpoint(folder: Path) -> Checkpoint:
     """Return the description of a checkpoint; raise `InputError` for another schema, or missing or damaged files."""
-    page = _read_page(folder)
+    page = read_description(folder)
     for name, digest in page.sha256.items():
         if not (folder / name).is_file() or _sha256(folder / name) != digest:
             raise InputError(f"{folder / name} is missing or damaged: the checkpoint is incomplete; use another one")
     return page
-
-
-def _read_page(folder: Path) -> _Page:
-    if not (folder / PAGE).is_file():
-        raise InputError(f"{folder} is not a checkpoint: it has no {PAGE}; use a folder that has one")
-    return read_versioned_json(_Page, folder / PAGE, 2, SCHEMA)
 
 
 def model_path(folder: Path) -> Path:

@@ -306,6 +306,11 @@ def test_a_damaged_or_incomplete_checkpoint_is_refused(run: Run) -> None:
     (folder / TRAINING).unlink()
     with pytest.raises(InputError, match=r"training\.safetensors is missing or damaged"):
         read_checkpoint(folder)
+    page = json.loads((folder / PAGE).read_text())
+    del page["sha256"]
+    (folder / PAGE).write_text(json.dumps(page))
+    with pytest.raises(InputError, match="sha256 is missing"):
+        read_checkpoint(folder)
     (folder / PAGE).unlink()
     with pytest.raises(InputError, match=r"is not a checkpoint: it has no checkpoint\.json"):
         read_checkpoint(folder)
