@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from mlflow import MlflowClient
-from mlflow.entities import Metric, Param
+from mlflow.entities import Metric, Param, Run
 from mlflow.exceptions import MlflowException
 from pyarrow.fs import FileSystem, copy_files
 
@@ -94,12 +94,17 @@ def create_run(client: MlflowClient, experiment: str, name: str, params: dict[st
     return run_id
 
 
-def fetch_artifact(client: MlflowClient, run_id: str, path: str, folder: Path) -> Path:
-    """Copy an artifact folder of a run into `folder` and return its path; `InputError` without such a run or folder."""
+def find_run(client: MlflowClient, run_id: str) -> Run:
+    """Return a run; raise `InputError` if the store does not have it."""
     try:
-        client.get_run(run_id)
+        return client.get_run(run_id)
     except MlflowException as error:
         raise InputError(f"run {run_id!r} is not in the MLflow store {client.tracking_uri}") from error
+
+
+def fetch_artifact(client: MlflowClient, run_id: str, path: str, folder: Path) -> Path:
+    """Copy an artifact folder of a run into `folder` and return its path; `InputError` without such a run or folder."""
+    find_run(client, run_id)
     try:
         return Path(client.download_artifacts(run_id, path, str(folder)))
     except (MlflowException, OSError) as error:
@@ -115,10 +120,8 @@ def fetch_checkpoint(client: MlflowClient, run_id: str, which: str, folder: Path
     Raises:
         InputError: there is no such run, or it has no such checkpoint.
     """
-    try:
-        location = client.get_run(run_id).data.tags.get(f"checkpoint.{which}")
-    except MlflowException as error:
-        raise InputError(f"run {run_id!r} is not in the MLflow store {client.tracking_uri}") from error
+    tag = BEST_CHECKPOINT if which == "best" else LAST_CHECKPOINT
+    location = find_run(client, run_id).data.tags.get(tag)
     if location is not None:
         if Path(location, PAGE).is_file():
             return Path(location)

@@ -8,7 +8,6 @@ from pathlib import Path
 from errors import InputError
 from preprocess.manifest import manifest_digest
 from training import tracking
-from training.checkpoint import read_checkpoint
 from training.config import Config, flatten
 from training.launch.claim import check_unclaimed
 from training.launch.store import CheckpointStore
@@ -63,8 +62,7 @@ def check_resumable(client: tracking.MlflowClient, run_id: str, config: Config) 
     if step is None:
         print(f"no checkpoint of run {run_id} in {config.storage}: it begins again")
         return
-    with store.fetch(step) as folder:
-        saved = read_checkpoint(folder)
+    saved = store.describe(step)
     if saved.epoch >= config.epochs:
         raise InputError(f"epochs is {config.epochs}: run {run_id} has completed {saved.epoch}; use --epochs with more")
     if saved.data.manifest_sha256 != manifest_digest(config.data):

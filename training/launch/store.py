@@ -20,7 +20,7 @@ from pyarrow.fs import FileSelector, FileSystem, FileType, LocalFileSystem, copy
 
 from atomic_files import flush
 from errors import InputError
-from training.checkpoint import PAGE, Snapshot, read_checkpoint, read_description, write_checkpoint
+from training.checkpoint import PAGE, Checkpoint, Snapshot, read_checkpoint, read_description, write_checkpoint
 
 _NAME = re.compile(r"step-(\d{8,})")
 _PARTIAL = ".partial-"
@@ -60,6 +60,12 @@ class CheckpointStore:
             copy_files(self._path(step), folder, self._filesystem)
             yield Path(folder)
 
+    def describe(self, step: int) -> Checkpoint:
+        """Return the description of the checkpoint of a step; raise `InputError` if it cannot be read."""
+        with tempfile.TemporaryDirectory() as folder:
+            copy_files(f"{self._path(step)}/{PAGE}", f"{folder}/{PAGE}", self._filesystem)
+            return read_description(Path(folder))
+
     def newest(self) -> int | None:
         """Return the step of the newest intact checkpoint; name on stderr those that are damaged."""
         for step in reversed(self.steps()):
@@ -76,8 +82,8 @@ class CheckpointStore:
         top1 = {step: self._top1(step) for step in self.steps()}
         return max((step for step in top1 if top1[step] is not None), key=lambda step: (top1[step], step), default=None)
 
-    def write(self, snapshot: Snapshot, keep: int) -> None:
-        """Write a checkpoint, then remove all but the best one and the last `keep`.
+    def write(self, snapshot: Snapshot, keep: int) -> int | None:
+        """Write a checkpoint, then remove all but the best one and the last `keep`; return the step of the best.
 
         Raises:
             OSError: it cannot be written; the earlier ones are untouched.
@@ -89,10 +95,11 @@ class CheckpointStore:
             with tempfile.TemporaryDirectory() as folder:
                 write_checkpoint(Path(folder), snapshot)
                 self._upload(Path(folder), self._path(step))
-        kept = {*self.steps()[-keep:], self.best()}
-        for old in self.steps():
-            if old not in kept:
+        steps, best = self.steps(), self.best()
+        for old in steps[:-keep]:
+            if old != best:
                 self._filesystem.delete_dir(self._path(old))
+        return best
 
     def request_stop(self) -> None:
         """Ask the training of this run to save a checkpoint and stop."""
@@ -129,12 +136,10 @@ class CheckpointStore:
             copy_files(str(file), f"{target}/{file.name}", destination_filesystem=self._filesystem)
 
     def _top1(self, step: int) -> float | None:
-        with tempfile.TemporaryDirectory() as folder:
-            copy_files(f"{self._path(step)}/{PAGE}", f"{folder}/{PAGE}", self._filesystem)
-            try:
-                return read_description(Path(folder)).metrics.get("val/top1")
-            except InputError:  # damaged
-                return None
+        try:
+            return self.describe(step).metrics.get("val/top1")
+        except InputError:  # damaged
+            return None
 
     def _has_page(self, step: int) -> bool:
         return self._filesystem.get_file_info(f"{self._path(step)}/{PAGE}").type == FileType.File
@@ -197,12 +202,11 @@ class BackgroundWriter:
         step = snapshot.description.step
         self._prepare()
         try:
-            self._store.write(snapshot, self._keep)
+            best = self._store.write(snapshot, self._keep)
         except OSError as error:
             self._error = error
             print(f"warning: no checkpoint of step {step}: {error}; the training goes on", file=sys.stderr, flush=True)
             return
-        best = self._store.best()
         self._record(self._store.location(step), None if best is None else self._store.location(best))
 
 
