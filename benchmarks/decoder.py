@@ -39,7 +39,7 @@ WARM_UP = 6
 
 @dataclass(frozen=True)
 class Setting:
-    """How a graph decodes."""
+    """The settings of a decoding graph."""
 
     threads: int
     device: Literal["mixed", "cpu"] = "mixed"

@@ -84,12 +84,12 @@ class Setting:
 
     @property
     def graph(self) -> dict[str, Any]:
-        """How a DALI graph runs."""
+        """The settings of a DALI graph."""
         return {"batch_size": BATCH_SIZE, "num_threads": self.workers, "device_id": None}
 
     @property
     def processes(self) -> dict[str, Any]:
-        """How a DataLoader runs."""
+        """The settings of a DataLoader."""
         return {"num_workers": self.workers, "persistent_workers": True}
 
 

@@ -55,7 +55,7 @@ Findings = dict[str, dict[str, Any]]
 
 @dataclass(frozen=True)
 class Kind:
-    """How a training step is taken."""
+    """The settings of a training step."""
 
     precision: Literal["float32", "bfloat16"] = "float32"
     channels_last: bool = False

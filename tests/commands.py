@@ -1,4 +1,4 @@
-"""How tests run the project's commands: as a user does, in the project folder."""
+"""The project's commands, run by tests as a user does, in the project folder."""
 
 from __future__ import annotations
 

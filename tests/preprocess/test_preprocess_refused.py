@@ -1,4 +1,4 @@
-"""What the build refuses, and names and paths that are hard to write down."""
+"""Input that the build refuses, and names and paths that are hard to write down."""
 
 import itertools
 import json

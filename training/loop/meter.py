@@ -1,4 +1,4 @@
-"""What the curves of a training show between two of their points."""
+"""The measurements between two points of the training curves."""
 
 from __future__ import annotations
 

@@ -26,7 +26,7 @@ EXTENDED = {
     "piecewise": "the last rates stay, unless a milestone is due later",
     "geometric": "from here on, the rates are those of the longer plateaus",
 }
-"""What more epochs than planned mean to a schedule: each is defined by the number of all epochs, or does not ask."""
+"""The effect of more epochs than planned, by schedule: some are defined by the number of all epochs."""
 
 
 class Schedule:
