@@ -14,7 +14,7 @@ from mlflow.entities import Run
 
 from training import tracking
 from training.cli import run_command
-from training.launch.claim import OWNER, is_alive
+from training.tracking.claim import OWNER, is_alive
 
 HEADER = ("run", "recipe", "state", "epoch", "top-1", "started", "checkpoint")
 STATES = {"RUNNING": "running", "FINISHED": "finished", "FAILED": "failed", "KILLED": "interrupted"}

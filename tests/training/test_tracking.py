@@ -11,8 +11,8 @@ import pytest
 
 from errors import InputError
 from training import runs
-from training.launch.claim import HEARTBEAT, OWNER, claimed
 from training.tracking import LAST_CHECKPOINT, MetricLog, create_run, open_client
+from training.tracking.claim import HEARTBEAT, OWNER, claimed
 
 
 @pytest.fixture
@@ -77,7 +77,7 @@ def test_one_process_at_a_time_trains_a_run(store: str) -> None:
 
 
 def test_a_heartbeat_that_stopped_on_another_machine_frees_the_run(store: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("training.launch.claim.CLAIM_SECONDS", 0.0)
+    monkeypatch.setattr("training.tracking.claim.CLAIM_SECONDS", 0.0)
     client = open_client(store, create=True)
     run_id = create_run(client, "twotower", "test", {})
     client.set_tag(run_id, OWNER, "another-machine 1 abc")

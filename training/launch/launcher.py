@@ -9,13 +9,13 @@ from pathlib import Path
 
 import ray
 import torch
+from mlflow import MlflowClient
 
 from preprocess.manifest import manifest_digest
 from training import tracking
 from training.checkpoint import MODEL, read_model
 from training.cli import resolve
 from training.config import Config
-from training.launch.claim import claimed
 from training.launch.ray_cluster import join_ray
 from training.launch.ray_train import fit
 from training.launch.resources import Resources, check_data_and_network, resolve_resources
@@ -23,6 +23,7 @@ from training.launch.resume import check_resumable
 from training.launch.store import CheckpointStore
 from training.loop.compile import check_compiler
 from training.report.pictures import kernels_png
+from training.tracking.claim import claimed
 from typed_json import to_json_values
 
 
@@ -72,7 +73,7 @@ def launch(config: Config, project: Path, resumed: str | None = None) -> str:
     return run_id
 
 
-def _train(client: tracking.MlflowClient, run_id: str, config: Config, resources: Resources, uri: str) -> None:
+def _train(client: MlflowClient, run_id: str, config: Config, resources: Resources, uri: str) -> None:
     status, problem = "FAILED", None
     try:
         problem = fit(config, resources, uri, run_id)
@@ -93,7 +94,7 @@ def _train(client: tracking.MlflowClient, run_id: str, config: Config, resources
         raise TrainingError(problem)
 
 
-def _log_checkpoints(client: tracking.MlflowClient, run_id: str, config: Config) -> None:
+def _log_checkpoints(client: MlflowClient, run_id: str, config: Config) -> None:
     """Copy the last and the best checkpoint into the run, and a picture of conv1, if there are any."""
     store = CheckpointStore(config.storage, run_id)
     for name, step in (("last", store.newest()), ("best", store.best())):
@@ -104,7 +105,7 @@ def _log_checkpoints(client: tracking.MlflowClient, run_id: str, config: Config)
                     _log_kernels(client, run_id, folder, config)
 
 
-def _log_kernels(client: tracking.MlflowClient, run_id: str, checkpoint: Path, config: Config) -> None:
+def _log_kernels(client: MlflowClient, run_id: str, checkpoint: Path, config: Config) -> None:
     network = config.architecture()
     kernels = read_model(checkpoint / MODEL)[f"{network.first_layer}.weight"].numpy()
     with tempfile.TemporaryDirectory() as folder:

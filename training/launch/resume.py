@@ -5,13 +5,15 @@ from __future__ import annotations
 import tempfile
 from pathlib import Path
 
+from mlflow import MlflowClient
+
 from errors import InputError
 from preprocess.manifest import manifest_digest
 from training import tracking
 from training.config import Config, flatten
-from training.launch.claim import check_unclaimed
 from training.launch.store import CheckpointStore
 from training.optim.schedules import EXTENDED
+from training.tracking.claim import check_unclaimed
 from typed_json import parse_json
 
 CHANGEABLE = {
@@ -53,7 +55,7 @@ def check_changes(stored: Config, wanted: Config) -> None:
         print(f"{wanted.epochs} epochs, not {stored.epochs}; optimizer.schedule {schedule}: {EXTENDED[schedule]}")
 
 
-def check_resumable(client: tracking.MlflowClient, run_id: str, config: Config) -> None:
+def check_resumable(client: MlflowClient, run_id: str, config: Config) -> None:
     """Raise `InputError` if the run has all its epochs, was trained on other data, or is being trained now."""
     run = client.get_run(run_id)
     check_unclaimed(run_id, run.data.tags)

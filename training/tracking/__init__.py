@@ -1,0 +1,30 @@
+"""MLflow: one run per training, however often its workers start again."""
+
+from training.tracking.client import open_client, tracking_uri
+from training.tracking.metric_log import MetricLog
+from training.tracking.runs import (
+    BEST_CHECKPOINT,
+    CONFIG_NAME,
+    EPOCHS,
+    LAST_CHECKPOINT,
+    create_run,
+    fetch_artifact,
+    fetch_checkpoint,
+    find_run,
+)
+from training.tracking.source import environment
+
+__all__ = [
+    "BEST_CHECKPOINT",
+    "CONFIG_NAME",
+    "EPOCHS",
+    "LAST_CHECKPOINT",
+    "MetricLog",
+    "create_run",
+    "environment",
+    "fetch_artifact",
+    "fetch_checkpoint",
+    "find_run",
+    "open_client",
+    "tracking_uri",
+]
