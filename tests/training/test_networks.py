@@ -11,7 +11,15 @@ import torchvision
 from torch import Tensor, nn
 
 from errors import InputError
-from training.models import NETWORKS, AlexNet, architecture, build, to_fully_connected, to_fully_convolutional
+from training.models import (
+    NETWORKS,
+    AlexNet,
+    architecture,
+    build,
+    make_network,
+    to_fully_connected,
+    to_fully_convolutional,
+)
 from training.models.layers import Dropout2012, make_activation
 from training.models.lrn import SpatialResponseNorm
 
@@ -318,3 +326,12 @@ def test_the_hybrid_is_for_any_width_that_divides_fc6_to_fc8() -> None:
         NETWORKS["alexnet-owt"].check(1000, 3)
     with pytest.raises(InputError, match=r"parallel.model 16 does not divide the 1000 classes"):
         NETWORKS["alexnet-owt"].check(1000, 16)
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_the_last_layer_is_the_one_with_a_row_for_each_class(name: str) -> None:
+    layer = NETWORKS[name].last_layer
+    with torch.device("meta"):
+        one, other = (make_network(NETWORKS[name], classes).state_dict() for classes in (7, 8))
+    changed = {key for key in one if one[key].shape != other[key].shape}
+    assert changed == {f"{layer}.weight", f"{layer}.bias"}

@@ -93,6 +93,11 @@ class Architecture(NetworkArchitecture):
         return "conv1" if self.names == "layers" else "features.0"
 
     @property
+    def last_layer(self) -> str:
+        """Name of the layer whose outputs are the logits."""
+        return "fc8" if self.names == "layers" else "classifier.6"
+
+    @property
     def pool_size(self) -> int:
         """Side of a pooling's window in pixels; its stride is 2."""
         return 3 if self.pooling == "overlapping" else 2

@@ -14,7 +14,8 @@ class NetworkArchitecture(Protocol):
 
     Those of its fields that `training.config.Network` has too are options, `--network.NAME`.
 
-    A class that inherits from it is a network for one device, with a first layer `conv1`, until it says otherwise.
+    A class that inherits from it is a network for one device, with a first layer `conv1` and a last layer `fc8`, until
+    it says otherwise.
     """
 
     __dataclass_fields__: ClassVar[dict[str, Field[Any]]]
@@ -28,6 +29,11 @@ class NetworkArchitecture(Protocol):
     def first_layer(self) -> str:
         """Name of the convolution that sees the image; the report shows its kernels."""
         return "conv1"
+
+    @property
+    def last_layer(self) -> str:
+        """Name of the layer whose outputs are the logits, one for each class."""
+        return "fc8"
 
     @property
     def towers(self) -> int:

@@ -23,6 +23,11 @@ class LeNetArchitecture(NetworkArchitecture):
     init: Init = "torch"
     """Initial weights, see `initialise`."""
 
+    @property
+    def last_layer(self) -> str:
+        """Name of the layer whose outputs are the logits."""
+        return "fc5"
+
     def last_side(self) -> int:
         """Return the side in pixels of the maps that fc3 sees."""
         return ((self.image_size - 4) // 2 - 4) // 2
