@@ -10,9 +10,13 @@ Schema 2 had `model.pt` and no checkpoints within an epoch: it can be evaluated,
 
 from __future__ import annotations
 
+import argparse
+import contextlib
 import hashlib
 import json
+import pickle
 import shutil
+import warnings
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -26,6 +30,7 @@ from atomic_files import atomic_write, flush
 from errors import InputError
 from preprocess.manifest import ClassEntry, ColorStats, manifest_digest, read_manifest
 from training.config import Config
+from training.models.state_dict import unwrap_state_dict
 from typed_json import read_versioned_json, to_json_values
 
 SCHEMA = 3
@@ -161,20 +166,38 @@ def model_path(folder: Path) -> Path:
 
 
 def read_model(path: Path) -> dict[str, Tensor]:
-    """Return the single-device state dict in a file on the CPU; raise `InputError` if it is missing or is none."""
+    """Return the single-device state dict in a file of torch or safetensors, on the CPU; see `unwrap_state_dict`.
+
+    Raises:
+        InputError: the file does not exist, cannot be read without running its code, or holds no state dict.
+    """
     try:
-        if path.suffix == ".safetensors":
-            return safetensors.torch.load_file(path)
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        content = _read_file(path)
     except FileNotFoundError as error:
-        raise InputError(
-            f"{path} does not exist; use a file of safetensors, or a state dict that torch saved"
-        ) from error
+        raise InputError(f"{path} does not exist; use a file of safetensors, or a state dict of torch.save") from error
     except Exception as error:  # there is no common base for what a foreign file can cause
-        raise InputError(f"{path} cannot be read as weights: {type(error).__name__}") from error
-    if not isinstance(state, dict) or not all(isinstance(tensor, Tensor) for tensor in state.values()):
-        raise InputError(f"{path} is not a state dict: it must map parameter names to tensors")
-    return state
+        raise InputError(
+            f"{path} cannot be read as weights: {_describe_unreadable(path, error)}; "
+            "use a file of safetensors, or a state dict of torch.save"
+        ) from error
+    return unwrap_state_dict(content, str(path))
+
+
+def _read_file(path: Path) -> object:
+    if path.suffix == ".safetensors":
+        return safetensors.torch.load_file(path)
+    # Next to the weights, timm and torchvision's references save their command line as a namespace, which is only data.
+    with torch.serialization.safe_globals([argparse.Namespace]), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # about archives of TorchScript, which are refused
+        return torch.load(path, map_location="cpu", weights_only=True)
+
+
+def _describe_unreadable(path: Path, error: Exception) -> str:
+    unsafe: list[str] = []
+    if isinstance(error, pickle.UnpicklingError):
+        with contextlib.suppress(ValueError, RuntimeError):  # not in a format that can be searched
+            unsafe = sorted(torch.serialization.get_unsafe_globals_in_checkpoint(path))
+    return f"it holds {', '.join(unsafe)}, which can run code" if unsafe else type(error).__name__
 
 
 def read_training(folder: Path) -> dict[str, dict[str, Tensor]]:
@@ -184,15 +207,6 @@ def read_training(folder: Path) -> dict[str, dict[str, Tensor]]:
         kind, _, key = name.partition("/")
         groups.setdefault(kind, {})[key] = tensor
     return groups
-
-
-def check_fits(model: dict[str, Tensor], wanted: dict[str, Tensor], source: str) -> None:
-    """Raise `InputError` unless the tensors of `model` have the names and shapes of `wanted`."""
-    for name in [*wanted, *model]:
-        found = tuple(model[name].shape) if name in model else "nothing"
-        expected = tuple(wanted[name].shape) if name in wanted else "nothing"
-        if found != expected:
-            raise InputError(f"{source} is of another network: {name} is {found} instead of {expected}")
 
 
 def _sha256(path: Path) -> str:

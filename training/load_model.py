@@ -13,10 +13,11 @@ from torch import nn
 
 from errors import InputError, check_choice
 from pipeline.views import read_mean_image
-from training.checkpoint import MEAN, DatasetInfo, check_fits, describe_data, model_path, read_checkpoint, read_model
+from training.checkpoint import MEAN, DatasetInfo, describe_data, model_path, read_checkpoint, read_model
 from training.config import Config
 from training.loop.precision import autocast
 from training.models import Architecture, NetworkArchitecture, make_network, to_fully_convolutional
+from training.models.state_dict import check_fits
 from training.recipes import RECIPES
 
 

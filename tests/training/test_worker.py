@@ -361,18 +361,6 @@ def sample_of_other_data(tiny_shards: Path, tmp_path: Path) -> Path:
     return folder
 
 
-def test_weights_that_are_no_state_dict_are_refused(tmp_path: Path) -> None:
-    path = tmp_path / "weights.pt"
-    with pytest.raises(InputError, match="does not exist"):
-        read_model(path)
-    path.write_bytes(b"not weights")
-    with pytest.raises(InputError, match="cannot be read as weights"):
-        read_model(path)
-    torch.save({"epoch": 3}, path)
-    with pytest.raises(InputError, match="is not a state dict"):
-        read_model(path)
-
-
 def test_the_mean_image_travels_with_the_checkpoint_of_a_training_that_subtracts_it(
     config: Config, tiny_shards: Path, tmp_path: Path
 ) -> None:

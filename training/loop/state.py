@@ -21,7 +21,6 @@ from training.checkpoint import (
     Continuation,
     DatasetInfo,
     Snapshot,
-    check_fits,
     describe_data,
     read_checkpoint,
     read_model,
@@ -32,6 +31,7 @@ from training.loop.compile import MeanLoss, make_mean_loss
 from training.loop.meter import Meter
 from training.loop.precision import autocast
 from training.models import make_network
+from training.models.state_dict import check_fits
 from training.optim.optimizer import (
     check_layers,
     load_lr,
