@@ -6,6 +6,7 @@ Construction checks whatever needs no data. `training.launch.resources` adds wha
 from __future__ import annotations
 
 import dataclasses
+import re
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -21,13 +22,17 @@ from training.models import NetworkArchitecture, architecture
 from training.models.architecture import Lrn, Order, Pooling
 from training.models.layers import Activation, DropoutForm, Init
 
+_RANGE = re.compile(r"(\d+)\.\.(\d+)")
+
 
 @dataclass(frozen=True)
 class Parallel:
     """Shape of the `data` x `model` mesh of workers."""
 
-    data: int | None = None
-    """Replicas of the network, each with its share of every batch. Default: all GPUs (or 2 CPU workers) / `model`."""
+    data: int | str | None = None
+    """Replicas of the network, each with its share of every batch. Default: all GPUs (or 2 CPU workers) / `model`.
+    `MIN..MAX`: elastic, as many in this range as there is room for; when a node joins or is lost, the training
+    continues from its newest checkpoint with another number, and with the same batches."""
     model: int = 1
     """Devices that share one network: 2 for a tower on each; any number for `alexnet-owt`, whose devices split the
     fully connected layers and compute all convolutions for their own images."""
@@ -35,9 +40,28 @@ class Parallel:
     """CPU cores per worker, for decoding and, on CPUs, for training. Default: an equal share of the cluster's."""
 
     def __post_init__(self) -> None:
-        for name in ("model", "data", "cpus_per_worker"):
+        for name in ("model", "cpus_per_worker"):
             if (value := getattr(self, name)) is not None:
                 check_count(f"parallel.{name}", value, 1)
+        if isinstance(self.data, str):
+            ends = _RANGE.fullmatch(self.data)
+            if not ends or not 0 < int(ends[1]) <= int(ends[2]):
+                raise InputError(f"parallel.data is {self.data!r}; use a whole number from 1, or MIN..MAX such as 1..4")
+        elif self.data is not None:
+            check_count("parallel.data", self.data, 1)
+
+    @property
+    def data_range(self) -> tuple[int, int] | None:
+        """The fewest and the most replicas; None: the default."""
+        if isinstance(self.data, str):
+            least, most = self.data.split("..")
+            return int(least), int(most)
+        return None if self.data is None else (self.data, self.data)
+
+    @property
+    def is_elastic(self) -> bool:
+        """True if the number of replicas may change in the course of a training."""
+        return isinstance(self.data, str)
 
 
 @dataclass(frozen=True)
@@ -255,13 +279,18 @@ class Config:
         check_units(self.units, self.mean)
         self.architecture()
         self._check_graphs()
+        if self.parallel.is_elastic and self.cache != "none":
+            raise InputError(
+                f"cache is {self.cache!r}: batches from a cache depend on the number of replicas, which "
+                f"parallel.data {self.parallel.data} lets change; use cache none, or one number"
+            )
         if self.image_size > self.short_side:
             raise InputError(f"crop is {self.crop}: it is above short_side; use at most {self.short_side}")
 
     def _check_graphs(self) -> None:
         # A graph writes its gradients into its own memory, over those of the part before.
         # Buckets of gradients that processes share are untried.
-        workers = (self.parallel.data or 1) * self.parallel.model
+        workers = (self.parallel.data_range or (1, 1))[1] * self.parallel.model
         for name, value in (("micro_batches", self.micro_batches), ("parallel.data x parallel.model", workers)):
             if self.compile == "graphs" and value > 1:
                 raise InputError(f"compile is 'graphs': it needs {name} 1, not {value}; use on")

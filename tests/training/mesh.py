@@ -24,6 +24,8 @@ def in_group(rank: int, shape: Shape, meeting: Path, *, hybrid: bool, gpus: bool
         torch.cuda.set_device(device)
     backend = "nccl" if gpus else "gloo"
     dist.init_process_group(backend, init_method=f"file://{meeting}", rank=rank, world_size=shape[0] * shape[1])
-    yield make_layout(device, *shape, hybrid)
+    layout = make_layout(device, shape[:1], shape[1], hybrid)
+    assert layout is not None
+    yield layout
     dist.barrier()
     dist.destroy_process_group()

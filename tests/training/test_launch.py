@@ -302,7 +302,31 @@ def test_peers_must_find_a_node_to_share(config: Config, nodes: list[int], group
     resources = [{"CPU": 16.0, "GPU": float(gpus)} for gpus in nodes]
     asked = dataclasses.replace(config, device="cuda", parallel=Parallel(2, 2, 1))
     if groups == 2:
-        assert resolve_resources(asked, resources) == Resources("cuda", 2, 2, 1)
+        assert resolve_resources(asked, resources) == Resources("cuda", (2,), 2, 1)
         return
     with pytest.raises(InputError, match=f"the nodes have room for {groups} groups of parallel.model 2 cuda"):
         resolve_resources(asked, resources)
+
+
+def test_an_elastic_training_skips_widths_that_do_not_divide_the_batch(config: Config) -> None:
+    asked = dataclasses.replace(config, batch_size=12, parallel=Parallel("2..5", 1, 1))
+    resources = resolve_resources(asked, [{"CPU": 2.0}])
+    assert resources == Resources("cpu", (2, 3, 4), 1, 1)
+    assert resources.num_workers == (2, 4)
+    assert resources.params(asked)["parallel.data"] == "2..5"
+    with pytest.raises(InputError, match="needs 2 cpu workers; the cluster has 1 CPU cores"):
+        resolve_resources(asked, [{"CPU": 1.0}])
+    with pytest.raises(InputError, match=r"batch_size 12 cannot be divided among parallel\.data 7\.\.11"):
+        resolve_resources(dataclasses.replace(asked, parallel=Parallel("7..11")), [{"CPU": 16.0}])
+
+
+@pytest.mark.parametrize("data", ["3..1", "0..2", "many", "2..", 0])
+def test_a_number_of_replicas_is_a_number_or_a_range(data: int | str) -> None:
+    with pytest.raises(InputError, match=f"parallel.data is {data!r}; use a whole number from 1"):
+        Parallel(data)
+
+
+def test_an_elastic_training_has_no_cache(config: Config) -> None:
+    """The batches from a cache depend on the number of replicas: they would change in the middle of an epoch."""
+    with pytest.raises(InputError, match=r"cache is 'host': .* parallel.data 1\.\.2"):
+        dataclasses.replace(config, cache="host", parallel=Parallel("1..2"))

@@ -1,6 +1,7 @@
 """Real gloo processes: every layout trains the same weights, and takes up the others' state."""
 
 import itertools
+import os
 import pickle
 from collections.abc import Callable
 from pathlib import Path
@@ -21,7 +22,7 @@ from training.loop.precision import autocast
 from training.loop.step import train_step
 from training.models import architecture, build, make_network
 from training.optim.optimizer import load_optimizer_state, make_ema, make_optimizer, optimizer_state
-from training.parallel.layout import Layout, gather_full, take_shard
+from training.parallel.layout import Layout, gather_full, make_layout, take_shard
 
 STEPS = 5
 LAYOUTS: dict[str, list[Shape]] = {
@@ -94,6 +95,24 @@ def process(rank: int, folder: Path) -> None:
                     (folder / state_file(name, shape, start)).write_bytes(pickle.dumps(state))
     with in_group(rank, (1, 4), folder / "meeting", hybrid=True) as layout:
         (folder / f"order-{rank}").write_bytes(pickle.dumps(order_of_a_step(layout)))
+    four = {"init_method": f"file://{folder / 'meeting-of-four'}", "rank": rank, "world_size": 4}
+    dist.init_process_group("gloo", **four)
+    (folder / f"chosen-{rank}").write_bytes(pickle.dumps(chosen_among_four(rank, folder)))
+    dist.barrier()
+
+
+def chosen_among_four(rank: int, folder: Path) -> dict[str, Any]:
+    """Return this process's place on meshes that need fewer than the four processes, or None; train on the first."""
+    cpu = torch.device("cpu")
+    layout = make_layout(cpu, (1, 3), 1, hybrid=False)
+    if layout is not None:
+        state = train_steps("alexnet-small", layout, range(STEPS), None)
+        (folder / f"three-of-four-{rank}").write_bytes(pickle.dumps(state))
+    placed: dict[str, Any] = {"largest that fits": layout and (layout.gather_objects(rank), layout.any_of(rank == 2))}
+    node = SimpleNamespace(nodename="first" if rank == 0 else "second")
+    with mock.patch.object(os, "uname", return_value=node):
+        layout = make_layout(cpu, (1, 2), 2, hybrid=False)
+    return {**placed, "peers on a node": layout and layout.gather_objects(rank)}
 
 
 def order_of_a_step(layout: Layout) -> list[str]:
@@ -174,3 +193,20 @@ def test_a_part_of_the_images_travels_while_another_is_computed(folder: Path) ->
     backward += ["fc6 backward", "send back", "arrived", "arrived"]
     for rank in range(4):
         assert pickle.loads((folder / f"order-{rank}").read_bytes()) == forward + backward
+
+
+def test_processes_beyond_the_largest_mesh_stand_aside(folder: Path) -> None:
+    """Four replicas cannot share a batch of 12 in an elastic training of 1 or 3; three of the processes do."""
+    chosen = [pickle.loads((folder / f"chosen-{rank}").read_bytes()) for rank in range(4)]
+    assert [each["largest that fits"] for each in chosen] == [([0, 1, 2], True)] * 3 + [None]
+    single = pickle.loads((folder / state_file("alexnet-small", (1, 1))).read_bytes())
+    for rank in range(3):
+        state = pickle.loads((folder / f"three-of-four-{rank}").read_bytes())
+        for name, tensor in single["model"].items():
+            torch.testing.assert_close(state["model"][name], tensor, rtol=0, atol=1e-6, msg=name)
+
+
+def test_towers_are_on_one_node(folder: Path) -> None:
+    """With one process on the first node and three on the second, two of the second form the pair."""
+    chosen = [pickle.loads((folder / f"chosen-{rank}").read_bytes()) for rank in range(4)]
+    assert [each["peers on a node"] for each in chosen] == [None, [1, 2], [1, 2], None]

@@ -1,9 +1,8 @@
-"""Ray Train: the workers, their checkpoints and restarts."""
+"""Ray Train: starting the workers, restarting them, and stopping them."""
 
 from __future__ import annotations
 
 import contextlib
-import logging
 import sys
 import threading
 from concurrent.futures import Future, wait
@@ -11,24 +10,18 @@ from typing import Any
 
 import ray
 import ray.train
-import torch
 from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig, TrainingFailedError
-from ray.train.torch import TorchConfig, TorchTrainer, get_device
+from ray.train.torch import TorchConfig, TorchTrainer
 
-from training import tracking
 from training.config import Config
-from training.launch.progress import Progress
 from training.launch.resources import Resources
-from training.launch.store import BackgroundWriter, CheckpointStore, StopWatch
-from training.loop.meter import DivergenceError
-from training.loop.state import TrainState, build_state, capture_checkpoint
-from training.loop.train import StoppedError, train
-from training.parallel.layout import Layout, make_layout
+from training.launch.store import CheckpointStore
+from training.launch.worker import train_worker
 
 COLLECTIVE_TIMEOUT_SECONDS = 300
 """A worker that waits longer for its peers fails, and the training restarts from its checkpoint."""
-METRICS_SECONDS = 10.0
-"""Longest wait of a checkpoint for MLflow to take earlier metrics; training does not stop for a dead server."""
+RESIZE_SECONDS = 30.0
+"""An elastic training looks this often whether there is room for more replicas."""
 
 
 def fit(config: Config, resources: Resources, tracking_uri: str, run_id: str) -> str | None:
@@ -42,13 +35,14 @@ def fit(config: Config, resources: Resources, tracking_uri: str, run_id: str) ->
         train_worker,  # type: ignore[arg-type]  # its return value is the result's
         train_loop_config={"config": config, "resources": resources, "tracking_uri": tracking_uri, "run_id": run_id},
         torch_config=TorchConfig(timeout_s=COLLECTIVE_TIMEOUT_SECONDS),
-        scaling_config=ScalingConfig(
-            num_workers=resources.num_workers,
+        scaling_config=ScalingConfig(  # type: ignore[call-arg]  # as below
+            num_workers=resources.num_workers,  # type: ignore[arg-type]
             use_gpu=use_gpu,
             resources_per_worker={"CPU": resources.cpus_per_worker, **({"GPU": 1} if use_gpu else {})},
             # Ray Train ranks its workers node by node, and peers on the `model` axis have adjacent ranks. A single
-            # group is requested on one node; several are packed, and `make_layout` checks that none fell apart.
-            placement_strategy="STRICT_PACK" if resources.data == 1 else "PACK",
+            # group is requested on one node; several are packed, and `make_layout` leaves out those that fell apart.
+            placement_strategy="STRICT_PACK" if resources.widths[-1] == 1 else "PACK",
+            elastic_resize_monitor_interval_s=RESIZE_SECONDS,
         ),
         run_config=RunConfig(  # type: ignore[call-arg]  # mypy sees the class from before Ray Train V2
             name=run_id,
@@ -89,63 +83,3 @@ def _stop(fitting: Future[str | None], store: CheckpointStore, seconds: float) -
         wait([fitting], seconds)
     if not fitting.done():
         ray.shutdown()
-
-
-def train_worker(arguments: dict[str, Any]) -> str | None:
-    """Run one worker of the mesh from the newest checkpoint on; return the reason if the loss diverged."""
-    logging.getLogger().setLevel(logging.WARNING)  # some of Ray Train's reports use the root logger
-    config: Config = arguments["config"]
-    resources: Resources = arguments["resources"]
-    run_id: str = arguments["run_id"]
-    layout = make_layout(torch.device(get_device()), resources.data, resources.model, config.architecture().hybrid)
-    store = CheckpointStore(config.storage, run_id)
-    try:
-        state = _build_state(config, layout, resources.cpus_per_worker, store)
-        state.stop_requested = StopWatch(store) if layout.is_first else lambda: False
-        if not layout.is_first:
-            # Every process takes part in a copy of the training, and the first one writes it.
-            with contextlib.suppress(StoppedError):
-                train(state, lambda _metrics, _step: None, lambda state, metrics: _copy(state, run_id, metrics))
-            return None
-        _train_and_record(state, store, arguments["tracking_uri"], run_id)
-    except DivergenceError as error:
-        return str(error)
-    return None
-
-
-def _build_state(config: Config, layout: Layout, num_threads: int, store: CheckpointStore) -> TrainState:
-    step = layout.gather_objects(store.newest() if layout.is_first else None)[0]
-    if step is None:
-        return build_state(config, layout, num_threads)
-    with store.fetch(step) as folder:
-        return build_state(config, layout, num_threads, folder)
-
-
-def _copy(state: TrainState, run_id: str, metrics: dict[str, float]) -> None:
-    capture_checkpoint(state, run_id, metrics)
-
-
-def _train_and_record(state: TrainState, store: CheckpointStore, tracking_uri: str, run_id: str) -> None:
-    """Train on the worker that logs and writes checkpoints."""
-    metric_log = tracking.MetricLog(tracking_uri, run_id)
-    progress = Progress(state.config.epochs)
-
-    def log(metrics: dict[str, float], step: int) -> None:
-        metric_log.log(metrics, step)
-        progress.show(metrics, step)
-
-    # Points go out before the checkpoint after them is complete: who continues from it does not log them again.
-    writer = BackgroundWriter(
-        store, state.config.keep_checkpoints, lambda: metric_log.flush(METRICS_SECONDS), metric_log.record_checkpoints
-    )
-
-    def save(state: TrainState, metrics: dict[str, float]) -> None:
-        if metrics:
-            progress.epoch_done(state.epoch)
-        writer.write(capture_checkpoint(state, run_id, metrics))
-
-    with contextlib.suppress(StoppedError):  # it has saved, as at the end of a training
-        train(state, log, save)
-    if (error := writer.wait()) is not None:
-        raise error
-    metric_log.close()

@@ -19,20 +19,22 @@ class Resources:
     """The mesh of workers that a training runs on: one device per worker."""
 
     device: Literal["cpu", "cuda"]
-    data: int
-    """Size of the `data` axis."""
+    widths: tuple[int, ...]
+    """Sizes of the `data` axis that the training may have, ascending; one, unless it is elastic."""
     model: int
     """Size of the `model` axis."""
     cpus_per_worker: int
 
     @property
-    def num_workers(self) -> int:
-        """Number of workers."""
-        return self.data * self.model
+    def num_workers(self) -> int | tuple[int, int]:
+        """Number of workers, or the fewest and the most of an elastic training, as Ray Train takes it."""
+        least, most = self.widths[0] * self.model, self.widths[-1] * self.model
+        return least if least == most else (least, most)
 
     def params(self, config: Config) -> dict[str, Any]:
         """Return the flattened configuration with these resources filled in."""
-        parallel = Parallel(self.data, self.model, self.cpus_per_worker)
+        data = config.parallel.data if config.parallel.is_elastic else self.widths[0]
+        parallel = Parallel(data, self.model, self.cpus_per_worker)
         return flatten(replace(config, device=self.device, parallel=parallel))
 
 
@@ -64,32 +66,39 @@ def resolve_resources(config: Config, nodes: list[dict[str, float]]) -> Resource
     gpus, cpus = (int(sum(node.get(kind, 0) for node in nodes)) for kind in ("GPU", "CPU"))
     device = config.device if config.device != "auto" else ("cuda" if gpus else "cpu")
     on_gpus, model = device == "cuda", config.parallel.model
-    data = config.parallel.data or max(1, (gpus if on_gpus else 2) // model)
-    workers = data * model
-    if workers > (gpus if on_gpus else cpus):
+    default = max(1, (gpus if on_gpus else 2) // model)
+    least, most = config.parallel.data_range or (default, default)
+    if least * model > (gpus if on_gpus else cpus):
         raise InputError(
-            f"parallel.data {data} x parallel.model {model} needs {workers} {device} workers; "
+            f"parallel.data {least} x parallel.model {model} needs {least * model} {device} workers; "
             f"the cluster has {cpus} CPU cores and {gpus} GPUs"
         )
-    _check_batch_divides(config, data)
-    threads = config.parallel.cpus_per_worker or max(1, cpus // (gpus if on_gpus else workers))
+    widths = _widths(config, least, most)
+    workers = widths[0] * model
+    threads = config.parallel.cpus_per_worker or max(1, cpus // (gpus if on_gpus else widths[-1] * model))
     if threads * workers > cpus:
         raise InputError(
             f"parallel.cpus_per_worker {threads} for {workers} workers needs {threads * workers} cores; "
             f"the cluster has {cpus}"
         )
-    resources = Resources("cuda" if on_gpus else "cpu", data, model, threads)
+    resources = Resources("cuda" if on_gpus else "cpu", widths, model, threads)
     _check_peers_fit(resources, nodes)
     return resources
 
 
-def _check_batch_divides(config: Config, data: int) -> None:
+def _widths(config: Config, least: int, most: int) -> tuple[int, ...]:
+    """Return the sizes of the `data` axis in this range that divide the batch."""
     model = config.parallel.model
     hybrid = model > 1 and config.architecture().hybrid
-    shares = data * model if hybrid else data
-    if config.batch_size % shares:
+    unit = model if hybrid else 1
+    widths = tuple(data for data in range(least, most + 1) if config.batch_size % (data * unit) == 0)
+    if not widths:
+        data = config.parallel.data or least
         of = f"parallel.data {data} x parallel.model {model} devices" if hybrid else f"parallel.data {data} replicas"
-        raise InputError(f"batch_size {config.batch_size} cannot be divided among {of}; use a multiple of {shares}")
+        raise InputError(
+            f"batch_size {config.batch_size} cannot be divided among {of}; use a multiple of {least * unit}"
+        )
+    return widths
 
 
 def _check_peers_fit(resources: Resources, nodes: list[dict[str, float]]) -> None:
@@ -98,9 +107,9 @@ def _check_peers_fit(resources: Resources, nodes: list[dict[str, float]]) -> Non
         gpus_per_node = [int(node.get("GPU", 0)) for node in nodes]
         workers_per_node = [min(pair) for pair in zip(workers_per_node, gpus_per_node, strict=True)]
     groups = sum(workers // resources.model for workers in workers_per_node)
-    if groups < resources.data:
+    if groups < resources.widths[0]:
         raise InputError(
             f"parallel.cpus_per_worker {resources.cpus_per_worker}: the nodes have room for {groups} groups of "
             f"parallel.model {resources.model} {resources.device} worker(s) on one node, and parallel.data asks for "
-            f"{resources.data}"
+            f"{resources.widths[0]}"
         )

@@ -10,16 +10,16 @@ DistributedDataParallel works unchanged over the devices that hold the same ones
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import chain, repeat
+from itertools import chain, groupby, repeat
 from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.device_mesh import DeviceMesh
 
 from errors import InputError
 from training.models import AlexNet, Links
@@ -39,6 +39,8 @@ class Layout:
     data_size: int = 1
     model_rank: int = 0
     model_size: int = 1
+    mesh_group: dist.ProcessGroup | None = None
+    """All processes of the mesh; None if there is only one."""
     data_group: dist.ProcessGroup | None = None
     model_group: dist.ProcessGroup | None = None
     hybrid: bool = False
@@ -71,7 +73,7 @@ class Layout:
 
     @property
     def _batch_group(self) -> dist.ProcessGroup | None:
-        return dist.group.WORLD if self.hybrid else self.data_group
+        return self.mesh_group if self.hybrid else self.data_group
 
     def links(self) -> Links:
         """Return the communication between this device's part of the network and its peers'."""
@@ -104,18 +106,18 @@ class Layout:
 
     def any_of(self, flag: bool) -> bool:
         """Tell whether `flag` is true on any process; all processes must call it together."""
-        if self.num_processes == 1:
+        if self.mesh_group is None:
             return flag
         flags = torch.tensor(int(flag), device=self.device)
-        dist.all_reduce(flags, dist.ReduceOp.MAX)
+        dist.all_reduce(flags, dist.ReduceOp.MAX, group=self.mesh_group)
         return bool(flags)
 
     def gather_objects(self, own: Any) -> list[Any]:
         """Return what each process gives, by global rank; all processes must call it together."""
-        if self.num_processes == 1:
+        if self.mesh_group is None:
             return [own]
-        everything: list[Any] = [None] * dist.get_world_size()
-        dist.all_gather_object(everything, own)
+        everything: list[Any] = [None] * self.num_processes
+        dist.all_gather_object(everything, own, group=self.mesh_group)
         return everything
 
     def pad_to_equal_batches(
@@ -137,42 +139,67 @@ class Layout:
             yield F.pad(images, (0,) * 7 + (missing,)), labels
 
 
-def make_layout(device: torch.device, data: int, model: int, hybrid: bool) -> Layout:
+def make_layout(device: torch.device, widths: Sequence[int], model: int, hybrid: bool) -> Layout | None:
     """Arrange the processes of the default group as a `data` x `model` mesh; model peers have adjacent ranks.
 
-    `hybrid` says how devices share a network, see `Architecture.hybrid`.
+    All processes must call it together. Those that the mesh has no room for get None.
+
+    Args:
+        device: the device of this process.
+        widths: sizes of the `data` axis to choose from, ascending: the largest one with enough processes is taken.
+        model: size of the `model` axis.
+        hybrid: how devices share a network, see `Architecture.hybrid`.
 
     Raises:
-        RuntimeError: peers on the `model` axis sit on different nodes, or the group has another size.
+        RuntimeError: there are too few processes on the same nodes.
     """
-    if data * model == 1:
-        return Layout(device)
-    if dist.get_world_size() != data * model:
-        raise RuntimeError(f"{dist.get_world_size()} processes cannot form a {data} x {model} mesh")
-    mesh = init_device_mesh(device.type, (data, model), mesh_dim_names=("data", "model"))
-    layout = Layout(
+    ranks = _ranks_with_peers(model)
+    data = max((width for width in widths if width * model <= len(ranks)), default=0)
+    if data == 0:
+        raise RuntimeError(
+            f"peers on the model axis must share a node, and the {_world_size()} processes have room for "
+            f"{len(ranks) // model} groups of {model}; {widths[0]} are needed"
+        )
+    ranks = ranks[: data * model]
+    in_mesh = not dist.is_initialized() or dist.get_rank() in ranks
+    if len(ranks) == 1:
+        return Layout(device) if in_mesh else None
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    mesh = DeviceMesh(device.type, torch.tensor(ranks).view(data, model), mesh_dim_names=("data", "model"))
+    mesh_group = dist.group.WORLD if len(ranks) == dist.get_world_size() else dist.new_group(ranks)
+    if not in_mesh:
+        return None
+    assert isinstance(mesh_group, dist.ProcessGroup)
+    return Layout(
         device=device,
         data_rank=mesh.get_local_rank("data"),
         data_size=data,
         model_rank=mesh.get_local_rank("model"),
         model_size=model,
+        mesh_group=mesh_group,
         data_group=mesh.get_group("data") if data > 1 else None,
         model_group=mesh.get_group("model") if model > 1 else None,
         hybrid=hybrid and model > 1,
     )
-    _check_peers_share_a_node(layout)
-    return layout
 
 
-def _check_peers_share_a_node(layout: Layout) -> None:
+def _world_size() -> int:
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def _ranks_with_peers(model: int) -> list[int]:
+    """Return the ranks, ascending, that form groups of `model` processes of one node."""
     # Peers exchange activations in every step, which is too slow over a network between nodes.
-    if layout.model_group is None:
-        return
-    nodes: list[Any] = [None] * layout.model_size
-    dist.all_gather_object(nodes, (dist.get_rank(), os.uname().nodename), group=layout.model_group)
-    if len({node for _, node in nodes}) > 1:
-        locations = ", ".join(f"rank {rank} on {node}" for rank, node in nodes)
-        raise RuntimeError(f"peers on the model axis must share a node, but there is {locations}")
+    if model == 1:
+        return list(range(_world_size()))
+    nodes: list[Any] = [None] * _world_size()
+    dist.all_gather_object(nodes, os.uname().nodename)
+    ranks: list[int] = []
+    for _, members in groupby(range(len(nodes)), key=nodes.__getitem__):
+        on_node = list(members)
+        ranks += on_node[: len(on_node) // model * model]
+    return ranks
 
 
 def take_shard(full: Mapping[str, Tensor], network: nn.Module, layout: Layout) -> dict[str, Tensor]:

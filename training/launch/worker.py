@@ -1,0 +1,85 @@
+"""One worker of a training: its place on the mesh, its checkpoints, and on the first one the metrics."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from typing import Any
+
+import torch
+from ray.train.torch import get_device
+
+from training import tracking
+from training.config import Config
+from training.launch.progress import Progress
+from training.launch.resources import Resources
+from training.launch.store import BackgroundWriter, CheckpointStore, StopWatch
+from training.loop.meter import DivergenceError
+from training.loop.state import TrainState, build_state, capture_checkpoint
+from training.loop.train import StoppedError, train
+from training.parallel.layout import Layout, make_layout
+
+METRICS_SECONDS = 10.0
+"""Longest wait of a checkpoint for MLflow to take earlier metrics; training does not stop for a dead server."""
+
+
+def train_worker(arguments: dict[str, Any]) -> str | None:
+    """Run one worker of the mesh from the newest checkpoint on; return the reason if the loss diverged."""
+    logging.getLogger().setLevel(logging.WARNING)  # some of Ray Train's reports use the root logger
+    config: Config = arguments["config"]
+    resources: Resources = arguments["resources"]
+    run_id: str = arguments["run_id"]
+    layout = make_layout(torch.device(get_device()), resources.widths, resources.model, config.architecture().hybrid)
+    if layout is None:  # an elastic training has no use for a worker that the batch cannot be divided among
+        return None
+    store = CheckpointStore(config.storage, run_id)
+    try:
+        state = _build_state(config, layout, resources.cpus_per_worker, store)
+        state.stop_requested = StopWatch(store) if layout.is_first else lambda: False
+        if not layout.is_first:
+            # Every process takes part in a copy of the training, and the first one writes it.
+            with contextlib.suppress(StoppedError):
+                train(state, lambda _metrics, _step: None, lambda state, metrics: _copy(state, run_id, metrics))
+            return None
+        _train_and_record(state, store, arguments["tracking_uri"], run_id)
+    except DivergenceError as error:
+        return str(error)
+    return None
+
+
+def _build_state(config: Config, layout: Layout, num_threads: int, store: CheckpointStore) -> TrainState:
+    step = layout.gather_objects(store.newest() if layout.is_first else None)[0]
+    if step is None:
+        return build_state(config, layout, num_threads)
+    with store.fetch(step) as folder:
+        return build_state(config, layout, num_threads, folder)
+
+
+def _copy(state: TrainState, run_id: str, metrics: dict[str, float]) -> None:
+    capture_checkpoint(state, run_id, metrics)
+
+
+def _train_and_record(state: TrainState, store: CheckpointStore, tracking_uri: str, run_id: str) -> None:
+    """Train on the worker that logs and writes checkpoints."""
+    metric_log = tracking.MetricLog(tracking_uri, run_id)
+    progress = Progress(state.config.epochs)
+
+    def log(metrics: dict[str, float], step: int) -> None:
+        metric_log.log(metrics, step)
+        progress.show(metrics, step)
+
+    # Points go out before the checkpoint after them is complete: who continues from it does not log them again.
+    writer = BackgroundWriter(
+        store, state.config.keep_checkpoints, lambda: metric_log.flush(METRICS_SECONDS), metric_log.record_checkpoints
+    )
+
+    def save(state: TrainState, metrics: dict[str, float]) -> None:
+        if metrics:
+            progress.epoch_done(state.epoch)
+        writer.write(capture_checkpoint(state, run_id, metrics))
+
+    with contextlib.suppress(StoppedError):  # it has saved, as at the end of a training
+        train(state, log, save)
+    if (error := writer.wait()) is not None:
+        raise error
+    metric_log.close()
