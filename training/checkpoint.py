@@ -75,6 +75,8 @@ class Continuation:
     """Sum of the losses since the last point of the curves, of each share of the batch."""
     image_sums: list[int]
     """Number of images in these."""
+    skipped: int = 0
+    """Training samples left out in the epoch so far."""
 
 
 @dataclass(frozen=True)

@@ -257,6 +257,9 @@ class Config:
     """Memory that keeps decoded images, so that each is decoded once: of the `host` or of the `device`. Training then
     sees them as YCbCr 4:2:0, within 4 grey levels of the decoded ones, in a true permutation; validation sees the same
     pixels as with `none`."""
+    on_bad_sample: Literal["raise", "skip"] = "raise"
+    """At a sample that cannot be read or decoded: end the training, or leave it out of its batch, which then counts as
+    if the gradient of that sample were 0."""
     storage: str = "./runs"
     """Folder of the checkpoints; on a cluster, a folder or bucket that all nodes reach."""
     checkpoint: Checkpointing = field(default_factory=Checkpointing)

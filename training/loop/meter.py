@@ -56,9 +56,9 @@ class Meter:
         self._images = images
         self._images_before = images
 
-    def add(self, loss: Tensor, images: int) -> None:
-        """Count a batch of `images` with this mean loss."""
-        self._loss += loss.double() * images
+    def add(self, loss_sum: Tensor, images: int) -> None:
+        """Count a batch of `images` with this sum of losses."""
+        self._loss += loss_sum
         self._images += images
 
     def read(self) -> dict[str, float]:

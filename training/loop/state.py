@@ -73,6 +73,8 @@ class TrainState:
     """Completed optimizer steps."""
     batch: int = 0
     """Steps of the next epoch that are completed."""
+    skipped: int = 0
+    """Training samples of the next epoch that this device has left out."""
     random: dict[str, Tensor] | None = None
     """Restored states of this device's random generators, until the training takes them up."""
     stop_requested: Callable[[], bool] | None = None
@@ -135,6 +137,7 @@ def _make_loaders(config: Config, layout: Layout, num_threads: int) -> tuple[Loa
         "units": config.units,
         "mean": config.mean,
         "cache": config.cache,
+        "on_error": config.on_bad_sample,
     }
     per_rank = config.batch_size // layout.num_batch_ranks
     train = make_loader(config.data, "train", per_rank, augmentation=config.augmentation, **common)
@@ -184,6 +187,7 @@ def _restore_sums(state: TrainState, saved: Continuation) -> None:
     if len(sums) != state.layout.num_batch_ranks:  # of another number of devices: one of them counts for all
         sums = [(sum(saved.loss_sums), sum(saved.image_sums)), *[(0.0, 0)] * (state.layout.num_batch_ranks - 1)]
     state.meter.restore(*sums[rank])
+    state.skipped = saved.skipped if rank == 0 else 0
 
 
 def capture_checkpoint(state: TrainState, run_id: str, metrics: dict[str, float]) -> Snapshot:
@@ -195,16 +199,17 @@ def capture_checkpoint(state: TrainState, run_id: str, metrics: dict[str, float]
     }
     if state.ema is not None:
         training["weights"] = gather_full(network.state_dict(), network, layout)
-    own = random_states(layout.device) if state.batch else {}, state.meter.sums()
-    randoms, sums = zip(*layout.gather_objects(own), strict=True)
+    own = random_states(layout.device) if state.batch else {}, (*state.meter.sums(), state.skipped)
+    randoms, counts = zip(*layout.gather_objects(own), strict=True)
     training["random"] = {kind: torch.stack([states[kind] for states in randoms]) for kind in randoms[0]}
-    shares = sums if layout.hybrid else sums[:: layout.model_size]
+    shares = counts if layout.hybrid else counts[:: layout.model_size]
     continuation = Continuation(
         learning_rates=lr_by_parameter(network, state.optimizer),
         schedule=state.schedule.state_dict(),
         loader={**state.train_loader.state_dict(), "epoch": state.epoch, "batch": state.batch},
-        loss_sums=[loss for loss, _ in shares],
-        image_sums=[images for _, images in shares],
+        loss_sums=[loss for loss, _, _ in shares],
+        image_sums=[images for _, images, _ in shares],
+        skipped=sum(skipped for _, _, skipped in shares),
     )
     description = Checkpoint(
         state.config, state.data, run_id, state.epoch, state.step, metrics, state.batch, continuation

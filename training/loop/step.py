@@ -13,11 +13,25 @@ from torch.optim import Optimizer
 
 TOP_K = 5
 """The k of top-k accuracy, which is left out with fewer than k classes."""
+IGNORED = -100
+"""Label of a row of zeros in the place of an image that was left out: F.cross_entropy's own."""
 
 
 def mean_loss(network: nn.Module, images: Tensor, labels: Tensor, label_smoothing: float) -> Tensor:
-    """Return the mean cross-entropy of a batch; `training.loop.compile` compiles it."""
-    return F.cross_entropy(network(images), labels, label_smoothing=label_smoothing)
+    """Return the mean cross-entropy of a batch, 0 for `IGNORED` rows; `training.loop.compile` compiles it."""
+    losses = F.cross_entropy(network(images), labels, label_smoothing=label_smoothing, reduction="sum")
+    return losses / len(labels)
+
+
+def fill_batch(images: Tensor, labels: Tensor, size: int) -> tuple[Tensor, Tensor]:
+    """Fill a batch up to `size` rows with images of zeros and `IGNORED` labels.
+
+    Every step then has the same shapes on all devices, and a gradient that depends on the other images only.
+    """
+    missing = size - len(labels)
+    if not missing:
+        return images, labels
+    return F.pad(images, (0,) * 7 + (missing,)), F.pad(labels, (0, missing), value=IGNORED)
 
 
 def train_step(
@@ -34,7 +48,7 @@ def train_step(
 
     Args:
         network: the network, or its DDP wrapper, whose backward averages the gradients.
-        images: N,3,H,W float32; labels: N int64.
+        images: N,3,H,W float32; labels: N int64, some of them `IGNORED`.
         label_smoothing: part of the target spread evenly over all classes, 0 to 1 (Szegedy et al. 2016, section 7).
         micro_batches: parts in which the batch is computed; their gradients are summed and averaged over devices once.
         loss_function: `mean_loss`, or the result of `training.loop.compile.make_mean_loss`.

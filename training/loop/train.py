@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from training.loop.state import TrainState, mean_loss_of, set_random_states
-from training.loop.step import TOP_K, log_probabilities, score, train_step
+from training.loop.step import TOP_K, fill_batch, log_probabilities, score, train_step
 from training.optim.optimizer import freeze_layers
 
 LogMetrics = Callable[[dict[str, float], int], None]
@@ -37,8 +37,11 @@ def train(state: TrainState, log: LogMetrics, save: SaveCheckpoint) -> None:
         _seed(state)
         train_epoch(state, log, save)
         metrics = validate(state)
+        if state.config.on_bad_sample == "skip":
+            skipped = torch.tensor(state.skipped, device=state.layout.device)
+            metrics["train/skipped"] = int(state.layout.sum_over_batch_ranks(skipped))
         state.schedule.after_epoch(1 - metrics["val/top1"])
-        state.epoch, state.batch = state.epoch + 1, 0
+        state.epoch, state.batch, state.skipped = state.epoch + 1, 0, 0
         state.meter.reset()
         log(metrics, state.step)
         save(state, metrics)
@@ -47,6 +50,7 @@ def train(state: TrainState, log: LogMetrics, save: SaveCheckpoint) -> None:
 def train_epoch(state: TrainState, log: LogMetrics, save: SaveCheckpoint) -> None:
     """Take one optimizer step on every batch of the next epoch that is not done; save when the clock says so."""
     config, meter, clock = state.config, state.meter, CheckpointClock(state)
+    batch_size = config.batch_size // state.layout.num_batch_ranks
     state.ddp_network.train()
     meter.start_clock()
     for images, labels in meter.watch(state.train_loader):
@@ -54,8 +58,7 @@ def train_epoch(state: TrainState, log: LogMetrics, save: SaveCheckpoint) -> Non
         loss = train_step(
             state.ddp_network,
             state.optimizer,
-            images,
-            labels,
+            *fill_batch(images, labels, batch_size),
             state.autocast,
             config.label_smoothing,
             config.micro_batches,
@@ -63,7 +66,8 @@ def train_epoch(state: TrainState, log: LogMetrics, save: SaveCheckpoint) -> Non
         )
         if state.ema is not None:
             state.ema.update_parameters(state.network)
-        meter.add(loss, len(labels))
+        meter.add(loss.double() * batch_size, len(labels))
+        state.skipped += batch_size - len(labels)
         state.schedule.after_step()
         state.step, state.batch = state.step + 1, state.batch + 1
         if state.step % config.log_every == 0:
@@ -107,17 +111,26 @@ class CheckpointClock:
 
 
 def validate(state: TrainState) -> dict[str, float]:
-    """Return loss, top-1 and top-5 accuracy (0 to 1) over the val split, each sample counted once."""
+    """Return loss, top-1 and top-5 accuracy (0 to 1) over the val split, each sample counted once.
+
+    With `on_bad_sample` skip, also the number of samples that were left out.
+    """
     model, layout, config = state.eval_model.eval(), state.layout, state.config
-    sums = torch.zeros(4, dtype=torch.float64, device=layout.device)
+    sums = torch.zeros(5, dtype=torch.float64, device=layout.device)
+    skipped_before = state.val_loader.skipped
     shape = (config.batch_size // layout.num_batch_ranks, 3, config.image_size, config.image_size)
     for images, labels in layout.pad_to_equal_batches(state.val_loader, shape):
-        sums += score(log_probabilities(model, images, state.autocast)[: len(labels)], labels)
-    loss, top1, top5, samples = layout.sum_over_batch_ranks(sums).tolist()
-    if samples != state.val_samples:
-        raise RuntimeError(f"validation saw {samples:.0f} samples; the manifest has {state.val_samples}")
+        sums[:4] += score(log_probabilities(model, images, state.autocast)[: len(labels)], labels)
+    sums[4] = state.val_loader.skipped - skipped_before
+    loss, top1, top5, samples, skipped = layout.sum_over_batch_ranks(sums).tolist()
+    if samples + skipped != state.val_samples:
+        raise RuntimeError(f"validation saw {samples + skipped:.0f} samples; the manifest has {state.val_samples}")
     metrics = {"val/loss": loss / samples, "val/top1": top1 / samples}
-    return {**metrics, "val/top5": top5 / samples} if len(state.data.classes) >= TOP_K else metrics
+    if len(state.data.classes) >= TOP_K:
+        metrics["val/top5"] = top5 / samples
+    if config.on_bad_sample == "skip":
+        metrics["val/skipped"] = skipped
+    return metrics
 
 
 def _seed(state: TrainState) -> None:
