@@ -108,7 +108,7 @@ def chosen_among_four(rank: int, folder: Path) -> dict[str, Any]:
     if layout is not None:
         state = train_steps("alexnet-small", layout, range(STEPS), None)
         (folder / f"three-of-four-{rank}").write_bytes(pickle.dumps(state))
-    placed: dict[str, Any] = {"largest that fits": layout and (layout.gather_objects(rank), layout.any_of(rank == 2))}
+    placed: dict[str, Any] = {"largest that fits": layout and (layout.gather_objects(rank), layout.max_of(rank))}
     node = SimpleNamespace(nodename="first" if rank == 0 else "second")
     with mock.patch.object(os, "uname", return_value=node):
         layout = make_layout(cpu, (1, 2), 2, hybrid=False)
@@ -198,7 +198,7 @@ def test_a_part_of_the_images_travels_while_another_is_computed(folder: Path) ->
 def test_processes_beyond_the_largest_mesh_stand_aside(folder: Path) -> None:
     """Four replicas cannot share a batch of 12 in an elastic training of 1 or 3; three of the processes do."""
     chosen = [pickle.loads((folder / f"chosen-{rank}").read_bytes()) for rank in range(4)]
-    assert [each["largest that fits"] for each in chosen] == [([0, 1, 2], True)] * 3 + [None]
+    assert [each["largest that fits"] for each in chosen] == [([0, 1, 2], 2)] * 3 + [None]
     single = pickle.loads((folder / state_file("alexnet-small", (1, 1))).read_bytes())
     for rank in range(3):
         state = pickle.loads((folder / f"three-of-four-{rank}").read_bytes())

@@ -13,9 +13,12 @@ from errors import InputError
 from interrupts import keep_sigterm_handler
 
 ANSWER_SECONDS = 5.0
+PREEMPTION_WATCHER = "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER"
 RAY_TRAIN_SETTINGS = {
     # Interval of Ray Train's health checks in seconds; the end of a training, and of a worker, waits for one.
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
+    # After as many seconds without an answer a worker counts as dead: it is stopped, or its machine cannot be reached.
+    "RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S": "60",
     # Workers' lines reach the terminal through Ray's log monitor; Ray Train would log them a second time.
     "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
     # Keep freed activations in the process: otherwise each step waits for zeroed pages. Glibc ignores a threshold for
@@ -25,7 +28,7 @@ RAY_TRAIN_SETTINGS = {
 }
 OWN_RAY_SETTINGS = {
     # It watches nodes that a cloud takes back, and costs a process on the cores that train.
-    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
+    PREEMPTION_WATCHER: "0",
 }
 """Additional settings of a Ray that is started for one training."""
 

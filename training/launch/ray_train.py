@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import sys
 import threading
 from concurrent.futures import Future, wait
-from typing import Any
 
 import ray
 import ray.train
 from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig, TrainingFailedError
-from ray.train.torch import TorchConfig, TorchTrainer
+from ray.train.torch import TorchTrainer
 
 from training.config import Config
+from training.launch.failures import FailureReport, failure_reason
+from training.launch.ray_cluster import PREEMPTION_WATCHER
+from training.launch.request_watch import SigtermTorchConfig
 from training.launch.resources import Resources
 from training.launch.store import CheckpointStore
 from training.launch.worker import train_worker
@@ -31,10 +34,16 @@ def fit(config: Config, resources: Resources, tracking_uri: str, run_id: str) ->
         KeyboardInterrupt: it was interrupted.
     """
     use_gpu = resources.device == "cuda"
+    watch_preemption = os.environ.get(PREEMPTION_WATCHER) != "0"
     trainer = TorchTrainer(
-        train_worker,  # type: ignore[arg-type]  # its return value is the result's
-        train_loop_config={"config": config, "resources": resources, "tracking_uri": tracking_uri, "run_id": run_id},
-        torch_config=TorchConfig(timeout_s=COLLECTIVE_TIMEOUT_SECONDS),
+        train_worker,
+        train_loop_config={
+            **{"config": config, "resources": resources, "tracking_uri": tracking_uri, "run_id": run_id},
+            "watch_preemption": watch_preemption,
+        },
+        torch_config=SigtermTorchConfig(
+            timeout_s=COLLECTIVE_TIMEOUT_SECONDS, grace_seconds=config.checkpoint.grace_seconds
+        ),
         scaling_config=ScalingConfig(  # type: ignore[call-arg]  # as below
             num_workers=resources.num_workers,  # type: ignore[arg-type]
             use_gpu=use_gpu,
@@ -47,8 +56,9 @@ def fit(config: Config, resources: Resources, tracking_uri: str, run_id: str) ->
         run_config=RunConfig(  # type: ignore[call-arg]  # mypy sees the class from before Ray Train V2
             name=run_id,
             storage_path=config.storage,
-            # Below ERROR it prints every report, and calls a slow start of Ray's own actors a failure.
-            logging_config=LoggingConfig(log_level="ERROR"),
+            # It prints every report, calls a slow start of Ray's own actors a failure, and repeats `FailureReport`.
+            logging_config=LoggingConfig(log_level="CRITICAL"),
+            callbacks=[FailureReport(config.max_failures)],  # type: ignore[list-item]
             failure_config=FailureConfig(max_failures=config.max_failures),
         ),
     )
@@ -67,10 +77,10 @@ def fit(config: Config, resources: Resources, tracking_uri: str, run_id: str) ->
 
 def _fit(trainer: TorchTrainer, outcome: Future[str | None]) -> None:
     try:
-        result: Any = trainer.fit()
-        outcome.set_result(result.return_value)
+        trainer.fit()
+        outcome.set_result(None)
     except TrainingFailedError as error:
-        outcome.set_result(f"training failed: {error}")
+        outcome.set_result(failure_reason(error))
     except BaseException as error:
         outcome.set_exception(error)
 

@@ -6,7 +6,6 @@ a folder that is gone, cannot be continued.
 
 from __future__ import annotations
 
-import contextlib
 import re
 import shutil
 import sys
@@ -24,7 +23,6 @@ from training.checkpoint import PAGE, Checkpoint, Snapshot, read_checkpoint, rea
 
 _NAME = re.compile(r"step-(\d{8,})")
 _PARTIAL = ".partial-"
-STOP_POLL_SECONDS = 1.0
 
 
 class CheckpointStore:
@@ -146,25 +144,6 @@ class CheckpointStore:
 
     def _path(self, step: int) -> str:
         return f"{self._folder}/{_name(step)}"
-
-
-class StopWatch:
-    """Tells whether a run has been asked to stop, as a thread has last seen it: a step does not wait for a bucket."""
-
-    def __init__(self, store: CheckpointStore) -> None:
-        self._store = store
-        self._requested = threading.Event()
-        threading.Thread(target=self._watch, name="stop", daemon=True).start()
-
-    def __call__(self) -> bool:
-        """Return the answer of the last second."""
-        return self._requested.is_set()
-
-    def _watch(self) -> None:
-        while not self._requested.wait(STOP_POLL_SECONDS):
-            with contextlib.suppress(OSError):  # the storage may be away for a while
-                if self._store.is_stop_requested():
-                    self._requested.set()
 
 
 class BackgroundWriter:

@@ -11,40 +11,51 @@ from ray.train.torch import get_device
 
 from training import tracking
 from training.config import Config
+from training.launch.failures import FinalError, RestartError, final_reason
 from training.launch.progress import Progress
+from training.launch.request_watch import RequestWatch
 from training.launch.resources import Resources
-from training.launch.store import BackgroundWriter, CheckpointStore, StopWatch
-from training.loop.meter import DivergenceError
+from training.launch.store import BackgroundWriter, CheckpointStore
+from training.loop.request import Request, StoppedError
 from training.loop.state import TrainState, build_state, capture_checkpoint
-from training.loop.train import StoppedError, train
+from training.loop.train import train
 from training.parallel.layout import Layout, make_layout
 
 METRICS_SECONDS = 10.0
 """Longest wait of a checkpoint for MLflow to take earlier metrics; training does not stop for a dead server."""
 
 
-def train_worker(arguments: dict[str, Any]) -> str | None:
-    """Run one worker of the mesh from the newest checkpoint on; return the reason if the loss diverged."""
+def train_worker(arguments: dict[str, Any]) -> None:
+    """Run one worker of the mesh from the newest checkpoint on.
+
+    Raises:
+        FinalError: it would fail again.
+        RestartError: it was asked to end, and has saved a checkpoint.
+    """
     logging.getLogger().setLevel(logging.WARNING)  # some of Ray Train's reports use the root logger
     config: Config = arguments["config"]
     resources: Resources = arguments["resources"]
     run_id: str = arguments["run_id"]
     layout = make_layout(torch.device(get_device()), resources.widths, resources.model, config.architecture().hybrid)
-    if layout is None:  # an elastic training has no use for a worker that the batch cannot be divided among
-        return None
     store = CheckpointStore(config.storage, run_id)
+    is_first = layout is not None and layout.is_first
+    watch = RequestWatch(store if is_first else None, watch_preemption=arguments["watch_preemption"])
+    if layout is None:  # an elastic training has no use for a worker that the batch cannot be divided among
+        return
     try:
         state = _build_state(config, layout, resources.cpus_per_worker, store)
-        state.stop_requested = StopWatch(store) if layout.is_first else lambda: False
-        if not layout.is_first:
+        state.take_request = watch
+        if is_first:
+            _train_and_record(state, store, arguments["tracking_uri"], run_id)
+        else:
             # Every process takes part in a copy of the training, and the first one writes it.
             with contextlib.suppress(StoppedError):
                 train(state, lambda _metrics, _step: None, lambda state, metrics: _copy(state, run_id, metrics))
-            return None
-        _train_and_record(state, store, arguments["tracking_uri"], run_id)
-    except DivergenceError as error:
-        return str(error)
-    return None
+    except Exception as error:
+        reason = final_reason(error)
+        if reason is None:
+            raise
+        raise FinalError(reason) from error
 
 
 def _build_state(config: Config, layout: Layout, num_threads: int, store: CheckpointStore) -> TrainState:
@@ -78,8 +89,13 @@ def _train_and_record(state: TrainState, store: CheckpointStore, tracking_uri: s
             progress.epoch_done(state.epoch)
         writer.write(capture_checkpoint(state, run_id, metrics))
 
-    with contextlib.suppress(StoppedError):  # it has saved, as at the end of a training
+    request = Request.NONE
+    try:
         train(state, log, save)
+    except StoppedError as stopped:  # it has saved, as at the end of a training
+        request = stopped.request
     if (error := writer.wait()) is not None:
         raise error
     metric_log.close()
+    if request is Request.RESTART:  # raised here only: a failure ends the other workers at once
+        raise RestartError("was asked to end (SIGTERM) and has saved a checkpoint")

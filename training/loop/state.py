@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,6 +29,7 @@ from training.config import Config
 from training.loop.compile import MeanLoss, make_mean_loss
 from training.loop.meter import Meter
 from training.loop.precision import autocast
+from training.loop.request import TakeRequest
 from training.models import make_network
 from training.models.state_dict import check_fits
 from training.optim.optimizer import (
@@ -77,8 +77,8 @@ class TrainState:
     """Training samples of the next epoch that this device has left out."""
     random: dict[str, Tensor] | None = None
     """Restored states of this device's random generators, until the training takes them up."""
-    stop_requested: Callable[[], bool] | None = None
-    """Tells, on one process at least, that the training should save and stop; None: nobody can ask it to."""
+    take_request: TakeRequest | None = None
+    """Requests to this process; all processes follow the highest. None, on all of them: nobody can ask for anything."""
     ema: AveragedModel | None = None
     """The moving average of the weights, with `optimizer.ema_decay`."""
 

@@ -9,6 +9,7 @@ from collections.abc import Callable
 import numpy as np
 import torch
 
+from training.loop.request import Request, StoppedError
 from training.loop.state import TrainState, mean_loss_of, set_random_states
 from training.loop.step import TOP_K, fill_batch, log_probabilities, score, train_step
 from training.optim.optimizer import freeze_layers
@@ -21,15 +22,11 @@ SaveCheckpoint = Callable[[TrainState, dict[str, float]], None]
 """Takes the state, and the validation metrics of an epoch that has just ended, or none within an epoch."""
 
 
-class StoppedError(Exception):
-    """The training was asked to stop, and has saved its state."""
-
-
 def train(state: TrainState, log: LogMetrics, save: SaveCheckpoint) -> None:
     """Train to the configured number of epochs; after each, validate, log and save.
 
     Raises:
-        StoppedError: `state.stop_requested` on any process.
+        StoppedError: `state.take_request` of any process says so.
         DivergenceError: the loss is no longer a number.
     """
     while state.epoch < state.config.epochs:
@@ -72,20 +69,20 @@ def train_epoch(state: TrainState, log: LogMetrics, save: SaveCheckpoint) -> Non
         state.step, state.batch = state.step + 1, state.batch + 1
         if state.step % config.log_every == 0:
             log({"train/lr": learning_rate, **meter.read()}, state.step)
-        stop = _is_stop_requested(state)
-        if stop or clock.is_due():
+        request = _take_request(state)
+        if request or clock.is_due():
             save(state, {})
             clock.restart()
-        if stop:
-            raise StoppedError
+        if request > Request.SAVE:
+            raise StoppedError(request)
 
 
-def _is_stop_requested(state: TrainState) -> bool:
+def _take_request(state: TrainState) -> Request:
     # A GPU would stall if every step waited for an answer.
     interval = 1 if state.layout.device.type == "cpu" else state.config.log_every
-    if state.stop_requested is None or state.step % interval != 0:
-        return False
-    return state.layout.any_of(state.stop_requested())
+    if state.take_request is None or state.step % interval != 0:
+        return Request.NONE
+    return Request(state.layout.max_of(state.take_request()))
 
 
 class CheckpointClock:
@@ -107,7 +104,7 @@ class CheckpointClock:
         if settings.every_minutes is None or step % self._state.config.log_every != 0:
             return False
         late = time.monotonic() - self._since >= 60 * settings.every_minutes
-        return self._state.layout.any_of(late)
+        return bool(self._state.layout.max_of(late))
 
 
 def validate(state: TrainState) -> dict[str, float]:

@@ -104,13 +104,13 @@ class Layout:
             dist.all_reduce(values, group=self._batch_group)
         return values
 
-    def any_of(self, flag: bool) -> bool:
-        """Tell whether `flag` is true on any process; all processes must call it together."""
+    def max_of(self, number: int) -> int:
+        """Return the highest `number` of all processes; all processes must call it together."""
         if self.mesh_group is None:
-            return flag
-        flags = torch.tensor(int(flag), device=self.device)
-        dist.all_reduce(flags, dist.ReduceOp.MAX, group=self.mesh_group)
-        return bool(flags)
+            return number
+        numbers = torch.tensor(int(number), device=self.device)
+        dist.all_reduce(numbers, dist.ReduceOp.MAX, group=self.mesh_group)
+        return int(numbers)
 
     def gather_objects(self, own: Any) -> list[Any]:
         """Return what each process gives, by global rank; all processes must call it together."""
