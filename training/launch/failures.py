@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from typing import Any
 
@@ -11,8 +12,6 @@ from ray.train import ControllerError, TrainingFailedError, UserCallback, Worker
 from errors import InputError
 from training.loop.meter import DivergenceError
 
-_TRACEBACK = "Traceback (most recent call last)"
-"""In the text of an exception that the training raised; not in that of a process that died."""
 _OUT_OF_MEMORY = "use a smaller --batch-size, or more --micro-batches"
 
 
@@ -48,13 +47,8 @@ class FailureReport(UserCallback):
             FinalError: Ray Train must not try again.
         """
         for error in worker_exceptions.values():
-            _, is_final, reason = str(error).partition(f"{FinalError.__qualname__}: ")
-            if is_final:
-                raise FinalError(reason.strip())
-        rank = _failed_first(worker_exceptions)
-        text = str(worker_exceptions[rank]).strip()
-        if _TRACEBACK in text and RestartError.__qualname__ not in text:
-            print(text, file=sys.stderr)
+            if isinstance(error, FinalError):
+                raise error
         goes_on = f"restarting from the newest checkpoint, {self._left} restarts left" if self._left else "giving up"
         print(f"{summary(worker_exceptions)}; {goes_on}", file=sys.stderr, flush=True)
         self._left -= 1
@@ -65,25 +59,27 @@ def failure_reason(error: TrainingFailedError) -> str:
     if isinstance(error, WorkerGroupError):
         return summary(error.worker_failures)
     cause = error.controller_failure if isinstance(error, ControllerError) else error
-    return str(cause) if isinstance(cause, FinalError) else f"Ray Train failed: {_last_line(cause)}"
+    return str(cause) if isinstance(cause, FinalError) else f"Ray Train failed: {_first_line(cause)}"
 
 
 def summary(worker_exceptions: dict[int, Exception]) -> str:
     """Return one line about the worker that failed first."""
-    rank = _failed_first(worker_exceptions)
-    error = worker_exceptions[rank]
-    text = _last_line(error) if _TRACEBACK in str(error) else f"died ({_first_line(error)})"
-    return f"worker {rank} {text.removeprefix(RestartError.__module__).removeprefix('.RestartError: ')}"
-
-
-def _failed_first(worker_exceptions: dict[int, Exception]) -> int:
     # Where a process dies, its peers raise an exception about their connection to it.
-    return min(worker_exceptions, key=lambda rank: (_TRACEBACK in str(worker_exceptions[rank]), rank))
+    rank, error = min(worker_exceptions.items(), key=lambda item: (not _is_of_ray(item[1]), item[0]))
+    if isinstance(error, RestartError):
+        return f"worker {rank} {error}"
+    if not _is_of_ray(error):
+        return f"worker {rank} failed with {type(error).__name__}: {_first_line(error)}"
+    pid, node = (re.search(form, str(error)) for form in (r"\bpid\W+(\d+)", r"\b(?:node_)?ip\W+([\w.:]+)"))
+    process = f" (process {pid[1]} on {node[1]})" if pid and node else ""
+    state = "does not answer: it is stopped, or out of reach" if "hanging" in _first_line(error) else "died"
+    return f"worker {rank}{process} {state}"
+
+
+def _is_of_ray(error: Exception) -> bool:
+    """Tell whether Ray has found a process dead or silent; other exceptions are the training's own."""
+    return type(error).__module__.partition(".")[0] == "ray"
 
 
 def _first_line(error: Exception) -> str:
     return str(error).strip().partition("\n")[0]
-
-
-def _last_line(error: Exception) -> str:
-    return str(error).strip().rpartition("\n")[2]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import traceback
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ from training.launch.failures import FinalError, RestartError, final_reason
 from training.launch.progress import Progress
 from training.launch.request_watch import RequestWatch
 from training.launch.resources import Resources
+from training.launch.stall_watch import StallWatch
 from training.launch.store import BackgroundWriter, CheckpointStore
 from training.loop.request import Request, StoppedError
 from training.loop.state import TrainState, build_state, capture_checkpoint
@@ -45,6 +47,7 @@ def train_worker(arguments: dict[str, Any]) -> None:
     try:
         state = _build_state(config, layout, resources.cpus_per_worker, store)
         state.take_request = watch
+        StallWatch(layout.global_rank, lambda: state.batches_seen)
         if is_first:
             _train_and_record(state, store, arguments["tracking_uri"], run_id)
         else:
@@ -54,6 +57,7 @@ def train_worker(arguments: dict[str, Any]) -> None:
     except Exception as error:
         reason = final_reason(error)
         if reason is None:
+            traceback.print_exc()  # Ray hands on the exception without it
             raise
         raise FinalError(reason) from error
 

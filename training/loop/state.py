@@ -75,6 +75,8 @@ class TrainState:
     """Steps of the next epoch that are completed."""
     skipped: int = 0
     """Training samples of the next epoch that this device has left out."""
+    batches_seen: int = 0
+    """Batches that this process has trained on or validated, a sign of progress."""
     random: dict[str, Tensor] | None = None
     """Restored states of this device's random generators, until the training takes them up."""
     take_request: TakeRequest | None = None

@@ -66,7 +66,7 @@ def train_epoch(state: TrainState, log: LogMetrics, save: SaveCheckpoint) -> Non
         meter.add(loss.double() * batch_size, len(labels))
         state.skipped += batch_size - len(labels)
         state.schedule.after_step()
-        state.step, state.batch = state.step + 1, state.batch + 1
+        state.step, state.batch, state.batches_seen = state.step + 1, state.batch + 1, state.batches_seen + 1
         if state.step % config.log_every == 0:
             log({"train/lr": learning_rate, **meter.read()}, state.step)
         request = _take_request(state)

@@ -1,0 +1,75 @@
+"""Failures of workers: what is tried again, what is said, and where a worker stands still."""
+
+import threading
+import time
+from typing import Any
+
+import pytest
+import torch
+from ray.exceptions import ActorDiedError
+
+from errors import InputError
+from training.launch.failures import FailureReport, FinalError, RestartError, final_reason, summary
+from training.launch.stall_watch import StallWatch
+from training.loop.meter import DivergenceError
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (InputError("sample x of shard y does not decode"), "sample x of shard y does not decode"),
+        (DivergenceError("the training loss is nan"), "the training loss is nan"),
+        (torch.OutOfMemoryError("CUDA out of memory.\nTried"), "CUDA out of memory.; use a smaller --batch-size"),
+        (MemoryError(), "out of memory; use a smaller --batch-size"),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried"), "or more --micro-batches"),
+    ],
+)
+def test_an_error_that_would_come_again_is_final(error: Exception, said: str) -> None:
+    assert said in (final_reason(error) or "")
+
+
+@pytest.mark.parametrize("error", [RuntimeError("Connection closed by peer"), OSError("stale file handle")])
+def test_an_error_that_may_pass_is_tried_again(error: Exception) -> None:
+    assert final_reason(error) is None
+
+
+def test_a_report_counts_the_restarts_and_ends_a_hopeless_training(capsys: pytest.CaptureFixture[str]) -> None:
+    report = FailureReport(max_failures=1)
+    run: Any = None
+    report.after_exception(run, {1: OSError("stale file handle")})
+    report.after_exception(run, {1: OSError("stale file handle")})
+    first, second = capsys.readouterr().err.splitlines()
+    assert first == (
+        "worker 1 failed with OSError: stale file handle; restarting from the newest checkpoint, 1 restarts left"
+    )
+    assert second.endswith("; giving up")
+    with pytest.raises(FinalError, match="no memory"):
+        report.after_exception(run, {0: RuntimeError("Connection closed by peer"), 1: FinalError("no memory")})
+
+
+def test_the_worker_that_died_is_named_before_the_peers_it_left() -> None:
+    assert summary({0: RuntimeError("Connection closed by peer"), 1: ActorDiedError()}) == "worker 1 died"
+    assert summary({0: RestartError("was asked to end")}) == "worker 0 was asked to end"
+
+
+def test_a_worker_that_stands_still_is_named_with_its_stack(capsys: pytest.CaptureFixture[str]) -> None:
+    batches, until = iter(range(20)), threading.Event()
+    seen = [0]
+
+    def train() -> None:
+        StallWatch(3, lambda: seen[0], seconds=0.5)
+        for seen[0] in batches:
+            time.sleep(0.1)
+        until.wait()
+
+    thread = threading.Thread(target=train)
+    thread.start()
+    error, deadline = "", time.monotonic() + 30
+    while "until.wait()" not in error and time.monotonic() < deadline:
+        time.sleep(0.05)
+        error += capsys.readouterr().err
+    until.set()
+    thread.join()
+    assert seen == [19], "silent as long as there is progress"
+    assert error.startswith("worker 3 has not moved on from tests/training/test_failures.py:")
+    assert "until.wait()" in error
