@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -25,6 +26,9 @@ from training.loop.step import TOP_K, log_probabilities
 from training.report.folder import prepare_folder, report_files, write_report
 from training.report.html import Subject
 from training.report.metrics import Predictions, Report, summarise
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient  # takes seconds to import: weights and checkpoints do without
 
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
@@ -84,11 +88,11 @@ def main(arguments: Sequence[str]) -> None:
         images_per_second=len(predictions.labels) / (time.perf_counter() - started),
     )
     write_report(folder, report, predictions, describe(trained, manifest), loader.example)
-    if trained.run_id is not None:
-        log_report(trained.run_id, report, folder, view)
     top5 = "" if report["top5"] is None else f", top-5 {report['top5']:.4f}"
     print(f"top-1 {report['top1']:.4f}{top5} on {report['samples']} samples of {options.split}")
-    print(f"report {folder / 'report.html'}")
+    print(f"report {folder / 'report.html'}", flush=True)
+    if trained.run_id is not None:
+        log_report(trained.run_id, report, folder, view)
 
 
 def check_data(trained: LoadedModel, manifest: Manifest, folder: str) -> None:
@@ -139,10 +143,20 @@ def describe(trained: LoadedModel, manifest: Manifest) -> Subject:
 
 
 def log_report(run_id: str, report: Report, folder: Path, view: str) -> None:
-    """Put the report's numbers (`eval/*`, but for one crop `eval/VIEW/*`) and files into the MLflow run."""
+    """Put the report's numbers (`eval/*`, but for one crop `eval/VIEW/*`) and files into the MLflow run.
+
+    Raises:
+        SystemExit: it cannot, with code 1 and a line that says so.
+    """
     from training import tracking
 
-    client = tracking.open_client(tracking.tracking_uri(Path.cwd()))
+    try:
+        _log_report(tracking.open_client(tracking.tracking_uri(Path.cwd())), run_id, report, folder, view)
+    except Exception as error:  # each kind of store has exceptions of its own
+        sys.exit(f"error: run {run_id} has not taken the report: {tracking.describe(error)}; it is in {folder}")
+
+
+def _log_report(client: MlflowClient, run_id: str, report: Report, folder: Path, view: str) -> None:
     prefix = "eval" if view == "1crop" else f"eval/{view}"
     label = f"{report['split']}-{view}"
     numbers = {"top1": report["top1"], "top5": report["top5"], "loss": report["loss"]}

@@ -19,6 +19,23 @@ def float32_on_every_processor() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
+def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The file of an MLflow store with its tables, which take seconds to make."""
+    from training.tracking import open_client
+
+    file = tmp_path_factory.mktemp("mlflow") / "mlflow.db"
+    open_client(f"sqlite:///{file}", create=True)
+    return file
+
+
+@pytest.fixture
+def store(empty_store: Path, tmp_path: Path) -> str:
+    """The address of an MLflow store of its own."""
+    shutil.copyfile(empty_store, tmp_path / "mlflow.db")
+    return f"sqlite:///{tmp_path}/mlflow.db"
+
+
+@pytest.fixture(scope="session")
 def four_classes(raw_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Shards of a class count that two and four devices can share, and 55 val samples, which they cannot."""
     raw = tmp_path_factory.mktemp("raw") / "four"

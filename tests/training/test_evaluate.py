@@ -125,6 +125,13 @@ def test_a_run_gets_its_evaluation(command, checkpoint: Path, tiny_shards: Path,
     assert {Path(name).name for name in names} == {"report.html", "report.json", "pictures"}
     code, _, err = command(evaluate.main, "--run", run_id, "--data", tiny_shards)
     assert (code, err) == (2, f"error: run '{run_id}' has no artifact checkpoints/last\n")
+    artifacts = next((tmp_path / "mlartifacts").glob("*/artifacts/evaluation"))
+    shutil.rmtree(artifacts)
+    artifacts.touch()  # no folder can be made in its place
+    code, out, _ = command(evaluate.main, "--run", run_id, "--which", "best", "--data", tiny_shards)
+    assert code.startswith(f"error: run {run_id} has not taken the report: ")
+    assert code.endswith(f"; it is in {report.parent}")
+    assert out.startswith("top-1 ")
 
 
 def test_weights_with_a_recipe_are_the_same_network(

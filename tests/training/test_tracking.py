@@ -5,7 +5,6 @@ import socket
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import pytest
 
@@ -15,13 +14,8 @@ from training.tracking import LAST_CHECKPOINT, MetricLog, create_run, open_clien
 from training.tracking.claim import HEARTBEAT, OWNER, claimed
 
 
-@pytest.fixture
-def store(tmp_path: Path) -> str:
-    return f"sqlite:///{tmp_path}/mlflow.db"
-
-
 def test_after_a_flush_the_store_has_every_point(store: str) -> None:
-    client = open_client(store, create=True)
+    client = open_client(store)
     run_id = create_run(client, "twotower", "test", {})
     log = MetricLog(store, run_id)
     for step in range(1, 401):
@@ -33,7 +27,7 @@ def test_after_a_flush_the_store_has_every_point(store: str) -> None:
 
 
 def test_points_come_in_while_the_training_runs(store: str) -> None:
-    client = open_client(store, create=True)
+    client = open_client(store)
     run_id = create_run(client, "twotower", "test", {})
     log = MetricLog(store, run_id)
     for step in (1, 2):
@@ -54,7 +48,7 @@ def test_a_flush_does_not_wait_for_a_dead_server_for_ever(store: str) -> None:
 
 
 def test_steps_that_come_a_second_time_are_left_out(store: str) -> None:
-    client = open_client(store, create=True)
+    client = open_client(store)
     run_id = create_run(client, "twotower", "test", {})
     for steps in (range(1, 5), range(3, 8)):
         log = MetricLog(store, run_id)
@@ -65,7 +59,7 @@ def test_steps_that_come_a_second_time_are_left_out(store: str) -> None:
 
 
 def test_one_process_at_a_time_trains_a_run(store: str) -> None:
-    client = open_client(store, create=True)
+    client = open_client(store)
     run_id = create_run(client, "twotower", "test", {})
     with (
         claimed(client, run_id),
@@ -78,7 +72,7 @@ def test_one_process_at_a_time_trains_a_run(store: str) -> None:
 
 def test_a_heartbeat_that_stopped_on_another_machine_frees_the_run(store: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("training.tracking.claim.CLAIM_SECONDS", 0.0)
-    client = open_client(store, create=True)
+    client = open_client(store)
     run_id = create_run(client, "twotower", "test", {})
     client.set_tag(run_id, OWNER, "another-machine 1 abc")
     client.set_tag(run_id, HEARTBEAT, str(time.time() - 5))
@@ -93,7 +87,7 @@ def test_the_table_of_runs_tells_the_dead_from_the_living(
     store: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", store)
-    client = open_client(store, create=True)
+    client = open_client(store)
     ended = subprocess.Popen([sys.executable, "-c", ""])
     ended.wait()
     alive, dead = (create_run(client, "twotower", "test", {"recipe": "sample"}) for _ in range(2))

@@ -61,14 +61,16 @@ def launch(config: Config, project: Path, resumed: str | None = None) -> str:
     if resumed is None:
         environment = {"manifest_sha256": manifest_digest(config.data), **tracking.environment(project)}
         params = {**resources.params(config), **environment}
-        run_id = tracking.create_run(client, config.experiment, config.recipe, params)
+        run_id = tracking.create_run(client, config.experiment, config.recipe, params, to_json_values(config))
     else:
         run_id = resumed
     with claimed(client, run_id):
-        client.update_run(run_id, status="RUNNING")
-        client.set_tag(run_id, tracking.EPOCHS, str(config.epochs))
-        client.log_dict(run_id, to_json_values(config), tracking.CONFIG_NAME)
-        print(f"MLflow run {run_id} in {uri}", flush=True)
+        if resumed is not None:
+            tracking.log_config(client, run_id, to_json_values(config))
+        with tracking.store_errors(uri):
+            client.update_run(run_id, status="RUNNING")
+            client.set_tag(run_id, tracking.EPOCHS, str(config.epochs))
+        print(f"MLflow run {run_id} in {tracking.shown_uri(uri)}", flush=True)
         _train(client, run_id, config, resources, uri)
     return run_id
 

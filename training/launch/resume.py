@@ -57,7 +57,7 @@ def check_changes(stored: Config, wanted: Config) -> None:
 
 def check_resumable(client: MlflowClient, run_id: str, config: Config) -> None:
     """Raise `InputError` if the run has all its epochs, was trained on other data, or is being trained now."""
-    run = client.get_run(run_id)
+    run = tracking.find_run(client, run_id)
     check_unclaimed(run_id, run.data.tags)
     store = CheckpointStore(config.storage, run_id)
     step = store.newest()

@@ -1,6 +1,6 @@
 """MLflow: one run per training, however often its workers start again."""
 
-from training.tracking.client import open_client, tracking_uri
+from training.tracking.client import describe, open_client, shown_uri, store_errors, tracking_uri
 from training.tracking.metric_log import MetricLog
 from training.tracking.runs import (
     BEST_CHECKPOINT,
@@ -11,6 +11,7 @@ from training.tracking.runs import (
     fetch_artifact,
     fetch_checkpoint,
     find_run,
+    log_config,
 )
 from training.tracking.source import environment
 
@@ -21,10 +22,14 @@ __all__ = [
     "LAST_CHECKPOINT",
     "MetricLog",
     "create_run",
+    "describe",
     "environment",
     "fetch_artifact",
     "fetch_checkpoint",
     "find_run",
+    "log_config",
     "open_client",
+    "shown_uri",
+    "store_errors",
     "tracking_uri",
 ]

@@ -14,6 +14,7 @@ import psutil
 from mlflow import MlflowClient
 
 from errors import InputError
+from training.tracking.client import store_errors
 
 OWNER, HEARTBEAT = "twotower.owner", "twotower.heartbeat"
 """Tags of a run: host, process id and a random word of the process that trains it, and when it was last alive."""
@@ -31,16 +32,8 @@ def claimed(client: MlflowClient, run_id: str) -> Iterator[None]:
     Raises:
         InputError: another process trains the run, or has claimed it at the same moment.
     """
-    tags = client.get_run(run_id).data.tags
-    check_unclaimed(run_id, tags)
-    me = f"{socket.gethostname()} {os.getpid()} {uuid.uuid4().hex[:8]}"
-    client.set_tag(run_id, HEARTBEAT, str(time.time()))
-    client.set_tag(run_id, OWNER, me)
-    if OWNER in tags:  # a new run has only one claimant
-        time.sleep(CLAIM_SECONDS)
-        owner = client.get_run(run_id).data.tags[OWNER]
-        if owner != me:
-            raise InputError(f"run {run_id} is being resumed by another process ({owner}); leave it to that one")
+    with store_errors(client.tracking_uri):
+        _claim(client, run_id)
     stop = threading.Event()
     thread = threading.Thread(target=_beat, args=(client, run_id, stop), name="heartbeat", daemon=True)
     thread.start()
@@ -51,6 +44,19 @@ def claimed(client: MlflowClient, run_id: str) -> Iterator[None]:
         thread.join()
         with contextlib.suppress(Exception):  # the server may be away
             client.delete_tag(run_id, HEARTBEAT)
+
+
+def _claim(client: MlflowClient, run_id: str) -> None:
+    tags = client.get_run(run_id).data.tags
+    check_unclaimed(run_id, tags)
+    me = f"{socket.gethostname()} {os.getpid()} {uuid.uuid4().hex[:8]}"
+    client.set_tag(run_id, HEARTBEAT, str(time.time()))
+    client.set_tag(run_id, OWNER, me)
+    if OWNER in tags:  # a new run has only one claimant
+        time.sleep(CLAIM_SECONDS)
+        owner = client.get_run(run_id).data.tags[OWNER]
+        if owner != me:
+            raise InputError(f"run {run_id} is being resumed by another process ({owner}); leave it to that one")
 
 
 def check_unclaimed(run_id: str, tags: Mapping[str, str]) -> None:

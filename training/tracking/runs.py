@@ -13,10 +13,9 @@ from pyarrow.fs import FileSystem, copy_files
 
 from errors import InputError
 from training.checkpoint import PAGE
-from training.tracking.client import SQLITE
+from training.tracking.client import describe, shown_uri, store_errors
+from training.tracking.experiment import find_experiment
 
-MODEL_TRAINING = {"mlflow.experimentKind": "custom_model_development"}
-"""Tag of an experiment whose runs the UI shows as trainings; without it they come up among evaluations of prompts."""
 CONFIG_NAME = "config.json"
 """Artifact of a run: its configuration, as it was requested."""
 LAST_CHECKPOINT, BEST_CHECKPOINT = "checkpoint.last", "checkpoint.best"
@@ -25,31 +24,59 @@ EPOCHS = "twotower.epochs"
 """Tag of a run: to how many epochs it is trained; its parameter keeps the number that it began with."""
 
 
-def create_run(client: MlflowClient, experiment: str, name: str, params: dict[str, Any]) -> str:
-    """Create a run with its parameters and return its id.
+def create_run(
+    client: MlflowClient, experiment: str, name: str, params: dict[str, Any], config: dict[str, Any] | None = None
+) -> str:
+    """Create a run with its parameters and its configuration, and return its id.
 
-    A SQLite store keeps artifacts in `mlartifacts/` next to its file; a server decides for itself.
+    Raises:
+        InputError: the store fails, or its artifacts cannot be written; then there is no run.
     """
-    if found := client.get_experiment_by_name(experiment):
-        experiment_id = found.experiment_id
-    else:
-        uri, location = client.tracking_uri, None
-        if uri.startswith(SQLITE):
-            location = Path(uri.removeprefix(SQLITE)).with_name("mlartifacts").as_uri()
-        experiment_id = client.create_experiment(experiment, artifact_location=location, tags=MODEL_TRAINING)
-    run_id: str = client.create_run(experiment_id, run_name=name).info.run_id
-    entries = [Param(key, str(value)) for key, value in params.items()]
-    for start in range(0, len(entries), 100):
-        client.log_batch(run_id, params=entries[start : start + 100])
+    experiment_id = find_experiment(client, experiment).experiment_id
+    with store_errors(client.tracking_uri):
+        run_id: str = client.create_run(experiment_id, run_name=name).info.run_id
+    try:
+        with store_errors(client.tracking_uri):
+            entries = [Param(key, str(value)) for key, value in params.items()]
+            for start in range(0, len(entries), 100):
+                client.log_batch(run_id, params=entries[start : start + 100])
+        log_config(client, run_id, config or {})
+    except InputError:
+        with contextlib.suppress(Exception):  # the store may be away by now
+            client.delete_run(run_id)
+        raise
     return run_id
 
 
-def find_run(client: MlflowClient, run_id: str) -> Run:
-    """Return a run; raise `InputError` if the store does not have it."""
+def log_config(client: MlflowClient, run_id: str, config: dict[str, Any]) -> None:
+    """Keep a configuration, as JSON values, among the artifacts of the run.
+
+    Raises:
+        InputError: the artifacts cannot be written.
+    """
+    location = find_run(client, run_id).info.artifact_uri
     try:
-        return client.get_run(run_id)
-    except MlflowException as error:
-        raise InputError(f"run {run_id!r} is not in the MLflow store {client.tracking_uri}") from error
+        client.log_dict(run_id, config, CONFIG_NAME)
+    except Exception as error:  # each kind of artifact store has exceptions of its own
+        raise InputError(
+            f"artifact store {location} cannot be written: {describe(error)}; "
+            "make it writable, or use another --experiment"
+        ) from error
+
+
+def find_run(client: MlflowClient, run_id: str) -> Run:
+    """Return a run; raise `InputError` if the store does not have it, or it was deleted."""
+    with store_errors(client.tracking_uri):
+        try:
+            run = client.get_run(run_id)
+        except MlflowException as error:
+            if error.error_code not in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+                raise
+            store = shown_uri(client.tracking_uri)
+            raise InputError(f"run {run_id!r} is not in the MLflow store {store}") from error
+    if run.info.lifecycle_stage == "deleted":
+        raise InputError(f"run {run_id!r} was deleted; restore it with: mlflow runs restore --run-id {run_id}")
+    return run
 
 
 def fetch_artifact(client: MlflowClient, run_id: str, path: str, folder: Path) -> Path:
@@ -59,6 +86,8 @@ def fetch_artifact(client: MlflowClient, run_id: str, path: str, folder: Path) -
         return Path(client.download_artifacts(run_id, path, str(folder)))
     except (MlflowException, OSError) as error:
         raise InputError(f"run {run_id!r} has no artifact {path}") from error
+    except Exception as error:  # as in `log_config`
+        raise InputError(f"artifact {path} of run {run_id!r} cannot be read: {describe(error)}") from error
 
 
 def fetch_checkpoint(client: MlflowClient, run_id: str, which: str, folder: Path) -> Path:

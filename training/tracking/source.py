@@ -10,8 +10,22 @@ LIBRARIES = ("torch", "torchvision", "ray", "nvidia-dali-cuda120", "mlflow", "we
 
 
 def environment(project: Path) -> dict[str, str]:
-    """Return the git commit of `project` and the versions of the libraries that a result depends on."""
-    describe = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
-    answer = subprocess.run(describe, cwd=project, capture_output=True, text=True, check=False)
-    versions = {f"version.{name}": importlib.metadata.version(name) for name in LIBRARIES}
-    return {"git_commit": answer.stdout.strip() or "unknown", **versions}
+    """Return the git commit of `project`, or `unknown`, and the versions of the libraries that are installed."""
+    versions = {}
+    for name in LIBRARIES:
+        try:
+            versions[f"version.{name}"] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:  # such as DALI for another CUDA
+            continue
+    return {"git_commit": git_commit(project) or "unknown", **versions}
+
+
+def git_commit(project: Path) -> str:
+    """Return the commit of `project`, with `-dirty` if files differ from it; empty without git or a repository."""
+    # Git refuses to read another user's checkout, lest its settings run programs; code of it is running already.
+    command = ["git", "-c", "safe.directory=*", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    try:
+        answer = subprocess.run(command, cwd=project, capture_output=True, text=True, check=False)
+    except OSError:  # git is not installed
+        return ""
+    return answer.stdout.strip()
