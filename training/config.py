@@ -226,6 +226,8 @@ class Config:
     """Passes over the train split."""
     data: str = "./shards"
     """Folder of shards."""
+    init: str | None = None
+    """Weights to start from, instead of random ones: RUN_ID, RUN_ID:best, a checkpoint folder, or a file of weights."""
     crop: int | None = None
     """Side of the network's square input in pixels. Default: 7/8 of the short side."""
     batch_size: int = 128

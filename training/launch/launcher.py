@@ -16,6 +16,7 @@ from training import tracking
 from training.checkpoint import MODEL, read_model
 from training.cli import resolve
 from training.config import Config
+from training.launch.initial import InitialWeights, read_initial, resolve_init
 from training.launch.ray_cluster import join_ray
 from training.launch.ray_train import fit
 from training.launch.resources import Resources, check_data_and_network, resolve_resources
@@ -49,18 +50,20 @@ def launch(config: Config, project: Path, resumed: str | None = None) -> str:
         config,
         data=resolve("data", config.data, project, must_exist=True),
         storage=resolve("storage", config.storage, project),
+        init=None if config.init is None else resolve_init(config.init, project),
     )
     check_data_and_network(config)
     uri = tracking.tracking_uri(project)
     client = tracking.open_client(uri, create=True)
     if resumed is not None:
         check_resumable(client, resumed, config)
+    initial = read_initial(config, project, resumed)
     join_ray()
     resources = resolve_resources(config, [node["Resources"] for node in ray.nodes() if node["Alive"]])
     check_compiler(config.compile, torch.device(resources.device))
     if resumed is None:
         environment = {"manifest_sha256": manifest_digest(config.data), **tracking.environment(project)}
-        params = {**resources.params(config), **environment}
+        params = {**resources.params(config), **environment, **(initial.params if initial else {})}
         run_id = tracking.create_run(client, config.experiment, config.recipe, params, to_json_values(config))
     else:
         run_id = resumed
@@ -71,13 +74,17 @@ def launch(config: Config, project: Path, resumed: str | None = None) -> str:
             client.update_run(run_id, status="RUNNING")
             client.set_tag(run_id, tracking.EPOCHS, str(config.epochs))
         print(f"MLflow run {run_id} in {tracking.shown_uri(uri)}", flush=True)
-        _train(client, run_id, config, resources, uri)
+        _train(client, run_id, config, resources, uri, initial)
     return run_id
 
 
-def _train(client: MlflowClient, run_id: str, config: Config, resources: Resources, uri: str) -> None:
+def _train(
+    client: MlflowClient, run_id: str, config: Config, resources: Resources, uri: str, initial: InitialWeights | None
+) -> None:
     status, problem = "FAILED", None
     try:
+        if initial is not None:
+            CheckpointStore(config.storage, run_id).write_initial(initial.state)
         problem = fit(config, resources, uri, run_id)
         status = "FAILED" if problem else "FINISHED"
     except KeyboardInterrupt:

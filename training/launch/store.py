@@ -15,14 +15,19 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import safetensors.torch
 from pyarrow.fs import FileSelector, FileSystem, FileType, LocalFileSystem, copy_files
+from safetensors import SafetensorError
+from torch import Tensor
 
-from atomic_files import flush
+from atomic_files import atomic_write, flush
 from errors import InputError
 from training.checkpoint import PAGE, Checkpoint, Snapshot, read_checkpoint, read_description, write_checkpoint
 
 _NAME = re.compile(r"step-(\d{8,})")
 _PARTIAL = ".partial-"
+INITIAL = "initial.safetensors"
+"""The weights that a training with `--init` starts from: its source may be out of the workers' reach, or change."""
 
 
 class CheckpointStore:
@@ -37,6 +42,7 @@ class CheckpointStore:
         self._root = f"{storage.rstrip('/')}/{run_id}"
         self._is_local = isinstance(self._filesystem, LocalFileSystem)
         self._stop_path = f"{self._folder}/stop"
+        self._initial_path = f"{self._folder}/{INITIAL}"
 
     def location(self, step: int) -> str:
         """Return the path or URI of the checkpoint of a step."""
@@ -98,6 +104,31 @@ class CheckpointStore:
             if old != best:
                 self._filesystem.delete_dir(self._path(old))
         return best
+
+    def write_initial(self, state: dict[str, Tensor]) -> None:
+        """Write the weights that the training starts from; raise `InputError` if they cannot be written."""
+        try:
+            self._filesystem.create_dir(self._folder)
+            content = safetensors.torch.save(state)
+            if self._is_local:
+                atomic_write(Path(self._initial_path), content)
+            else:
+                with self._filesystem.open_output_stream(self._initial_path) as file:
+                    file.write(content)
+        except OSError as error:
+            raise InputError(f"storage is {self._root}: {error}; use a folder or bucket that can be written") from error
+
+    def has_initial(self) -> bool:
+        """Tell whether `write_initial` has been completed."""
+        return self._filesystem.get_file_info(self._initial_path).type == FileType.File
+
+    def read_initial(self) -> dict[str, Tensor]:
+        """Return what `write_initial` was given, on the CPU; raise `InputError` if it is missing or damaged."""
+        try:
+            with self._filesystem.open_input_file(self._initial_path) as file:
+                return safetensors.torch.load(file.read())
+        except (FileNotFoundError, SafetensorError) as error:  # not where the storage is away for a while
+            raise InputError(f"{self._root}/{INITIAL} cannot be read: {error}; start the training again") from error
 
     def request_stop(self) -> None:
         """Ask the training of this run to save a checkpoint and stop."""

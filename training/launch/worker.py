@@ -65,7 +65,8 @@ def train_worker(arguments: dict[str, Any]) -> None:
 def _build_state(config: Config, layout: Layout, num_threads: int, store: CheckpointStore) -> TrainState:
     step = layout.gather_objects(store.newest() if layout.is_first else None)[0]
     if step is None:
-        return build_state(config, layout, num_threads)
+        weights = None if config.init is None else store.read_initial()
+        return build_state(config, layout, num_threads, weights=weights)
     with store.fetch(step) as folder:
         return build_state(config, layout, num_threads, folder)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -90,8 +91,16 @@ class TrainState:
         return self.network if self.ema is None else self.ema.module
 
 
-def build_state(config: Config, layout: Layout, num_threads: int, checkpoint: Path | None = None) -> TrainState:
+def build_state(
+    config: Config,
+    layout: Layout,
+    num_threads: int,
+    checkpoint: Path | None = None,
+    weights: Mapping[str, Tensor] | None = None,
+) -> TrainState:
     """Build everything that a training needs on this worker; continue from `checkpoint` if there is one.
+
+    `weights`, by parameter name, replace those that the seed gives; a layer that they lack is drawn from the seed.
 
     Raises:
         InputError: data, batch or checkpoint do not fit the configuration.
@@ -99,7 +108,7 @@ def build_state(config: Config, layout: Layout, num_threads: int, checkpoint: Pa
     data = describe_data(config.data)
     torch.manual_seed(config.seed)
     # Drawn completely on every worker, then cut: the weights depend on the seed only, not on the layout.
-    initial = make_network(config.architecture(), len(data.classes)).state_dict()
+    initial = {**make_network(config.architecture(), len(data.classes)).state_dict(), **(weights or {})}
     network = make_network(config.architecture(), len(data.classes), layout.links())
     network.load_state_dict(take_shard(initial, network, layout))
     network.to(device=layout.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -124,7 +133,8 @@ def build_state(config: Config, layout: Layout, num_threads: int, checkpoint: Pa
     if checkpoint is not None:
         _restore(state, checkpoint, initial)
     elif config.optimizer.ema_decay:
-        state.ema = make_ema(network, config.optimizer.ema_decay)
+        # A new average begins with the weights after the first step; one of trained weights begins with these.
+        state.ema = make_ema(network, config.optimizer.ema_decay, 0 if weights is None else 1)
     return state
 
 
