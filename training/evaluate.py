@@ -21,7 +21,7 @@ from errors import InputError
 from pipeline.loader import Loader, make_loader
 from preprocess.manifest import Manifest, manifest_digest, read_manifest
 from training.cli import resolve, run_command
-from training.load_model import LoadedModel, add_model_arguments, load_model, make_dense
+from training.load_model import LoadedModel, add_device_argument, add_model_arguments, load_model, make_dense
 from training.loop.step import TOP_K, log_probabilities
 from training.report.folder import prepare_folder, report_files, write_report
 from training.report.html import Subject
@@ -35,6 +35,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     """Return the parsed command line; exits with code 2 where it makes no sense."""
     parser = argparse.ArgumentParser(prog="python -m training.evaluate", description="Measure a network on a split.")
     add_model_arguments(parser)
+    add_device_argument(parser)
     parser.add_argument("--data", required=True, metavar="DIR", help="folder of shards")
     parser.add_argument("--split", default="val", help="(default: val)")
     parser.add_argument("--crops", type=int, choices=(1, 10), default=1, help="1: the centre; 10: as in 2012")

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import base64
 import tempfile
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -12,13 +13,14 @@ import torch
 from torch import nn
 
 from errors import InputError, check_choice
-from pipeline.views import read_mean_image
+from pipeline.views import make_view, read_mean_image
 from training.checkpoint import MEAN, DatasetInfo, describe_data, model_path, read_checkpoint, read_model
 from training.config import Config
 from training.loop.precision import autocast
 from training.models import Architecture, NetworkArchitecture, make_network, to_fully_convolutional
 from training.models.state_dict import check_fits
 from training.recipes import RECIPES
+from training.serving.image_classifier import Preprocessing
 
 
 @dataclass(frozen=True)
@@ -46,6 +48,34 @@ class LoadedModel:
         """The number format of its forward pass."""
         return autocast(self.config.precision, self.device)
 
+    @property
+    def preprocessing(self) -> Preprocessing:
+        """The way from an image file to the input of the network."""
+        known, config = self.data, self.config
+        view = make_view(
+            known.short_side,
+            known.color_stats,
+            crop=config.image_size,
+            crops=1,
+            units=config.units,
+            mean_image=self.mean_image,
+        )
+        mean = None if view.mean_crop is None else base64.b64encode(view.mean_crop.astype("<f4").tobytes()).decode()
+        return Preprocessing(
+            short_side=known.short_side,
+            jpeg_quality=known.jpeg_quality,
+            apply_exif=known.apply_exif,
+            crop=view.crop,
+            mean=tuple(view.channel_mean.tolist()),
+            mean_image=mean,
+            divisor=tuple(view.divisor.tolist()),
+        )
+
+    @property
+    def classes(self) -> list[dict[str, str]]:
+        """`id` and `name` of each class, in the order of the labels."""
+        return [asdict(entry) for entry in self.data.classes]
+
 
 def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments that choose a trained network: one of --run, --checkpoint, --weights."""
@@ -55,11 +85,15 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     choice.add_argument("--weights", type=Path, metavar="FILE", help="a state dict, with --recipe")
     parser.add_argument("--which", choices=("last", "best"), default=None, help="with --run (default: last)")
     parser.add_argument("--recipe", metavar="NAME", help="with --weights: the recipe that says what network it is")
+
+
+def add_device_argument(parser: argparse.ArgumentParser) -> None:
+    """Add the argument that chooses the device of the network."""
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (default: auto)")
 
 
 def load_model(choice: argparse.Namespace, project: Path, data: str | None) -> LoadedModel:
-    """Return the network that the arguments of `add_model_arguments` name.
+    """Return the network that the arguments of `add_model_arguments` and `add_device_argument` name.
 
     `project` is the folder of the default MLflow store; the shards in `data` give the classes and colours of
     `--weights`.
@@ -80,13 +114,23 @@ def load_model(choice: argparse.Namespace, project: Path, data: str | None) -> L
         mean = Path(data, known.color_stats.mean_image)
         return _load(choice.weights, mean, config, known, device, str(choice.weights), None)
     if choice.checkpoint is not None:
-        return _from_checkpoint(choice.checkpoint, device, str(choice.checkpoint), None)
+        return load_checkpoint(choice.checkpoint, device, str(choice.checkpoint))
     from training import tracking  # MLflow takes seconds to import: weights and checkpoints do without
 
     client, which = tracking.open_client(tracking.tracking_uri(project)), choice.which or "last"
     with tempfile.TemporaryDirectory() as folder:
         fetched = tracking.fetch_checkpoint(client, choice.run, which, Path(folder))
-        return _from_checkpoint(fetched, device, f"run {choice.run}, {which} checkpoint", choice.run)
+        return load_checkpoint(fetched, device, f"run {choice.run}, {which} checkpoint", choice.run)
+
+
+def load_checkpoint(folder: Path, device: torch.device, name: str, run_id: str | None = None) -> LoadedModel:
+    """Return the network of a checkpoint folder, which error messages call `name`.
+
+    Raises:
+        InputError: the checkpoint is incomplete or damaged.
+    """
+    saved = read_checkpoint(folder)
+    return _load(model_path(folder), folder / MEAN, saved.config, saved.data, device, name, run_id)
 
 
 def make_dense(trained: LoadedModel) -> LoadedModel:
@@ -122,11 +166,6 @@ def _device(name: str) -> torch.device:
     if device.type == "cuda" and (device.index or 0) >= (gpus := torch.cuda.device_count()):
         raise InputError(f"--device is {name!r}: torch finds {gpus} GPUs on this machine; use one of them or cpu")
     return device
-
-
-def _from_checkpoint(folder: Path, device: torch.device, name: str, run_id: str | None) -> LoadedModel:
-    saved = read_checkpoint(folder)
-    return _load(model_path(folder), folder / MEAN, saved.config, saved.data, device, name, run_id)
 
 
 def _load(

@@ -11,7 +11,7 @@ from errors import InputError
 from pipeline.images import load_images
 from preprocess.images.transform import UnreadableImage, make_sample
 from training.cli import run_command
-from training.load_model import LoadedModel, add_model_arguments, load_model
+from training.load_model import LoadedModel, add_device_argument, add_model_arguments, load_model
 from training.loop.step import TOP_K, log_probabilities
 
 
@@ -19,6 +19,7 @@ def main(arguments: Sequence[str]) -> None:
     """Print the top-5 class names and probabilities of each image."""
     parser = argparse.ArgumentParser(prog="python -m training.predict", description="Name what images show.")
     add_model_arguments(parser)
+    add_device_argument(parser)
     parser.add_argument("--data", metavar="DIR", help="with --weights: shards with the same classes")
     parser.add_argument("images", nargs="+", type=Path, metavar="IMAGE", help="image files")
     options = parser.parse_args(arguments)

@@ -2,12 +2,16 @@
 
 import dataclasses
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from commands import run_command
 from raw_data import MAX_REJECTED
+
+if TYPE_CHECKING:
+    from training.load_model import LoadedModel
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -83,3 +87,27 @@ def checkpoint(tiny_shards: Path, tmp_path_factory: pytest.TempPathFactory) -> P
 
     train(build_state(config, Layout(torch.device("cpu")), 1), lambda _metrics, _step: None, save)
     return folder
+
+
+@pytest.fixture
+def untrained(tiny_shards: Path) -> Callable[..., "LoadedModel"]:
+    """Make a network with random weights for the classes of `tiny_shards`, by name and fields of its configuration."""
+    import torch
+
+    from pipeline.views import read_mean_image
+    from training.checkpoint import describe_data
+    from training.config import Config, Network
+    from training.load_model import LoadedModel
+    from training.models import make_network
+
+    def make(name: str = "alexnet-small", **fields: Any) -> LoadedModel:
+        config = Config(
+            recipe="own", short_side=fields.pop("short_side", 64), epochs=1, network=Network(name), **fields
+        )
+        data = dataclasses.replace(describe_data(str(tiny_shards)), short_side=config.short_side)
+        torch.manual_seed(0)
+        network = make_network(config.architecture(), len(data.classes)).eval()
+        mean = read_mean_image(tiny_shards / "mean.npy", 64) if config.mean == "image" else None
+        return LoadedModel(network, config, data, mean, torch.device("cpu"), f"untrained {name}", None)
+
+    return make
