@@ -271,6 +271,8 @@ class Config:
     """Restarts from the last checkpoint after a worker died."""
     experiment: str = "twotower"
     """MLflow experiment."""
+    register: str | None = None
+    """Name in MLflow's model registry that the trained network becomes the next version of. Default: none."""
     log_every: int = 10
     """Steps between two points of the training curves."""
 

@@ -76,7 +76,7 @@ def artifact(project: Path, run_id: str, path: str) -> Path:
 
 @pytest.fixture(scope="module")
 def undisturbed(config: Config, project: Path) -> str:
-    return launch(config, project)
+    return launch(dataclasses.replace(config, register="shapes"), project)
 
 
 def test_metrics_and_artifacts_are_the_contract_s(config: Config, project: Path, undisturbed: str) -> None:
@@ -98,6 +98,10 @@ def test_metrics_and_artifacts_are_the_contract_s(config: Config, project: Path,
     top1 = [point.value for point in client.get_metric_history(undisturbed, "val/top1")]
     assert best.metrics["val/top1"] == max(top1)
     assert last.metrics["val/top1"] == top1[-1]
+    (model,) = client.search_logged_models([run.info.experiment_id], f"source_run_id = '{undisturbed}'")
+    assert (model.name, model.status, model.tags["step"]) == ("model", "READY", str(best.step))
+    version = client.get_model_version("shapes", "1")
+    assert (version.source, version.tags["val/top1"]) == (model.artifact_location, f"{max(top1):.4f}")
 
 
 def kill_a_worker_in_the_second_epoch(project: Path, known: set[str], killed: list[int]) -> None:

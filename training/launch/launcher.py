@@ -24,6 +24,7 @@ from training.launch.resume import check_resumable
 from training.launch.store import CheckpointStore
 from training.loop.compile import check_compiler
 from training.report.pictures import kernels_png
+from training.serving.logged_model import check_registry, publish
 from training.tracking.claim import claimed
 from typed_json import to_json_values
 
@@ -43,7 +44,7 @@ def launch(config: Config, project: Path, resumed: str | None = None) -> str:
     Raises:
         InputError: data, network, batch, resources or stores do not fit; or the run to resume is finished, or another
             process trains it. Nothing has been changed then.
-        TrainingError: the training failed, or its metrics could not be logged.
+        TrainingError: the training failed, or its metrics could not be logged, or its network not be registered.
         KeyboardInterrupt: it was interrupted.
     """
     config = replace(
@@ -55,6 +56,8 @@ def launch(config: Config, project: Path, resumed: str | None = None) -> str:
     check_data_and_network(config)
     uri = tracking.tracking_uri(project)
     client = tracking.open_client(uri, create=True)
+    if config.register is not None:
+        check_registry(client, config.register)
     if resumed is not None:
         check_resumable(client, resumed, config)
     initial = read_initial(config, project, resumed)
@@ -94,9 +97,8 @@ def _train(
     finally:
         try:
             _log_checkpoints(client, run_id, config)
-        except Exception as error:  # each kind of artifact store has exceptions of its own
-            print(f"warning: run {run_id} has no copy of its checkpoints: {error}", file=sys.stderr)
-            print(f"they are in {config.storage}/{run_id}", file=sys.stderr)
+            if status == "FINISHED":
+                problem = publish(client, run_id, config)
         finally:
             client.set_terminated(run_id, status)
     if problem:
@@ -104,14 +106,18 @@ def _train(
 
 
 def _log_checkpoints(client: MlflowClient, run_id: str, config: Config) -> None:
-    """Copy the last and the best checkpoint into the run, and a picture of conv1, if there are any."""
+    """Copy the last and the best checkpoint into the run, and a picture of conv1, if there are any; or warn."""
     store = CheckpointStore(config.storage, run_id)
-    for name, step in (("last", store.newest()), ("best", store.best())):
-        if step is not None:
-            with store.fetch(step) as folder:
-                client.log_artifacts(run_id, str(folder), f"checkpoints/{name}")
-                if name == "last":
-                    _log_kernels(client, run_id, folder, config)
+    try:
+        for name, step in (("last", store.newest()), ("best", store.best())):
+            if step is not None:
+                with store.fetch(step) as folder:
+                    client.log_artifacts(run_id, str(folder), f"checkpoints/{name}")
+                    if name == "last":
+                        _log_kernels(client, run_id, folder, config)
+    except Exception as error:  # each kind of artifact store has exceptions of its own
+        print(f"warning: run {run_id} has no copy of its checkpoints: {error}", file=sys.stderr)
+        print(f"they are in {config.storage}/{run_id}", file=sys.stderr)
 
 
 def _log_kernels(client: MlflowClient, run_id: str, checkpoint: Path, config: Config) -> None:

@@ -17,7 +17,7 @@ from training.tracking.claim import check_unclaimed
 from typed_json import parse_json
 
 CHANGEABLE = {
-    *("data", "storage", "device", "max_failures", "keep_checkpoints", "log_every", "on_bad_sample"),
+    *("data", "storage", "device", "max_failures", "keep_checkpoints", "log_every", "on_bad_sample", "register"),
     *("parallel.data", "parallel.model", "parallel.cpus_per_worker"),
     *("checkpoint.every_steps", "checkpoint.every_minutes", "checkpoint.grace_seconds"),
 }
