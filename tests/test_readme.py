@@ -119,7 +119,13 @@ def test_the_way_of_imagenet(shell: Shell) -> None:
     verified = shell.type("python -m preprocess.build_shards --verify --deep --output /data/imagenet-shards", data)
     assert "samples in" in verified
     assert "--optimizer.learning-rate" in shell.type("python -m training.run cifar10 --help")
-    trained = run_id(shell.type("python -m training.run alexnet-paper --data /data/imagenet-shards", data, extra=SMALL))
+    trained = run_id(
+        shell.type(
+            "python -m training.run alexnet-paper --data /data/imagenet-shards",
+            data,
+            extra=f"{SMALL} --register alexnet",
+        )
+    )
     resumed = shell.type("python -m training.run --resume RUN_ID", {"RUN_ID": trained}, extra="--epochs 2")
     assert "2 epochs, not 1; optimizer.schedule plateau: the rates go on falling" in resumed
     assert "epoch 2/2" in resumed
@@ -135,6 +141,35 @@ def test_the_way_of_imagenet(shell: Shell) -> None:
     )
     assert "blue-disc" in predicted
     assert trained in served_runs(shell)
+    used_elsewhere(shell, trained, photo)
+
+
+def used_elsewhere(shell: Shell, trained: str, photo: Path) -> None:
+    """Type what docs/serving.md has for a trained network: its Python, a server that is asked, an export."""
+    example = python_example("serving.md").replace("RUN_ID", trained).replace("photo.jpg", str(photo))
+    python = [sys.executable, "-c", example]
+    printed = subprocess.check_output(python, cwd=shell.folder, env=shell.environment, text=True)
+    assert re.fullmatch(r"([a-z-]+) \1 [01]\.\d+\n", printed)
+    assert "blue-disc" in served_answer(shell, photo)
+    export = "python -m training.export --run RUN_ID --which best --format onnx --output alexnet.onnx"
+    assert "logits differ by at most" in shell.type(export, {"RUN_ID": trained})
+    assert (shell.folder / "alexnet.onnx").is_file()
+
+
+def served_answer(shell: Shell, photo: Path) -> str:
+    """Type the server of a registered model, on a port of its own, and send it an image."""
+    command = "mlflow models serve -m models:/alexnet/1 --env-manager local"
+    assert command in readme_commands()
+    shell.typed.append(command)
+    arguments = [*command.split(), "--port", "5058"]
+    server = subprocess.Popen(arguments, cwd=shell.folder, env=shell.environment, start_new_session=True)
+    try:
+        ask("http://127.0.0.1:5058/ping", None)
+        curl = next(line for line in readme_commands() if "| curl" in line)
+        return shell.type(curl, {"photo.jpg": str(photo), ":5000": ":5058"})
+    finally:
+        os.killpg(server.pid, signal.SIGTERM)
+        server.wait(60)
 
 
 def served_runs(shell: Shell) -> str:
@@ -151,8 +186,9 @@ def served_runs(shell: Shell) -> str:
         server.wait(60)
 
 
-def ask(url: str, question: dict[str, object]) -> str:
-    request = urllib.request.Request(url, json.dumps(question).encode(), {"Content-Type": "application/json"})
+def ask(url: str, question: dict[str, object] | None) -> str:
+    data = None if question is None else json.dumps(question).encode()
+    request = urllib.request.Request(url, data, {"Content-Type": "application/json"})
     deadline = time.monotonic() + 180
     while True:
         try:
@@ -251,8 +287,13 @@ def test_the_documents_have_commands_and_pictures() -> None:
             assert (path.parent / picture).stat().st_size < 200_000, picture
 
 
+def python_example(document: str) -> str:
+    (example,) = re.findall(r"```python\n(.*?)```", (PROJECT / "docs" / document).read_text(), re.DOTALL)
+    return example
+
+
 def test_the_loader_s_example_runs(sample_shards: Path, tmp_path: Path) -> None:
-    (example,) = re.findall(r"```python\n(.*?)```", (PROJECT / "docs" / "loader.md").read_text(), re.DOTALL)
+    example = python_example("loader.md")
     (tmp_path / "shards").symlink_to(sample_shards)
     environment = {**os.environ, "PYTHONPATH": str(PROJECT)}
     done = subprocess.run(
