@@ -334,3 +334,13 @@ def test_an_elastic_training_has_no_cache(config: Config) -> None:
     """The batches from a cache depend on the number of replicas: they would change in the middle of an epoch."""
     with pytest.raises(InputError, match=r"cache is 'host': .* parallel.data 1\.\.2"):
         dataclasses.replace(config, cache="host", parallel=Parallel("1..2"))
+
+
+def test_a_cluster_that_may_grow_is_asked_for_what_is_named(config: Config) -> None:
+    """An autoscaler brings nodes for it; a number that is left open goes by the nodes that are there."""
+    asked = dataclasses.replace(config, device="cuda", parallel=Parallel(4))
+    assert resolve_resources(asked, [{"CPU": 2.0}], may_grow=True) == Resources("cuda", (4,), 1, 1)
+    with pytest.raises(InputError, match="needs 4 cuda workers; the cluster has 2 CPU cores and 0 GPUs"):
+        resolve_resources(asked, [{"CPU": 2.0}])
+    with pytest.raises(InputError, match="needs 1 cuda workers"):
+        resolve_resources(dataclasses.replace(asked, parallel=Parallel()), [{"CPU": 2.0}], may_grow=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import tempfile
 from dataclasses import replace
@@ -16,6 +17,7 @@ from training import tracking
 from training.checkpoint import MODEL, read_model
 from training.cli import resolve
 from training.config import Config
+from training.launch.gpu_check import check_gpus
 from training.launch.initial import InitialWeights, read_initial, resolve_init
 from training.launch.ray_cluster import join_ray
 from training.launch.ray_train import fit
@@ -62,7 +64,10 @@ def launch(config: Config, project: Path, resumed: str | None = None) -> str:
         check_resumable(client, resumed, config)
     initial = read_initial(config, project, resumed)
     join_ray()
-    resources = resolve_resources(config, [node["Resources"] for node in ray.nodes() if node["Alive"]])
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    resources = resolve_resources(config, nodes, may_grow="RAY_ADDRESS" in os.environ)
+    if resources.device == "cuda":
+        check_gpus()
     check_compiler(config.compile, torch.device(resources.device))
     if resumed is None:
         environment = {"manifest_sha256": manifest_digest(config.data), **tracking.environment(project)}

@@ -14,6 +14,7 @@ from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig, Tr
 from ray.train.torch import TorchTrainer
 
 from training.config import Config
+from training.launch.controller_watch import ControllerWatch
 from training.launch.failures import FailureReport, failure_reason
 from training.launch.ray_cluster import PREEMPTION_WATCHER
 from training.launch.request_watch import SigtermTorchConfig
@@ -33,7 +34,6 @@ def fit(config: Config, resources: Resources, tracking_uri: str, run_id: str) ->
     Raises:
         KeyboardInterrupt: it was interrupted.
     """
-    use_gpu = resources.device == "cuda"
     watch_preemption = os.environ.get(PREEMPTION_WATCHER) != "0"
     trainer = TorchTrainer(
         train_worker,
@@ -46,8 +46,8 @@ def fit(config: Config, resources: Resources, tracking_uri: str, run_id: str) ->
         ),
         scaling_config=ScalingConfig(  # type: ignore[call-arg]  # as below
             num_workers=resources.num_workers,  # type: ignore[arg-type]
-            use_gpu=use_gpu,
-            resources_per_worker={"CPU": resources.cpus_per_worker, **({"GPU": 1} if use_gpu else {})},
+            use_gpu=resources.device == "cuda",
+            resources_per_worker=resources.per_worker,
             # Ray Train ranks its workers node by node, and peers on the `model` axis have adjacent ranks. A single
             # group is requested on one node; several are packed, and `make_layout` leaves out those that fell apart.
             placement_strategy="STRICT_PACK" if resources.widths[-1] == 1 else "PACK",
@@ -58,12 +58,15 @@ def fit(config: Config, resources: Resources, tracking_uri: str, run_id: str) ->
             storage_path=config.storage,
             # It prints every report, calls a slow start of Ray's own actors a failure, and repeats `FailureReport`.
             logging_config=LoggingConfig(log_level="CRITICAL"),
-            callbacks=[FailureReport(config.max_failures)],  # type: ignore[list-item]
+            callbacks=[
+                FailureReport(config.max_failures),  # type: ignore[list-item]
+                ControllerWatch(config.storage, run_id, resources, config.checkpoint.grace_seconds),  # type: ignore[list-item]
+            ],
             failure_config=FailureConfig(max_failures=config.max_failures),
         ),
     )
     store = CheckpointStore(config.storage, run_id)
-    store.withdraw_stop()
+    store.withdraw_requests()
     fitting: Future[str | None] = Future()
     # In a thread of its own, Ray Train does not take over Ctrl-C, on which it would kill the workers. It is a daemon:
     # once the workers have been killed, it may hang.
@@ -87,7 +90,7 @@ def _fit(trainer: TorchTrainer, outcome: Future[str | None]) -> None:
 
 def _stop(fitting: Future[str | None], store: CheckpointStore, seconds: float) -> None:
     """Let the workers save a checkpoint and end; kill them after `seconds`, or at the next signal."""
-    store.request_stop()
+    store.request("stop")
     print(f"saving a checkpoint (at most {seconds:.0f} s; a second signal stops at once)", file=sys.stderr, flush=True)
     with contextlib.suppress(KeyboardInterrupt):
         wait([fitting], seconds)

@@ -1,4 +1,4 @@
-"""Requests to a worker: to stop, from the command; to restart, by SIGTERM; to save, as its node is to be taken back."""
+"""Requests to a worker to save a checkpoint, and then to go on, to make room for another worker, or to stop."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class RequestWatch:
         """Begin to watch.
 
         Args:
-            store: where the command leaves its request to stop; None on processes that need not look.
+            store: where requests to save or stop are left; None on processes that need not look.
             watch_preemption: the cluster announces that it takes a node back; all processes must watch it together.
         """
         self._store = store
@@ -51,8 +51,11 @@ class RequestWatch:
     def _watch_store(self, store: CheckpointStore) -> None:
         while not self._stop.wait(POLL_SECONDS):
             with contextlib.suppress(OSError):  # the storage may be away for a while
-                if store.is_stop_requested():
+                if store.is_requested("stop"):
                     self._stop.set()
+                if store.is_requested("save"):
+                    store.withdraw_requests("save")
+                    self._save.set()
 
     def _watch_preemption(self) -> None:
         known = None

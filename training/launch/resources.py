@@ -31,6 +31,11 @@ class Resources:
         least, most = self.widths[0] * self.model, self.widths[-1] * self.model
         return least if least == most else (least, most)
 
+    @property
+    def per_worker(self) -> dict[str, float]:
+        """Resources of a worker, as Ray counts them."""
+        return {"CPU": self.cpus_per_worker, **({"GPU": 1} if self.device == "cuda" else {})}
+
     def params(self, config: Config) -> dict[str, Any]:
         """Return the flattened configuration with these resources filled in."""
         data = config.parallel.data if config.parallel.is_elastic else self.widths[0]
@@ -56,8 +61,13 @@ def check_data_and_network(config: Config) -> None:
     check_layers(named, config.optimizer, config.epochs)
 
 
-def resolve_resources(config: Config, nodes: list[dict[str, float]]) -> Resources:
-    """Fill in `device` and `parallel`, and check that the cluster, given as `CPU` and `GPU` of each node, can run it.
+def resolve_resources(config: Config, nodes: list[dict[str, float]], *, may_grow: bool = False) -> Resources:
+    """Fill in `device` and `parallel`, and check that the cluster can run it.
+
+    Args:
+        config: as requested.
+        nodes: resources of each node, such as `CPU` and `GPU`.
+        may_grow: nodes may join the cluster; a device and a number of workers that are named are then waited for.
 
     Raises:
         InputError: too few devices or cores, no node with room for the peers of the `model` axis, or a batch that the
@@ -68,20 +78,23 @@ def resolve_resources(config: Config, nodes: list[dict[str, float]]) -> Resource
     on_gpus, model = device == "cuda", config.parallel.model
     default = max(1, (gpus if on_gpus else 2) // model)
     least, most = config.parallel.data_range or (default, default)
-    if least * model > (gpus if on_gpus else cpus):
+    may_grow = may_grow and config.device != "auto" and config.parallel.data is not None
+    if least * model > (gpus if on_gpus else cpus) and not may_grow:
         raise InputError(
             f"parallel.data {least} x parallel.model {model} needs {least * model} {device} workers; "
             f"the cluster has {cpus} CPU cores and {gpus} GPUs"
         )
     widths = _widths(config, least, most)
     workers = widths[0] * model
-    threads = config.parallel.cpus_per_worker or max(1, cpus // (gpus if on_gpus else widths[-1] * model))
+    threads = config.parallel.cpus_per_worker or max(1, cpus // ((on_gpus and gpus) or widths[-1] * model))
+    resources = Resources("cuda" if on_gpus else "cpu", widths, model, threads)
+    if may_grow:
+        return resources
     if threads * workers > cpus:
         raise InputError(
             f"parallel.cpus_per_worker {threads} for {workers} workers needs {threads * workers} cores; "
             f"the cluster has {cpus}"
         )
-    resources = Resources("cuda" if on_gpus else "cpu", widths, model, threads)
     _check_peers_fit(resources, nodes)
     return resources
 

@@ -14,6 +14,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Literal
 
 import safetensors.torch
 from pyarrow.fs import FileSelector, FileSystem, FileType, LocalFileSystem, copy_files
@@ -41,7 +42,6 @@ class CheckpointStore:
         self._folder = f"{path.rstrip('/')}/{run_id}"
         self._root = f"{storage.rstrip('/')}/{run_id}"
         self._is_local = isinstance(self._filesystem, LocalFileSystem)
-        self._stop_path = f"{self._folder}/stop"
         self._initial_path = f"{self._folder}/{INITIAL}"
 
     def location(self, step: int) -> str:
@@ -130,19 +130,20 @@ class CheckpointStore:
         except (FileNotFoundError, SafetensorError) as error:  # not where the storage is away for a while
             raise InputError(f"{self._root}/{INITIAL} cannot be read: {error}; start the training again") from error
 
-    def request_stop(self) -> None:
-        """Ask the training of this run to save a checkpoint and stop."""
+    def request(self, what: Literal["save", "stop"]) -> None:
+        """Ask the training of this run to save a checkpoint, and go on or stop."""
         self._filesystem.create_dir(self._folder)
-        self._filesystem.open_output_stream(self._stop_path).close()
+        self._filesystem.open_output_stream(f"{self._folder}/{what}").close()
 
-    def withdraw_stop(self) -> None:
-        """Forget an earlier request to stop."""
-        if self.is_stop_requested():
-            self._filesystem.delete_file(self._stop_path)
+    def is_requested(self, what: Literal["save", "stop"]) -> bool:
+        """Tell whether the training of this run has been asked to save or to stop."""
+        return self._filesystem.get_file_info(f"{self._folder}/{what}").type == FileType.File
 
-    def is_stop_requested(self) -> bool:
-        """Tell whether the training of this run has been asked to stop."""
-        return self._filesystem.get_file_info(self._stop_path).type == FileType.File
+    def withdraw_requests(self, *which: Literal["save", "stop"]) -> None:
+        """Forget earlier requests; without arguments, all."""
+        for what in which or ("save", "stop"):
+            if self.is_requested(what):
+                self._filesystem.delete_file(f"{self._folder}/{what}")
 
     def _write_local(self, snapshot: Snapshot, target: Path) -> None:
         target.parent.mkdir(parents=True, exist_ok=True)
