@@ -8,11 +8,14 @@ export PATH := $(CURDIR)/.venv/bin:$(PATH)
 demo: environment
 	./demo.sh
 
+# A process per core, up to four: most tests use one core. The tests of a file share one, with their fixtures.
+PYTEST := python -m pytest -n logical --maxprocesses 4 --dist loadfile
+
 test: lint
-	python -m pytest -m "not slow and not gpu"
+	$(PYTEST) -m "not slow and not gpu"
 
 test-slow: lint
-	python -m pytest -m "not gpu"
+	$(PYTEST) -m "not gpu"
 
 lint: environment
 	ruff check .

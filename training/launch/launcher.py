@@ -65,7 +65,7 @@ def launch(config: Config, project: Path, resumed: str | None = None) -> str:
     initial = read_initial(config, project, resumed)
     join_ray()
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    resources = resolve_resources(config, nodes, may_grow="RAY_ADDRESS" in os.environ)
+    resources = resolve_resources(config, nodes, may_grow=os.environ.get("RAY_ADDRESS", "local") != "local")
     if resources.device == "cuda":
         check_gpus()
     check_compiler(config.compile, torch.device(resources.device))
