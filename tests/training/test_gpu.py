@@ -3,6 +3,7 @@
 import dataclasses
 import math
 import pickle
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from test_parallel import STEPS, State, train_steps
 from torch import Tensor
 
 from training.config import Optimizer
+from training.load_model import LoadedModel
 from training.loop.compile import Compile, make_mean_loss
 from training.loop.precision import autocast, resolve_precision
 from training.loop.state import build_state
@@ -22,6 +24,8 @@ from training.models import architecture, build
 from training.optim.optimizer import freeze_layers, make_optimizer
 from training.parallel.layout import Layout
 from training.recipes import RECIPES
+from training.serving import image_classifier
+from training.serving.graph import export_program
 
 pytestmark = pytest.mark.gpu
 GPU = torch.device("cuda", 0)
@@ -117,3 +121,18 @@ def test_a_network_on_two_gpus_trains_the_cpu_s_weights(tmp_path: Path, name: st
     single = train_steps(name, Layout(torch.device("cpu")), range(STEPS), None)
     for parameter, tensor in single["model"].items():
         torch.testing.assert_close(shared["model"][parameter], tensor, rtol=0, atol=1e-4, msg=parameter)
+
+
+def test_a_served_network_runs_on_the_gpu(
+    untrained: Callable[..., LoadedModel], raw_folder: Path, tmp_path: Path
+) -> None:
+    pandas = pytest.importorskip("pandas")  # it comes with MLflow
+    trained = untrained()
+    torch.export.save(export_program(trained), tmp_path / image_classifier.MODEL_FILE)
+    image_classifier.write_description(tmp_path, trained.preprocessing, trained.classes)
+    photos = pandas.DataFrame([path.read_bytes() for path in raw_folder.glob("val/*/*.JPEG")])
+    # MLflow calls it by this name.
+    on_gpu, on_cpu = (image_classifier._load_pyfunc(str(tmp_path), {"device": name}) for name in (None, "cpu"))
+    for found, expected in zip(on_gpu.predict(photos), on_cpu.predict(photos), strict=True):
+        probabilities = [{entry["id"]: entry["probability"] for entry in best} for best in (found, expected)]
+        assert probabilities[0] == pytest.approx(probabilities[1], abs=2e-2)

@@ -57,8 +57,12 @@ def export(trained: LoadedModel, format_name: str) -> tuple[bytes, float]:
         ExportError: it is above `TOLERANCE`.
     """
     chosen = FORMATS[format_name]
-    content = chosen.write(trained)
-    difference = max(_difference(trained, chosen.read(content, trained), count) for count in CHECKED_BATCHES)
+    with warnings.catch_warnings():
+        # TorchScript is deprecated, and takes the graph's check of its input's shape for a result.
+        for category in (DeprecationWarning, FutureWarning, torch.jit.TracerWarning):
+            warnings.simplefilter("ignore", category)
+        content = chosen.write(trained)
+        difference = max(_difference(trained, chosen.read(content, trained), count) for count in CHECKED_BATCHES)
     if not difference <= TOLERANCE:
         raise ExportError(
             f"the logits of {trained.name} as {format_name} differ by {difference:.1e} of the largest one, "
@@ -126,18 +130,14 @@ def _write_torchscript(trained: LoadedModel) -> bytes:
     buffer = io.BytesIO()
     # The graph and not the network, whose own backward of LRN TorchScript could not hold.
     network = export_program(trained).module()
-    with warnings.catch_warnings(), torch.no_grad():
-        warnings.simplefilter("ignore", FutureWarning)  # TorchScript is deprecated
-        warnings.simplefilter("ignore", torch.jit.TracerWarning)  # of the graph's check of its input's shape
+    with torch.no_grad():
         traced = torch.jit.trace(network, example_batch(trained), check_trace=False)
         torch.jit.save(traced, buffer, _extra_files={METADATA_FILE: json.dumps(metadata(trained))})
     return buffer.getvalue()
 
 
 def _read_torchscript(content: bytes, _trained: LoadedModel) -> Logits:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)
-        return _torch_logits(torch.jit.load(io.BytesIO(content)))
+    return _torch_logits(torch.jit.load(io.BytesIO(content)))
 
 
 def _write_safetensors(trained: LoadedModel) -> bytes:

@@ -106,8 +106,6 @@ class ImageClassifier:
         ]
 
     def _input(self, file: Any, number: int) -> np.ndarray:
-        from mlflow.exceptions import MlflowException
-
         data = file.encode() if isinstance(file, str) else bytes(file)
         try:
             try:
@@ -119,6 +117,8 @@ class ImageClassifier:
                     raise
                 return self._preprocessing(decoded)
         except UnreadableImage as error:
+            from mlflow.exceptions import MlflowException  # so that the server answers 400, with this message
+
             raise MlflowException.invalid_parameter_value(f"image {number} cannot be used: {error}") from error
 
 
