@@ -14,7 +14,7 @@ from mlflow.entities import Run
 
 from training import tracking
 from training.cli import run_command
-from training.tracking.claim import OWNER, is_alive
+from training.tracking.claim import OWNER
 
 HEADER = ("run", "recipe", "state", "epoch", "top-1", "started", "checkpoint")
 STATES = {"RUNNING": "running", "FINISHED": "finished", "FAILED": "failed", "KILLED": "interrupted"}
@@ -25,8 +25,9 @@ def main(arguments: Sequence[str]) -> None:
     parser = argparse.ArgumentParser(prog="python -m training.runs", description="List the trainings of the store.")
     parser.parse_args(arguments)
     client = tracking.open_client(tracking.tracking_uri(Path.cwd()))
-    found = [mark_if_dead(client, run) for run in trainings(client)]
-    rows = [HEADER, *(row(client, run) for run in found)]
+    with tracking.store_errors(client.tracking_uri):
+        found = [tracking.settle(client, run) for run in trainings(client)]
+        rows = [HEADER, *(row(client, run) for run in found)]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for cells in rows:
         print("  ".join(cell.ljust(width) for cell, width in zip(cells, widths, strict=True)).rstrip())
@@ -46,14 +47,6 @@ def trainings(client: MlflowClient) -> list[Run]:
         token = page.token
         if not token:
             return runs
-
-
-def mark_if_dead(client: MlflowClient, run: Run) -> Run:
-    """Return the run; with status KILLED if it counted as running, but the process that trained it is gone."""
-    if run.info.status != "RUNNING" or is_alive(run.data.tags):
-        return run
-    client.set_terminated(run.info.run_id, "KILLED")
-    return client.get_run(run.info.run_id)
 
 
 def row(client: MlflowClient, run: Run) -> tuple[str, ...]:

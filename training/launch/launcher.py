@@ -81,6 +81,7 @@ def launch(config: Config, project: Path, resumed: str | None = None) -> str:
         with tracking.store_errors(uri):
             client.update_run(run_id, status="RUNNING")
             client.set_tag(run_id, tracking.EPOCHS, str(config.epochs))
+            client.set_tag(run_id, tracking.UNSETTLED, config.storage)
         print(f"MLflow run {run_id} in {tracking.shown_uri(uri)}", flush=True)
         _train(client, run_id, config, resources, uri, initial)
     return run_id
@@ -105,7 +106,7 @@ def _train(
             if status == "FINISHED":
                 problem = publish(client, run_id, config)
         finally:
-            client.set_terminated(run_id, status)
+            tracking.finish(client, run_id, config.storage, status)
     if problem:
         raise TrainingError(problem)
 

@@ -59,6 +59,8 @@ def check_resumable(client: MlflowClient, run_id: str, config: Config) -> None:
     """Raise `InputError` if the run has all its epochs, was trained on other data, or is being trained now."""
     run = tracking.find_run(client, run_id)
     check_unclaimed(run_id, run.data.tags)
+    with tracking.store_errors(client.tracking_uri):
+        tracking.settle(client, run, config.storage)
     store = CheckpointStore(config.storage, run_id)
     step = store.newest()
     if step is None:

@@ -23,9 +23,6 @@ from training.loop.state import TrainState, build_state, capture_checkpoint
 from training.loop.train import train
 from training.parallel.layout import Layout, make_layout
 
-METRICS_SECONDS = 10.0
-"""Longest wait of a checkpoint for MLflow to take earlier metrics; training does not stop for a dead server."""
-
 
 def train_worker(arguments: dict[str, Any]) -> None:
     """Run one worker of the mesh from the newest checkpoint on.
@@ -77,17 +74,15 @@ def _copy(state: TrainState, run_id: str, metrics: dict[str, float]) -> None:
 
 def _train_and_record(state: TrainState, store: CheckpointStore, tracking_uri: str, run_id: str) -> None:
     """Train on the worker that logs and writes checkpoints."""
-    metric_log = tracking.MetricLog(tracking_uri, run_id)
+    metric_log = tracking.MetricLog(tracking_uri, run_id, state.config.storage)
     progress = Progress(state.config.epochs)
 
     def log(metrics: dict[str, float], step: int) -> None:
         metric_log.log(metrics, step)
         progress.show(metrics, step)
 
-    # Points go out before the checkpoint after them is complete: who continues from it does not log them again.
-    writer = BackgroundWriter(
-        store, state.config.keep_checkpoints, lambda: metric_log.flush(METRICS_SECONDS), metric_log.record_checkpoints
-    )
+    # Points are on disk before the checkpoint after them is complete: who continues from it does not log them again.
+    writer = BackgroundWriter(store, state.config.keep_checkpoints, metric_log.flush, metric_log.record_checkpoints)
 
     def save(state: TrainState, metrics: dict[str, float]) -> None:
         if metrics:
@@ -99,6 +94,8 @@ def _train_and_record(state: TrainState, store: CheckpointStore, tracking_uri: s
         train(state, log, save)
     except StoppedError as stopped:  # it has saved, as at the end of a training
         request = stopped.request
+    finally:
+        metric_log.flush()  # those of a training that fails, too
     if (error := writer.wait()) is not None:
         raise error
     metric_log.close()

@@ -13,6 +13,7 @@ from training.tracking.runs import (
     find_run,
     log_config,
 )
+from training.tracking.settle import UNSETTLED, finish, settle
 from training.tracking.source import environment
 
 __all__ = [
@@ -20,6 +21,7 @@ __all__ = [
     "CONFIG_NAME",
     "EPOCHS",
     "LAST_CHECKPOINT",
+    "UNSETTLED",
     "MetricLog",
     "create_run",
     "describe",
@@ -27,8 +29,10 @@ __all__ = [
     "fetch_artifact",
     "fetch_checkpoint",
     "find_run",
+    "finish",
     "log_config",
     "open_client",
+    "settle",
     "shown_uri",
     "store_errors",
     "tracking_uri",

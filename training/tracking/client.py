@@ -20,6 +20,8 @@ DEFAULT_STORE = "sqlite:///mlflow.db"
 PATIENCE = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2"}
 PROBE = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1", "MLFLOW_HTTP_REQUEST_TIMEOUT": "10"}
 """What MLflow's variables are set to where they are not set: in general, and for the first question to a server."""
+WORKER = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1", "MLFLOW_HTTP_REQUEST_TIMEOUT": "30"}
+"""The same in workers, which have only small things to say, and will say them again."""
 
 
 def tracking_uri(project: Path) -> str:
@@ -70,8 +72,7 @@ def open_client(uri: str, *, create: bool = False) -> MlflowClient:
     file = sqlite_file(uri)
     if file is not None and not file.is_file() and not create:
         raise InputError(f"MLflow store {uri} does not exist; set MLFLOW_TRACKING_URI to the one that has the run")
-    logging.getLogger("mlflow.store.db").setLevel(logging.WARNING)  # it narrates the making of its tables
-    logging.getLogger("alembic").setLevel(logging.WARNING)
+    _silence()
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     with store_errors(uri):
         with _defaults(PROBE):
@@ -82,6 +83,14 @@ def open_client(uri: str, *, create: bool = False) -> MlflowClient:
         for name, value in PATIENCE.items():
             os.environ.setdefault(name, value)
         return client
+
+
+def impatient_client(uri: str) -> MlflowClient:
+    """Return a client for a worker, which does not wait long for an answer; it asks nothing yet."""
+    _silence()
+    for name, value in WORKER.items():
+        os.environ.setdefault(name, value)
+    return MlflowClient(uri)
 
 
 @contextlib.contextmanager
@@ -99,6 +108,12 @@ def store_errors(uri: str) -> Iterator[None]:
 def describe(error: Exception) -> str:
     """Return the first line of an error's message, or its kind if it has none."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+def _silence() -> None:
+    # They narrate the making of tables, and print every failed attempt; what comes of it, we say.
+    for name in ("mlflow.store.db", "alembic", "urllib3.connectionpool"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
 
 
 def _create_sqlite(uri: str, file: Path) -> None:

@@ -3,103 +3,146 @@
 from __future__ import annotations
 
 import logging
-import queue
 import threading
 import time
 
-from mlflow import MlflowClient
-from mlflow.entities import Metric
-
+from training.tracking.client import describe, impatient_client
+from training.tracking.delivery import Delivery
 from training.tracking.runs import BEST_CHECKPOINT, LAST_CHECKPOINT
+from training.tracking.spool import RunUpdate, Spool, unsent_folder
 
-RETRY_SECONDS = 5.0
-"""Pause before metrics that the server did not take are sent again."""
 SEND_SECONDS = 5.0
 """Metrics go out together this often: a request costs the training's process some milliseconds, whatever is in it."""
-BATCH_LIMIT = 1000
-"""Metrics that MLflow takes in one request."""
-CLOSE_SECONDS = 60.0
-"""Longest wait at the end of a training for metrics that are not sent yet, in seconds."""
+LONGEST_PAUSE = 60.0
+"""Pause between two attempts after many that failed, in seconds; it doubles from `SEND_SECONDS` on."""
+CLOSE_SECONDS, CLOSE_PAUSE = 30.0, 2.0
+"""Longest wait for MLflow at the end of a training, and the pause between two attempts, in seconds."""
+MEMORY_POINTS = 100_000
+"""Points that are kept where neither the storage nor MLflow takes any."""
+TRAINING = "training"
+"""Writer of the training's own metrics."""
+DROPPED = "twotower.dropped_points"
+"""Tag of a run: how many points were dropped, because MLflow was away for too long."""
 
 logger = logging.getLogger(__name__)
 
 
 class MetricLog:
-    """Sends metrics of one run from a thread of its own, so that no step waits for a server.
+    """Sends metrics and tags of one run from a thread of its own, so that no step waits for a server.
 
-    What the server does not take is kept and sent again. After a restart the steps up to the last point of each
-    metric come by a second time; they are left out, so that no curve has a point twice.
+    They are written to the run's storage first, and removed there when MLflow has them: what is left when this process
+    ends is sent by the one that takes its place, or at the end of the training.
     """
 
-    def __init__(self, uri: str, run_id: str) -> None:
-        self._client = MlflowClient(uri)
-        self._run_id = run_id
-        self._last_step: dict[str, int] = {}
-        self._queue: queue.SimpleQueue[list[Metric] | threading.Event | None] = queue.SimpleQueue()
-        self._pending: list[Metric] = []
-        self._thread = threading.Thread(target=self._send_all, name="mlflow", daemon=True)
+    def __init__(self, uri: str, run_id: str, storage: str, writer: str = TRAINING) -> None:
+        self._uri, self._run_id = uri, run_id
+        self._delivery: Delivery | None = None
+        self._spool = Spool(storage, run_id, writer)
+        self._folder = unsent_folder(storage, run_id)
+        self._unwritten = RunUpdate()
+        self._lock = threading.Lock()  # of `_unwritten`
+        self._flushing = threading.Lock()  # updates reach the spool in order
+        self._dropped = 0
+        self._is_away = self._is_full = False
+        self._deadline: float | None = None
+        self._wake = threading.Event()
+        self._thread = threading.Thread(target=self._send_until_closed, name=f"mlflow {writer}", daemon=True)
         self._thread.start()
 
     def log(self, metrics: dict[str, float], step: int) -> None:
-        """Send these metrics within `SEND_SECONDS`."""
+        """Send these metrics within `SEND_SECONDS`, if MLflow is there."""
         now = int(time.time() * 1000)
-        self._queue.put([Metric(key, value, now, step) for key, value in metrics.items()])
-
-    def flush(self, seconds: float) -> bool:
-        """Wait until the server has all points so far, but not longer than this; return whether it has them."""
-        sent = threading.Event()
-        self._queue.put(sent)
-        return sent.wait(seconds)
+        with self._lock:
+            self._unwritten.points.extend((key, float(value), now, step) for key, value in metrics.items())
 
     def record_checkpoints(self, last: str, best: str | None) -> None:
-        """Note in the run where its last and its best checkpoint lie; a server that is away is only a warning."""
-        try:
-            for name, location in ((LAST_CHECKPOINT, last), (BEST_CHECKPOINT, best)):
-                if location is not None:
-                    self._client.set_tag(self._run_id, name, location)
-        except Exception as error:  # as in `_send`
-            logger.warning("MLflow did not take the location of %s: %s", last, error)
+        """Note in the run where its last and its best checkpoint lie."""
+        with self._lock:
+            self._unwritten.tags[LAST_CHECKPOINT] = last
+            if best is not None:
+                self._unwritten.tags[BEST_CHECKPOINT] = best
+        self.flush()
+        self._wake.set()
+
+    def flush(self) -> None:
+        """Write all so far to the storage; what it does not take stays in memory, with a warning."""
+        with self._flushing:
+            update = self._take()
+            if update == RunUpdate():
+                return
+            try:
+                self._count_dropped(self._spool.append(update))
+                self._is_full = False
+            except OSError as error:
+                self._put_back(update)
+                if not self._is_full:
+                    logger.warning("metrics cannot be kept in %s, only in memory: %s", self._folder, describe(error))
+                self._is_full = True
 
     def close(self) -> None:
-        """Send the rest; raise `TimeoutError` if the server does not take it."""
-        self._queue.put(None)
-        self._thread.join(CLOSE_SECONDS)
-        if self._thread.is_alive():
-            raise TimeoutError(
-                f"MLflow took no metrics for {CLOSE_SECONDS:.0f} s: {len(self._pending)} points are lost"
-            )
+        """Wait until MLflow has everything, but not longer than `CLOSE_SECONDS`; then it is left in the storage."""
+        self.flush()
+        self._deadline = time.monotonic() + CLOSE_SECONDS
+        self._wake.set()
+        self._thread.join(CLOSE_SECONDS + CLOSE_PAUSE)
 
-    def _send_all(self) -> None:
-        open_ended, due = True, time.monotonic()
-        while open_ended:
-            try:
-                item = self._queue.get(timeout=max(0.0, due - time.monotonic()) if self._pending else None)
-            except queue.Empty:
-                item = []
-            if isinstance(item, list):
-                self._pending += item
-            if not isinstance(item, list) or time.monotonic() >= due:
-                while self._pending and not self._send():
-                    time.sleep(RETRY_SECONDS)
-                due = time.monotonic() + SEND_SECONDS
-            if isinstance(item, threading.Event):
-                item.set()
-            open_ended = item is not None
+    def _send_until_closed(self) -> None:
+        pause = SEND_SECONDS
+        while True:
+            self._wake.wait(pause)
+            self._wake.clear()
+            deadline = self._deadline
+            is_sent = self._send()
+            if deadline is not None and (is_sent or time.monotonic() > deadline):
+                return
+            pause = SEND_SECONDS if is_sent else min(2 * pause, LONGEST_PAUSE)
+            if deadline is not None:
+                pause = CLOSE_PAUSE
 
     def _send(self) -> bool:
+        self.flush()
         try:
-            batch = self._pending[:BATCH_LIMIT]
-            fresh = [metric for metric in batch if metric.step > self._last_step_of(metric.key)]
-            self._client.log_batch(self._run_id, metrics=fresh)
+            if self._delivery is None:  # here, because a client of a database opens it
+                self._delivery = Delivery(impatient_client(self._uri), self._run_id)
+            self._delivery.send_all(self._spool)
+            if self._is_full:
+                self._send_from_memory(self._delivery)
         except Exception as error:  # whatever the store's way to fail: training goes on, the points wait
-            logger.warning("MLflow did not take %d points, will try again: %s", len(self._pending), error)
+            if not self._is_away:
+                logger.warning("MLflow takes no metrics (%s); they wait in %s", describe(error), self._folder)
+            self._is_away = True
             return False
-        self._last_step.update({metric.key: metric.step for metric in fresh})
-        self._pending = self._pending[len(batch) :]
+        if self._is_away:
+            logger.warning("MLflow takes metrics again, and has those that waited")
+        self._is_away = False
         return True
 
-    def _last_step_of(self, key: str) -> int:
-        if key not in self._last_step:
-            history = self._client.get_metric_history(self._run_id, key)
-            self._last_step[key] = max((point.step for point in history), default=-1)
-        return self._last_step[key]
+    def _send_from_memory(self, delivery: Delivery) -> None:
+        with self._flushing:
+            update = self._take()
+            try:
+                delivery.send(update)
+            except Exception:
+                self._put_back(update)
+                raise
+
+    def _take(self) -> RunUpdate:
+        with self._lock:
+            update, self._unwritten = self._unwritten, RunUpdate()
+        return update
+
+    def _put_back(self, update: RunUpdate) -> None:
+        with self._lock:
+            points = update.points + self._unwritten.points
+            tags = update.tags | self._unwritten.tags
+            self._unwritten = RunUpdate(points[-MEMORY_POINTS:], tags)
+        self._count_dropped(max(0, len(points) - MEMORY_POINTS))
+
+    def _count_dropped(self, points: int) -> None:
+        if points == 0:
+            return
+        if self._dropped == 0:
+            logger.warning("MLflow has been away for too long: the oldest metrics in %s are dropped", self._folder)
+        self._dropped += points
+        with self._lock:
+            self._unwritten.tags[DROPPED] = str(self._dropped)

@@ -15,6 +15,7 @@ from errors import InputError
 from training.checkpoint import PAGE
 from training.tracking.client import describe, shown_uri, store_errors
 from training.tracking.experiment import find_experiment
+from training.tracking.settle import settle
 
 CONFIG_NAME = "config.json"
 """Artifact of a run: its configuration, as it was requested."""
@@ -93,6 +94,8 @@ def fetch_artifact(client: MlflowClient, run_id: str, path: str, folder: Path) -
 def fetch_checkpoint(client: MlflowClient, run_id: str, which: str, folder: Path) -> Path:
     """Return a local folder with the `last` or `best` checkpoint of a run, copied into `folder` if it is elsewhere.
 
+    The run is settled first, if nobody trains it any more.
+
     It is taken from the run's storage, where it lies from the moment that it is complete; where that is out of reach,
     from the run's artifacts, which it joins at the end of a training.
 
@@ -100,7 +103,8 @@ def fetch_checkpoint(client: MlflowClient, run_id: str, which: str, folder: Path
         InputError: there is no such run, or it has no such checkpoint.
     """
     tag = BEST_CHECKPOINT if which == "best" else LAST_CHECKPOINT
-    location = find_run(client, run_id).data.tags.get(tag)
+    with store_errors(client.tracking_uri):
+        location = settle(client, find_run(client, run_id)).data.tags.get(tag)
     if location is not None:
         if Path(location, PAGE).is_file():
             return Path(location)
