@@ -8,7 +8,6 @@ training, bit for bit, and no process may be left. SHARDS have a short side of 6
 from __future__ import annotations
 
 import argparse
-import contextlib
 import os
 import random
 import signal
@@ -16,7 +15,6 @@ import subprocess
 import sys
 import tempfile
 import time
-import urllib.request
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -24,6 +22,7 @@ import psutil
 import torch
 from mlflow import MlflowClient
 
+from benchmarks.mlflow_server import MlflowServer
 from benchmarks.options import positive_int
 from training.checkpoint import MODEL, read_model
 from training.cli import run_command
@@ -47,7 +46,7 @@ class Training:
         self.uri = f"sqlite:///{folder}/mlflow.db"
         self.storage.mkdir(parents=True)
         self.process: subprocess.Popen[bytes] | None = None
-        self.server: subprocess.Popen[bytes] | None = None
+        self.server: MlflowServer | None = None
         self.log = (folder / "log").open("ab")
 
     def start(self) -> subprocess.Popen[bytes]:
@@ -168,9 +167,10 @@ def fill_disk(training: Training, _rng: random.Random) -> None:
 
 def restart_server(training: Training, _rng: random.Random) -> None:
     """SIGKILL the MLflow server, and start it again ten seconds later."""
-    kill_server(training)
+    assert training.server is not None
+    training.server.kill()
     time.sleep(10)
-    start_server(training)
+    training.server.start()
 
 
 FAULTS: dict[str, Callable[[Training, random.Random], None]] = {
@@ -185,38 +185,15 @@ FAULTS: dict[str, Callable[[Training, random.Random], None]] = {
 }
 
 
-def start_server(training: Training) -> None:
-    """Start an MLflow server over the training's store, and wait until it answers."""
-    port = 20_000 + hash(str(training.folder)) % 10_000
-    command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
-    command += ["--backend-store-uri", f"sqlite:///{training.folder}/mlflow.db"]
-    command += ["--default-artifact-root", str(training.folder / "mlartifacts")]
-    training.server = subprocess.Popen(command, stdout=training.log, stderr=training.log, start_new_session=True)
-    training.uri = f"http://127.0.0.1:{port}"
-    for _ in range(600):
-        try:
-            urllib.request.urlopen(f"{training.uri}/health", timeout=1).close()
-            return
-        except OSError:
-            time.sleep(0.1)
-    raise RuntimeError(f"the MLflow server does not answer; its output is in {training.folder}/log")
-
-
-def kill_server(training: Training) -> None:
-    """SIGKILL the MLflow server and its processes, if there is one."""
-    if training.server is not None:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(training.server.pid, signal.SIGKILL)
-        training.server.wait()
-
-
 def disturbed(training: Training, fault: str, rng: random.Random, seconds: float) -> None:
     """Train with a fault at a random moment within `seconds` after the first checkpoint."""
     if fault == "disk full for 15 s":
         size = f"size={SMALL_DISK_MIB}M"
         subprocess.run(["mount", "-t", "tmpfs", "-o", size, "tmpfs", training.storage], check=True)
     if fault == "MLflow server down for 10 s":
-        start_server(training)
+        training.server = MlflowServer(training.folder)
+        training.server.start()
+        training.uri = training.server.uri
     training.start()
     training.wait_for_checkpoint()
     time.sleep(rng.uniform(0, seconds))
@@ -226,7 +203,8 @@ def disturbed(training: Training, fault: str, rng: random.Random, seconds: float
 
 def clean_up(training: Training) -> list[str]:
     """End the server and unmount; return the command lines of processes that should not be there any more."""
-    kill_server(training)
+    if training.server is not None:
+        training.server.kill()
     _, left = psutil.wait_procs(training.family(), timeout=20)
     names = [" ".join(process.cmdline())[:80] for process in left if process.is_running()]
     for process in left:
