@@ -140,6 +140,7 @@ def test_the_way_of_imagenet(shell: Shell) -> None:
         "python -m training.predict --run RUN_ID photo.jpg", {"RUN_ID": trained, "photo.jpg": str(photo)}
     )
     assert "blue-disc" in predicted
+    fine_tuned_on_flowers(shell, trained)
     assert trained in served_runs(shell)
     used_elsewhere(shell, trained, photo)
 
@@ -170,6 +171,20 @@ def served_answer(shell: Shell, photo: Path) -> str:
     finally:
         os.killpg(server.pid, signal.SIGTERM)
         server.wait(60)
+
+
+def fine_tuned_on_flowers(shell: Shell, source: str) -> None:
+    """Type the commands of docs/finetuning.md: from a run, and from a file like torchvision's."""
+    import torch
+    from torchvision.models import alexnet
+
+    data, small = {"/data/flowers-shards": "./imagenet-shards"}, "--epochs 1 --batch-size 32"
+    command = "python -m training.run finetune --init RUN_ID --data /data/flowers-shards"
+    tuned = shell.type(command, {**data, "RUN_ID": source}, extra=small)
+    assert f"starts from the weights of {source}, step " in tuned
+    torch.save(alexnet().state_dict(), shell.folder / "alexnet-owt-7be5be79.pth")
+    command = "python -m training.run finetune --init alexnet-owt-7be5be79.pth --data /data/flowers-shards"
+    assert "the source has 1000 classes, the data 3" in shell.type(command, data, extra=small)
 
 
 def served_runs(shell: Shell) -> str:

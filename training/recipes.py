@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 from pipeline.augment import Augmentation
 from training.config import Config, Network, Optimizer
@@ -158,6 +159,43 @@ def alexnet_owt() -> Config:
     )
 
 
+def finetune(source: Config | None = None) -> Config:
+    """Trained weights on another data set, which may be small.
+
+    python -m training.run finetune --init RUN_ID --data SHARDS
+
+    From a run or a checkpoint, whose configuration is `source`, it takes over network, short side, crop, units and kind
+    of mean. The first layer stays as it is, the last one learns ten times as fast as the others, and their rate is a
+    third of that of the source, for batches of this size. Without `source` the weights are those of torchvision's
+    `alexnet` in a file; its rate was 0.01 for batches of 128 (Krizhevsky 2014).
+
+    python -m training.run finetune --init alexnet-owt-7be5be79.pth --data SHARDS
+
+    Measured: see docs/finetuning.md. Not measured by us: anything from weights of ImageNet.
+    """
+    base = source or replace(alexnet_owt(), batch_size=128, optimizer=Optimizer(learning_rate=0.01))
+    network, batch_size = base.architecture(), 64
+    rate = base.optimizer.learning_rate * batch_size / base.batch_size / (1 if base.recipe == "finetune" else 3)
+    return Config(
+        recipe="finetune",
+        short_side=base.short_side,
+        crop=base.crop,
+        units=base.units,
+        mean=base.mean,
+        network=base.network,
+        epochs=10,
+        batch_size=batch_size,
+        label_smoothing=0.1,
+        optimizer=Optimizer(
+            learning_rate=float(f"{rate:.2g}"),
+            schedule="linear",
+            warmup_epochs=1.0,
+            layer_lr_scale={network.last_layer: 10.0},
+            freeze={network.first_layer: 0},
+        ),
+    )
+
+
 RECIPES: dict[str, Callable[[], Config]] = {
     "sample": sample,
     "cifar10": cifar10,
@@ -165,4 +203,5 @@ RECIPES: dict[str, Callable[[], Config]] = {
     "alexnet-paper": alexnet_paper,
     "alexnet-2012": alexnet_2012,
     "alexnet-owt": alexnet_owt,
+    "finetune": finetune,
 }

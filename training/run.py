@@ -9,17 +9,18 @@ from pathlib import Path
 
 import tyro
 
-from errors import check_choice
+from errors import InputError, check_choice
 from training.cli import run_command, table_options
 from training.config import Config
-from training.recipes import RECIPES
+from training.recipes import RECIPES, finetune
 
 DEFAULT_RECIPE = "sample"
+_HELP = {"-h", "--help"}
 PROGRAM = "python -m training.run"
 DESCRIPTION = (
-    "Train a recipe (default: sample). With --resume RUN_ID in its place, an earlier run goes on from its newest "
-    "checkpoint, in the same MLflow run and with its own fields; --epochs may grow, and what does not change the "
-    "result, such as --parallel.data, may differ."
+    "Train a recipe (default: sample), from random weights or from those that --init names. With --resume RUN_ID in "
+    "place of a recipe, an earlier run goes on from its newest checkpoint, in the same MLflow run and with its own "
+    "fields; --epochs may grow, and what does not change the result, such as --parallel.data, may differ."
 )
 
 
@@ -33,13 +34,32 @@ def parse(arguments: Sequence[str]) -> Config:
     arguments = list(arguments)
     if arguments and not arguments[0].startswith("-"):
         check_choice("recipe", arguments[0], RECIPES)
-    elif not {"-h", "--help"} & set(arguments):
+    elif not _HELP & set(arguments):
         # The recipe may be left out, but the parser of the recipe's fields wants it named.
         arguments.insert(0, DEFAULT_RECIPE)
     recipes = {name: ((make.__doc__ or "").splitlines()[0], make()) for name, make in RECIPES.items()}
+    if arguments[:1] == ["finetune"]:
+        recipes["finetune"] = (recipes["finetune"][0], _finetune(arguments))
     return tyro.extras.overridable_config_cli(
         recipes, prog=PROGRAM, description=DESCRIPTION, args=arguments, registry=table_options()
     )
+
+
+def _finetune(arguments: list[str]) -> Config:
+    """Return the recipe `finetune` with the network of the run or the checkpoint that `--init` names."""
+    parser = argparse.ArgumentParser(prog=PROGRAM, add_help=False, allow_abbrev=False)
+    parser.add_argument("--init")
+    init: str | None = parser.parse_known_args(arguments)[0].init
+    if init is None:
+        if _HELP & set(arguments):
+            return finetune()
+        raise InputError(
+            "init is None: the recipe finetune starts from trained weights; "
+            "use --init RUN_ID, RUN_ID:best, a checkpoint folder, or a file of weights"
+        )
+    from training.launch.initial import source_config  # imports MLflow, which takes seconds
+
+    return finetune(source_config(init, Path.cwd()))
 
 
 def parse_resumed(run_id: str, arguments: Sequence[str]) -> Config:

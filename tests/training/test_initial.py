@@ -3,12 +3,15 @@
 import dataclasses
 import hashlib
 import json
+import os
+import re
 import shutil
 from pathlib import Path
 
 import pytest
 import safetensors.torch
 import torch
+from commands import run_command
 from torch import Tensor
 
 from errors import InputError
@@ -22,6 +25,8 @@ from training.loop.state import build_state, capture_checkpoint
 from training.loop.train import train_epoch
 from training.models import build, make_network
 from training.parallel.layout import Layout
+from training.recipes import finetune
+from training.run import parse
 from training.tracking import CONFIG_NAME, create_run, open_client
 from typed_json import to_json_values
 
@@ -219,6 +224,29 @@ def test_a_run_is_a_source_with_its_best_or_last_checkpoint(
     with pytest.raises(InputError, match=f"run '{'0' * 32}' is not in the MLflow store"):
         read_initial(dataclasses.replace(config, init="0" * 32), tmp_path)
     assert source_config(f"{run_id}:best", tmp_path) == source
+    assert parse(["finetune", "--init", run_id]).network == source.network
+
+
+def test_fine_tuning_takes_the_network_of_its_source_unless_it_is_set(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = read_checkpoint(checkpoint).config
+    config = parse(["finetune", "--init", str(checkpoint), "--epochs", "2", "--units", "grey"])
+    assert (config.recipe, config.network, config.short_side, config.crop) == ("finetune", source.network, 64, None)
+    assert (config.epochs, config.units, config.init) == (2, "grey", str(checkpoint))
+    assert config.optimizer.freeze == {"conv1": 0}
+    assert set(config.optimizer.layer_lr_scale) == {"fc8"}
+    per_image = (tuned.optimizer.learning_rate / tuned.batch_size for tuned in (config, finetune(config), source))
+    assert [rate * 64 for rate in per_image] == pytest.approx([0.013, 0.013, 0.04])
+    (tmp_path / "weights.pth").touch()
+    monkeypatch.chdir(tmp_path)
+    of_file = parse(["finetune", "--init=weights.pth", "--optimizer.freeze"])
+    assert (of_file.network, of_file.units, of_file.optimizer.freeze) == (Network("alexnet-owt"), "torchvision", {})
+    with pytest.raises(InputError, match=r"init is None: the recipe finetune starts from trained weights; use --init"):
+        parse(["finetune"])
+    with pytest.raises(SystemExit) as helped:
+        parse(["finetune", "--help"])
+    assert helped.value.code == 0
 
 
 def test_a_run_is_resumed_from_its_own_weights_and_no_others(
@@ -260,3 +288,29 @@ def test_weights_in_the_storage_are_complete_or_refused(tmp_path: Path, is_local
     (tmp_path / "file").touch()
     with pytest.raises(InputError, match=r"storage is .*/file/run: .*; use a folder or bucket that can be written"):
         CheckpointStore(str(tmp_path / "file"), "run").write_initial(state)
+
+
+@pytest.mark.slow
+def test_a_run_that_is_resumed_without_a_checkpoint_begins_again_from_the_same_weights(
+    checkpoint: Path, four_classes: Path, tmp_path: Path
+) -> None:
+    environment = {**os.environ, "MLFLOW_TRACKING_URI": f"sqlite:///{tmp_path}/mlflow.db"}
+    source = shutil.copytree(checkpoint, tmp_path / "source")
+    fields = ["--epochs", 1, "--batch-size", 28, "--device", "cpu", "--parallel.cpus-per-worker", 1]
+    fields += ["--data", four_classes, "--storage", tmp_path / "runs", "--optimizer.ema-decay", 0.5]
+    trained = run_command("training.run", "finetune", "--init", source, *fields, env=environment)
+    assert trained.returncode == 0, trained.stderr
+    run_id = re.findall(r"^run (\w{32})", trained.stdout, re.MULTILINE)[0]
+    params = open_client(environment["MLFLOW_TRACKING_URI"]).get_run(run_id).data.params
+    assert (params["init"], params["init_run_id"]) == (str(source), "run")
+    (folder,) = (tmp_path / "runs" / run_id).glob("step-*")
+    first = read_model(folder / MODEL)
+    before = read_model(source / MODEL)
+    assert torch.equal(first["conv1.weight"], before["conv1.weight"]), "frozen"
+    assert not torch.equal(first["conv2.weight"], before["conv2.weight"])
+    shutil.rmtree(folder)
+    shutil.rmtree(source)
+    resumed = run_command("training.run", "--resume", run_id, env=environment)
+    assert resumed.returncode == 0, resumed.stderr
+    assert "it begins again" in resumed.stdout
+    assert_equal(read_model(folder / MODEL), first)
