@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -86,6 +87,8 @@ def parse_resumed(run_id: str, arguments: Sequence[str]) -> Config:
 
 def main(arguments: Sequence[str]) -> None:
     """Train, then say where the run is."""
+    # Ray reads it when it is imported. `training.terminal` leaves out what several workers say.
+    os.environ.setdefault("RAY_DEDUP_LOGS", "0")
     parser = argparse.ArgumentParser(prog=PROGRAM, add_help=False, allow_abbrev=False)
     parser.add_argument("--resume", metavar="RUN_ID")
     resume, rest = parser.parse_known_args(arguments)

@@ -27,6 +27,7 @@ from training.launch.store import CheckpointStore
 from training.loop.compile import check_compiler
 from training.report.pictures import kernels_png
 from training.serving.logged_model import check_registry, publish
+from training.terminal.display import Display
 from training.tracking.claim import claimed
 from typed_json import to_json_values
 
@@ -94,7 +95,8 @@ def _train(
     try:
         if initial is not None:
             CheckpointStore(config.storage, run_id).write_initial(initial.state)
-        problem = fit(config, resources, uri, run_id)
+        with Display():
+            problem = fit(config, resources, uri, run_id)
         status = "FAILED" if problem else "FINISHED"
     except KeyboardInterrupt:
         status = "KILLED"

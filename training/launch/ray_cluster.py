@@ -45,6 +45,8 @@ def join_ray() -> None:
     _check_address(address)
     for name, value in {**RAY_TRAIN_SETTINGS, **({} if address else OWN_RAY_SETTINGS)}.items():
         os.environ.setdefault(name, value)
+    if not address:  # it would say that a token protects this Ray
+        logging.getLogger("ray._private.authentication.authentication_token_setup").setLevel(logging.ERROR)
     with keep_sigterm_handler():
         ray.init(address or "local", ignore_reinit_error=True, logging_level=logging.WARNING)
 

@@ -13,7 +13,6 @@ from ray.train.torch import get_device
 from training import tracking
 from training.config import Config
 from training.launch.failures import FinalError, RestartError, final_reason
-from training.launch.progress import Progress
 from training.launch.request_watch import RequestWatch
 from training.launch.resources import Resources
 from training.launch.stall_watch import StallWatch
@@ -22,6 +21,7 @@ from training.loop.request import Request, StoppedError
 from training.loop.state import TrainState, build_state, capture_checkpoint
 from training.loop.train import train
 from training.parallel.layout import Layout, make_layout
+from training.terminal.progress import Progress
 
 
 def train_worker(arguments: dict[str, Any]) -> None:
@@ -75,18 +75,16 @@ def _copy(state: TrainState, run_id: str, metrics: dict[str, float]) -> None:
 def _train_and_record(state: TrainState, store: CheckpointStore, tracking_uri: str, run_id: str) -> None:
     """Train on the worker that logs and writes checkpoints."""
     metric_log = tracking.MetricLog(tracking_uri, run_id, state.config.storage)
-    progress = Progress(state.config.epochs)
+    progress = Progress(state)
 
     def log(metrics: dict[str, float], step: int) -> None:
         metric_log.log(metrics, step)
-        progress.show(metrics, step)
+        progress.show(metrics)
 
     # Points are on disk before the checkpoint after them is complete: who continues from it does not log them again.
     writer = BackgroundWriter(store, state.config.keep_checkpoints, metric_log.flush, metric_log.record_checkpoints)
 
     def save(state: TrainState, metrics: dict[str, float]) -> None:
-        if metrics:
-            progress.epoch_done(state.epoch)
         writer.write(capture_checkpoint(state, run_id, metrics))
 
     request = Request.NONE
@@ -99,5 +97,6 @@ def _train_and_record(state: TrainState, store: CheckpointStore, tracking_uri: s
     if (error := writer.wait()) is not None:
         raise error
     metric_log.close()
+    progress.close()
     if request is Request.RESTART:  # raised here only: a failure ends the other workers at once
         raise RestartError("was asked to end (SIGTERM) and has saved a checkpoint")
