@@ -10,8 +10,10 @@ import torch
 from ray.train import ControllerError, TrainingFailedError, UserCallback, WorkerGroupError
 
 from errors import InputError
+from pipeline.reading.samples import SampleError
 from training.loop.meter import DivergenceError
 
+_BAD_SAMPLE = "use --on-bad-sample skip, or build the shards again (python -m preprocess.build_shards)"
 _OUT_OF_MEMORY = "use a smaller --batch-size, or more --micro-batches"
 
 
@@ -25,6 +27,8 @@ class RestartError(RuntimeError):
 
 def final_reason(error: Exception) -> str | None:
     """Return the reason to give up if a worker's exception would come again; None if another try may help."""
+    if isinstance(error, SampleError):
+        return f"{error}; {_BAD_SAMPLE}"
     if isinstance(error, InputError | DivergenceError):
         return str(error)
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
