@@ -8,8 +8,8 @@ unset RAY_ADDRESS RAY_API_SERVER_ADDRESS MLFLOW_TRACKING_URI
 step() { printf '\n== %s\n' "$*" >&2; "$@"; }
 
 step python -m preprocess.build_shards --output shards
-# Ray may still pass on a worker's line after the one with the run's id.
-run="$(step python -m training.run sample --data shards | tee >(cat >&2) | sed -n 's/^run \([0-9a-f]*\)$/\1/p')"
+step python -m training.run sample --data shards
+run="$(ls -t runs | head -n 1)"
 step python -m training.evaluate --run "$run" --data shards --output reports/demo
 
 cat <<WHERE

@@ -86,7 +86,7 @@ def parse_resumed(run_id: str, arguments: Sequence[str]) -> Config:
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Train, then say where the run is."""
+    """Train as the command line says."""
     # Ray reads it when it is imported. `training.terminal` leaves out what several workers say.
     os.environ.setdefault("RAY_DEDUP_LOGS", "0")
     parser = argparse.ArgumentParser(prog=PROGRAM, add_help=False, allow_abbrev=False)
@@ -97,10 +97,9 @@ def main(arguments: Sequence[str]) -> None:
     from training.launch.launcher import TrainingError, launch  # imports Ray and MLflow, which takes seconds
 
     try:
-        run_id = launch(config, Path.cwd(), resumed)
+        launch(config, Path.cwd(), resumed)
     except TrainingError as error:
         sys.exit(f"error: {error}")
-    print(f"run {run_id}")
 
 
 if __name__ == "__main__":

@@ -27,6 +27,7 @@ from training.launch.store import CheckpointStore
 from training.loop.compile import check_compiler
 from training.report.pictures import kernels_png
 from training.serving.logged_model import check_registry, publish
+from training.terminal.closing import closing_lines
 from training.terminal.display import Display
 from training.tracking.claim import claimed
 from typed_json import to_json_values
@@ -84,7 +85,14 @@ def launch(config: Config, project: Path, resumed: str | None = None) -> str:
             client.set_tag(run_id, tracking.EPOCHS, str(config.epochs))
             client.set_tag(run_id, tracking.UNSETTLED, config.storage)
         print(f"MLflow run {run_id} in {tracking.shown_uri(uri)}", flush=True)
-        _train(client, run_id, config, resources, uri, initial)
+        is_complete = False
+        try:
+            _train(client, run_id, config, resources, uri, initial)
+            is_complete = True
+        finally:
+            place = tracking.run_page(client, run_id) or tracking.shown_uri(uri)
+            lines = closing_lines(run_id, config, place, is_complete=is_complete)
+            print("\n".join(lines), file=sys.stdout if is_complete else sys.stderr, flush=True)
     return run_id
 
 
@@ -100,7 +108,6 @@ def _train(
         status = "FAILED" if problem else "FINISHED"
     except KeyboardInterrupt:
         status = "KILLED"
-        print(f"resume with: python -m training.run --resume {run_id}", file=sys.stderr)
         raise
     finally:
         try:

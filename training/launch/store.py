@@ -40,13 +40,14 @@ class CheckpointStore:
     def __init__(self, storage: str, run_id: str) -> None:
         self._filesystem, path = FileSystem.from_uri(storage)
         self._folder = f"{path.rstrip('/')}/{run_id}"
-        self._root = f"{storage.rstrip('/')}/{run_id}"
+        self.root = f"{storage.rstrip('/')}/{run_id}"
+        """Path or URI of the folder of the run."""
         self._is_local = isinstance(self._filesystem, LocalFileSystem)
         self._initial_path = f"{self._folder}/{INITIAL}"
 
     def location(self, step: int) -> str:
         """Return the path or URI of the checkpoint of a step."""
-        return f"{self._root}/{_name(step)}"
+        return f"{self.root}/{_name(step)}"
 
     def steps(self) -> list[int]:
         """Return the steps of the checkpoints, ascending."""
@@ -116,7 +117,7 @@ class CheckpointStore:
                 with self._filesystem.open_output_stream(self._initial_path) as file:
                     file.write(content)
         except OSError as error:
-            raise InputError(f"storage is {self._root}: {error}; use a folder or bucket that can be written") from error
+            raise InputError(f"storage is {self.root}: {error}; use a folder or bucket that can be written") from error
 
     def has_initial(self) -> bool:
         """Tell whether `write_initial` has been completed."""
@@ -128,7 +129,7 @@ class CheckpointStore:
             with self._filesystem.open_input_file(self._initial_path) as file:
                 return safetensors.torch.load(file.read())
         except (FileNotFoundError, SafetensorError) as error:  # not where the storage is away for a while
-            raise InputError(f"{self._root}/{INITIAL} cannot be read: {error}; start the training again") from error
+            raise InputError(f"{self.root}/{INITIAL} cannot be read: {error}; start the training again") from error
 
     def request(self, what: Literal["save", "stop"]) -> None:
         """Ask the training of this run to save a checkpoint, and go on or stop."""

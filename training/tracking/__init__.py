@@ -12,6 +12,7 @@ from training.tracking.runs import (
     fetch_checkpoint,
     find_run,
     log_config,
+    run_page,
 )
 from training.tracking.settle import UNSETTLED, finish, settle
 from training.tracking.source import environment
@@ -32,6 +33,7 @@ __all__ = [
     "finish",
     "log_config",
     "open_client",
+    "run_page",
     "settle",
     "shown_uri",
     "store_errors",

@@ -74,6 +74,7 @@ def open_client(uri: str, *, create: bool = False) -> MlflowClient:
         raise InputError(f"MLflow store {uri} does not exist; set MLFLOW_TRACKING_URI to the one that has the run")
     _silence()
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+    os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
     with store_errors(uri):
         with _defaults(PROBE):
             if file is not None and not file.is_file():

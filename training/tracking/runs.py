@@ -80,6 +80,16 @@ def find_run(client: MlflowClient, run_id: str) -> Run:
     return run
 
 
+def run_page(client: MlflowClient, run_id: str) -> str | None:
+    """Return the address of a run's page; None if the store is not a server that shows it, or does not answer."""
+    uri = client.tracking_uri
+    if not uri.startswith(("http://", "https://")):
+        return None
+    with contextlib.suppress(Exception):  # each kind of store has exceptions of its own
+        return f"{uri.rstrip('/')}/#/experiments/{client.get_run(run_id).info.experiment_id}/runs/{run_id}"
+    return None
+
+
 def fetch_artifact(client: MlflowClient, run_id: str, path: str, folder: Path) -> Path:
     """Copy an artifact folder of a run into `folder` and return its path; `InputError` without such a run or folder."""
     find_run(client, run_id)

@@ -1,0 +1,46 @@
+"""The last lines of a training: how it ended, where everything is, and the commands that go on from there."""
+
+from __future__ import annotations
+
+import contextlib
+import shlex
+
+from errors import InputError
+from training.config import Config
+from training.launch.store import CheckpointStore
+
+
+def closing_lines(run_id: str, config: Config, page: str, *, is_complete: bool) -> list[str]:
+    """Return the last lines of a training.
+
+    Args:
+        run_id: id of the MLflow run.
+        config: its configuration, with absolute paths.
+        page: address of the run in the UI; without a server, that of the MLflow store.
+        is_complete: it has all its epochs.
+    """
+    lines = [f"run {run_id}"]
+    with contextlib.suppress(OSError, InputError):  # the storage may be away: the other lines count all the more
+        lines += _checkpoint_lines(run_id, config)
+    if not is_complete:
+        lines.append(f"resume with: python -m training.run --resume {run_id}")
+    is_served = page.startswith(("http://", "https://"))
+    lines.append(f"look at: {page}" if is_served else f"look with: mlflow ui --backend-store-uri {shlex.quote(page)}")
+    return lines
+
+
+def _checkpoint_lines(run_id: str, config: Config) -> list[str]:
+    store = CheckpointStore(config.storage, run_id)
+    steps, best = store.steps(), store.best()
+    if not steps:
+        return [f"no checkpoint in {store.root}"]
+    lines, which = [], ""
+    if best is not None:
+        saved = store.describe(best)
+        lines.append(f"top-1 {saved.metrics['val/top1']:.4f} after epoch {saved.epoch} of {config.epochs}")
+    lines.append(f"checkpoint {store.location(steps[-1])}")
+    if best not in (None, steps[-1]):
+        lines.append(f"best checkpoint {store.location(best)}")
+        which = " --which best"
+    data = shlex.quote(config.data)
+    return [*lines, f"evaluate with: python -m training.evaluate --run {run_id}{which} --data {data}"]
