@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import shlex
 
-from errors import InputError
 from training.config import Config
 from training.launch.store import CheckpointStore
 
@@ -20,7 +19,7 @@ def closing_lines(run_id: str, config: Config, page: str, *, is_complete: bool) 
         is_complete: it has all its epochs.
     """
     lines = [f"run {run_id}"]
-    with contextlib.suppress(OSError, InputError):  # the storage may be away: the other lines count all the more
+    with contextlib.suppress(OSError, ValueError):  # the storage may be away: the other lines count all the more
         lines += _checkpoint_lines(run_id, config)
     if not is_complete:
         lines.append(f"resume with: python -m training.run --resume {run_id}")
