@@ -52,7 +52,7 @@ class Shell:
         names = ("MLFLOW_TRACKING_URI", "RAY_ADDRESS", "RAY_API_SERVER_ADDRESS", "RAY_AUTH_MODE")
         kept = {name: value for name, value in os.environ.items() if name not in names}
         path = f"{PROJECT / '.venv' / 'bin'}:{kept['PATH']}"
-        return {**kept, "PATH": path, "HOME": str(self.folder / "home"), "RAY_COLOR_PREFIX": "0"}
+        return {**kept, "PATH": path, "HOME": str(self.folder / "home")}
 
     def type(self, command: str, stand_ins: dict[str, str] | None = None, *, extra: str = "") -> str:
         """Run a command of the README with some words replaced; return stdout and stderr."""
@@ -82,9 +82,17 @@ class Shell:
 
 
 def run_id(output: str) -> str:
-    found = re.search(r"^(?:.*\) )?run ([0-9a-f]{32})$", output, re.MULTILINE)
+    found = re.search(r"^run ([0-9a-f]{32})$", output, re.MULTILINE)
     assert found, output
     return found[1]
+
+
+def assert_plain(output: str) -> None:
+    """Assert that the log of a training has a line per epoch, and none of Ray's own lines or colours."""
+    log = output.partition("MLflow run ")[2].partition("\nrun ")[0]
+    assert re.search(r"^epoch 1/\d+: loss \d", log, re.MULTILINE), output
+    for stray in ("pid=", "\x1b[", "Token authentication", "PreemptionWatcher", "local Ray instance", "progress {"):
+        assert stray not in log, log
 
 
 @pytest.fixture(scope="module")
@@ -119,13 +127,10 @@ def test_the_way_of_imagenet(shell: Shell) -> None:
     verified = shell.type("python -m preprocess.build_shards --verify --deep --output /data/imagenet-shards", data)
     assert "samples in" in verified
     assert "--optimizer.learning-rate" in shell.type("python -m training.run cifar10 --help")
-    trained = run_id(
-        shell.type(
-            "python -m training.run alexnet-paper --data /data/imagenet-shards",
-            data,
-            extra=f"{SMALL} --register alexnet",
-        )
-    )
+    command = "python -m training.run alexnet-paper --data /data/imagenet-shards"
+    log = shell.type(command, data, extra=f"{SMALL} --register alexnet")
+    assert_plain(log)
+    trained = run_id(log)
     resumed = shell.type("python -m training.run --resume RUN_ID", {"RUN_ID": trained}, extra="--epochs 2")
     assert "2 epochs, not 1; optimizer.schedule plateau: the rates go on falling" in resumed
     assert "epoch 2/2" in resumed
@@ -225,7 +230,11 @@ def test_jobs_on_a_cluster_of_one(shell: Shell) -> None:
         shutil.rmtree(shell.folder / "shards", ignore_errors=True)
         shell.type("ray job submit -- python -m preprocess.build_shards")
         built_by_all_nodes(shell)
-        trained = run_id(shell.type("ray job submit -- python -m training.run", extra="--epochs 2"))
+        log = shell.type("ray job submit -- python -m training.run", extra="--epochs 2")
+        assert_plain(log)
+        trained = run_id(log)
+        page = rf"^look at: http://127\.0\.0\.1:5000/#/experiments/\d+/runs/{trained}$"
+        assert re.search(page, log, re.MULTILINE), log
         evaluated = shell.type(
             "ray job submit -- python -m training.evaluate --run RUN_ID --data shards", {"RUN_ID": trained}
         )
@@ -264,7 +273,7 @@ def uploaded_job(shell: Shell) -> str:
         "/data/runs": str(elsewhere / "runs"),
     }
     trained = run_id(shell.type(command, stand_ins, extra="--epochs 1"))
-    assert (elsewhere / "runs" / trained / "epoch-0001" / "checkpoint.json").is_file()
+    assert list((elsewhere / "runs" / trained).glob("step-*/checkpoint.json"))
     assert (elsewhere / "mlflow.db").is_file()
     return trained
 
@@ -279,7 +288,7 @@ def test_jobs_on_a_head_of_one_s_own(shell: Shell) -> None:
     shell.type("ray start --head")
     try:
         trained = run_id(shell.type("ray job submit -- python -m training.run", extra="--epochs 1"))
-        assert (shell.folder / "runs" / trained / "epoch-0001" / "checkpoint.json").is_file()
+        assert list((shell.folder / "runs" / trained).glob("step-*/checkpoint.json"))
     finally:
         end_all_of(shell)
         # Where `ray stop` did not come by, the next Ray of this machine would look for the dead one.

@@ -178,8 +178,15 @@ def test_a_killed_command_is_resumed_in_its_run_and_changes_nothing(
     assert sorted(code for *_, code in ends) == [0, 2], ends
     (error,) = [err for _, err, code in ends if code == 2]
     assert f"run {run_id} is being" in error
-    (output,) = [out for out, _, code in ends if code == 0]
-    assert f"run {run_id} goes on from its checkpoint of step" in output
+    ((output, complaints),) = [(out, err) for out, err, code in ends if code == 0]
+    assert complaints == ""
+    first, second, *epochs = output.partition(f"\nrun {run_id}\n")[0].splitlines()
+    assert first.startswith(f"run {run_id} goes on from its checkpoint of step ")
+    assert second.startswith(f"MLflow run {run_id} in ")
+    assert {line.partition(":")[0] for line in epochs if "step" not in line} == {
+        f"epoch {n}/{EPOCHS}" for n in (2, 3, 4)
+    }
+    assert all(line.startswith("epoch ") for line in epochs), "no line of Ray's own"
     assert client_of(tmp_path).get_run(run_id).info.status == "FINISHED"
     for key in ("train/loss", "val/loss"):
         one = client_of(project).get_metric_history(undisturbed, key)
