@@ -118,7 +118,6 @@ def orchestrated(config: Config, threads: int) -> float:
         command += ["--parallel.data", "1", "--parallel.cpus-per-worker", str(threads)]
         environment = {**os.environ, "MLFLOW_TRACKING_URI": uri}
         done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-        # Ray may pass on a worker's line after the command's last one.
         run = re.search(r"^run (\w+)$", done.stdout, re.MULTILINE)
         if done.returncode or run is None:
             raise RuntimeError(f"the training ended with {done.returncode}: {done.stdout[-1000:]}{done.stderr[-2000:]}")
