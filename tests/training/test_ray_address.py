@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import pytest
 
 from errors import InputError
-from training.launch.ray_cluster import join_ray
+from training.launch.ray_cluster import joined_ray
 
 
 @pytest.fixture
@@ -23,8 +23,8 @@ def web_server() -> Iterator[int]:
 def refused(monkeypatch: pytest.MonkeyPatch, address: str, message: str) -> None:
     monkeypatch.setattr("ray.is_initialized", lambda: False)  # other tests of this process may have joined one
     monkeypatch.setenv("RAY_ADDRESS", address)
-    with pytest.raises(InputError, match=f"^RAY_ADDRESS is {address}: {message}"):
-        join_ray()
+    with pytest.raises(InputError, match=f"^RAY_ADDRESS is {address}: {message}"), joined_ray():
+        pass
 
 
 @pytest.mark.parametrize("address", ["ray://127.0.0.1:10001", "http://127.0.0.1:8265", "somewhere"])

@@ -44,7 +44,7 @@ def report(**changes: Any) -> str:
 def display_on(out: TextIO, err: TextIO) -> Iterator[None]:
     """Show a training on these streams; its worker ends in order."""
     # Not in a fixture: pytest takes over stdout and stderr again after it.
-    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err), Display():
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err), Display() as display, display.live_line():
         yield
         print(report(ended=True))
 
@@ -218,7 +218,7 @@ def test_a_training_is_shown_as_it_is(config: Config, capfd: pytest.CaptureFixtu
     train(state, lambda metrics, _step: progress.show(metrics), save)
     progress.close()
     sent = capfd.readouterr().out
-    with Display():
+    with Display() as display, display.live_line():
         for line in sent.splitlines():
             print(f"{WORKER}{line}")
     lines = capfd.readouterr().out.splitlines()
@@ -235,7 +235,7 @@ def test_the_last_lines_say_where_all_is_and_what_to_type(config: Config, tiny_s
     top1 = {step: store.describe(step).metrics["val/top1"] for step in store.steps()}
     best = store.best()
     assert best is not None
-    found = closing_lines("a-run", config, uri, is_complete=True)
+    found = closing_lines("a-run", config, uri)
     better = [] if best == 12 else [f"best checkpoint {stem}{best:04d}"]
     assert found == [
         "run a-run",
@@ -246,7 +246,7 @@ def test_the_last_lines_say_where_all_is_and_what_to_type(config: Config, tiny_s
         "look with: mlflow ui --backend-store-uri 'sqlite:////my stores/mlflow.db'",
     ]
     page = "http://127.0.0.1:5000/#/experiments/1/runs/other"
-    assert closing_lines("other", config, page, is_complete=False) == [
+    assert closing_lines("other", config, page) == [
         "run other",
         f"no checkpoint in {config.storage}/other",
         "resume with: python -m training.run --resume other",
@@ -254,4 +254,4 @@ def test_the_last_lines_say_where_all_is_and_what_to_type(config: Config, tiny_s
     ]
     lost = dataclasses.replace(config, storage="nothing://of-this-kind/runs")
     resume = "resume with: python -m training.run --resume a-run"
-    assert closing_lines("a-run", lost, page, is_complete=False)[:2] == ["run a-run", resume]
+    assert closing_lines("a-run", lost, page)[:2] == ["run a-run", resume]

@@ -7,6 +7,7 @@ import sys
 import tempfile
 from dataclasses import replace
 from pathlib import Path
+from typing import TextIO
 
 import ray
 import torch
@@ -19,7 +20,7 @@ from training.cli import resolve
 from training.config import Config
 from training.launch.gpu_check import check_gpus
 from training.launch.initial import InitialWeights, read_initial, resolve_init
-from training.launch.ray_cluster import join_ray
+from training.launch.ray_cluster import joined_ray
 from training.launch.ray_train import fit
 from training.launch.resources import Resources, check_data_and_network, resolve_resources
 from training.launch.resume import check_resumable
@@ -65,46 +66,62 @@ def launch(config: Config, project: Path, resumed: str | None = None) -> str:
     if resumed is not None:
         check_resumable(client, resumed, config)
     initial = read_initial(config, project, resumed)
-    join_ray()
+    with Display() as display, joined_ray():
+        resources = _find_resources(config)
+        run_id = resumed or _create_run(client, config, resources, initial, project)
+        with claimed(client, run_id):
+            if resumed is not None:
+                tracking.log_config(client, run_id, to_json_values(config))
+            with tracking.store_errors(uri):
+                client.update_run(run_id, status="RUNNING")
+                client.set_tag(run_id, tracking.EPOCHS, str(config.epochs))
+                client.set_tag(run_id, tracking.UNSETTLED, config.storage)
+            print(f"MLflow run {run_id} in {tracking.shown_uri(uri)}", flush=True)
+            try:
+                _train(client, run_id, config, resources, initial, display)
+            except BaseException:
+                _print_closing_lines(client, run_id, config, sys.stderr)
+                raise
+            _print_closing_lines(client, run_id, config, sys.stdout)
+    return run_id
+
+
+def _find_resources(config: Config) -> Resources:
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     resources = resolve_resources(config, nodes, may_grow=os.environ.get("RAY_ADDRESS", "local") != "local")
     if resources.device == "cuda":
         check_gpus()
     check_compiler(config.compile, torch.device(resources.device))
-    if resumed is None:
-        environment = {"manifest_sha256": manifest_digest(config.data), **tracking.environment(project)}
-        params = {**resources.params(config), **environment, **(initial.params if initial else {})}
-        run_id = tracking.create_run(client, config.experiment, config.recipe, params, to_json_values(config))
-    else:
-        run_id = resumed
-    with claimed(client, run_id):
-        if resumed is not None:
-            tracking.log_config(client, run_id, to_json_values(config))
-        with tracking.store_errors(uri):
-            client.update_run(run_id, status="RUNNING")
-            client.set_tag(run_id, tracking.EPOCHS, str(config.epochs))
-            client.set_tag(run_id, tracking.UNSETTLED, config.storage)
-        print(f"MLflow run {run_id} in {tracking.shown_uri(uri)}", flush=True)
-        is_complete = False
-        try:
-            _train(client, run_id, config, resources, uri, initial)
-            is_complete = True
-        finally:
-            place = tracking.run_page(client, run_id) or tracking.shown_uri(uri)
-            lines = closing_lines(run_id, config, place, is_complete=is_complete)
-            print("\n".join(lines), file=sys.stdout if is_complete else sys.stderr, flush=True)
-    return run_id
+    return resources
+
+
+def _create_run(
+    client: MlflowClient, config: Config, resources: Resources, initial: InitialWeights | None, project: Path
+) -> str:
+    environment = {"manifest_sha256": manifest_digest(config.data), **tracking.environment(project)}
+    params = {**resources.params(config), **environment, **(initial.params if initial else {})}
+    return tracking.create_run(client, config.experiment, config.recipe, params, to_json_values(config))
+
+
+def _print_closing_lines(client: MlflowClient, run_id: str, config: Config, stream: TextIO) -> None:
+    page = tracking.run_page(client, run_id) or tracking.shown_uri(client.tracking_uri)
+    print("\n".join(closing_lines(run_id, config, page)), file=stream, flush=True)
 
 
 def _train(
-    client: MlflowClient, run_id: str, config: Config, resources: Resources, uri: str, initial: InitialWeights | None
+    client: MlflowClient,
+    run_id: str,
+    config: Config,
+    resources: Resources,
+    initial: InitialWeights | None,
+    display: Display,
 ) -> None:
     status, problem = "FAILED", None
     try:
         if initial is not None:
             CheckpointStore(config.storage, run_id).write_initial(initial.state)
-        with Display():
-            problem = fit(config, resources, uri, run_id)
+        with display.live_line():
+            problem = fit(config, resources, client.tracking_uri, run_id)
         status = "FAILED" if problem else "FINISHED"
     except KeyboardInterrupt:
         status = "KILLED"

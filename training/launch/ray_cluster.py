@@ -6,6 +6,7 @@ import contextlib
 import logging
 import os
 import socket
+from collections.abc import Iterator
 
 import ray
 
@@ -33,27 +34,36 @@ OWN_RAY_SETTINGS = {
 """Additional settings of a Ray that is started for one training."""
 
 
-def join_ray() -> None:
-    """Join the Ray cluster that RAY_ADDRESS names, as in every job, or start one on this machine.
+@contextlib.contextmanager
+def joined_ray() -> Iterator[None]:
+    """Join the Ray cluster that RAY_ADDRESS names, as in every job, or start one on this machine; leave it at the end.
 
-    With address `auto`, Ray would also look for a head that was started here once, and wait in vain if it was killed.
+    A process that has joined one before stays in it. With address `auto`, Ray would also look for a head that was
+    started here once, and wait in vain if it was killed.
 
     Raises:
         InputError: RAY_ADDRESS is of another kind, or no cluster answers there.
     """
     address = os.environ.get("RAY_ADDRESS", "")
-    _check_address(address)
     for name, value in {**RAY_TRAIN_SETTINGS, **({} if address else OWN_RAY_SETTINGS)}.items():
         os.environ.setdefault(name, value)
+    if ray.is_initialized():
+        yield
+        return
+    _check_address(address)
     if not address:  # it would say that a token protects this Ray
         logging.getLogger("ray._private.authentication.authentication_token_setup").setLevel(logging.ERROR)
     with keep_sigterm_handler():
-        ray.init(address or "local", ignore_reinit_error=True, logging_level=logging.WARNING)
+        ray.init(address or "local", logging_level=logging.WARNING)
+    try:
+        yield
+    finally:
+        ray.shutdown()
 
 
 def _check_address(address: str) -> None:
     """Raise `InputError` for an address that Ray would try for minutes, without a word."""
-    if address in ("", "auto", "local") or ray.is_initialized():
+    if address in ("", "auto", "local"):
         return
     otherwise = "or unset it to train on a Ray of its own"
     host, _, port = address.rpartition(":")

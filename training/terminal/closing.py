@@ -9,18 +9,19 @@ from training.config import Config
 from training.launch.store import CheckpointStore
 
 
-def closing_lines(run_id: str, config: Config, page: str, *, is_complete: bool) -> list[str]:
+def closing_lines(run_id: str, config: Config, page: str) -> list[str]:
     """Return the last lines of a training.
 
     Args:
         run_id: id of the MLflow run.
         config: its configuration, with absolute paths.
         page: address of the run in the UI; without a server, that of the MLflow store.
-        is_complete: it has all its epochs.
     """
-    lines = [f"run {run_id}"]
+    lines, is_complete = [f"run {run_id}"], False
     with contextlib.suppress(OSError, ValueError):  # the storage may be away: the other lines count all the more
-        lines += _checkpoint_lines(run_id, config)
+        store = CheckpointStore(config.storage, run_id)
+        lines += _checkpoint_lines(store, run_id, config)
+        is_complete = any(store.describe(step).epoch == config.epochs for step in store.steps()[-1:])
     if not is_complete:
         lines.append(f"resume with: python -m training.run --resume {run_id}")
     is_served = page.startswith(("http://", "https://"))
@@ -28,8 +29,7 @@ def closing_lines(run_id: str, config: Config, page: str, *, is_complete: bool) 
     return lines
 
 
-def _checkpoint_lines(run_id: str, config: Config) -> list[str]:
-    store = CheckpointStore(config.storage, run_id)
+def _checkpoint_lines(store: CheckpointStore, run_id: str, config: Config) -> list[str]:
     steps, best = store.steps(), store.best()
     if not steps:
         return [f"no checkpoint in {store.root}"]

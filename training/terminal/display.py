@@ -8,7 +8,7 @@ import re
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from types import TracebackType
 from typing import Any, TextIO
 
@@ -32,10 +32,11 @@ _SAMPLE_LEFT_OUT = "left out: "  # of `pipeline`; later, another worker may come
 
 
 class Display(contextlib.AbstractContextManager["Display"]):
-    """Shows the progress that a worker reports; takes over stdout and stderr meanwhile, so that no line tears another.
+    """Shows the progress that a worker reports, between other lines; takes over stdout and stderr meanwhile.
 
     On a terminal the live line stays below all other lines. Lines of Ray's other processes lose its prefix, and are
-    not shown if they repeat what another worker has just said, or are not about the training.
+    not shown if they repeat what another worker has just said, or are not about the training. Ray must be left before
+    the end: it hands on lines of processes that are ending.
     """
 
     def __init__(self) -> None:
@@ -46,21 +47,12 @@ class Display(contextlib.AbstractContextManager["Display"]):
         self._said: dict[str, tuple[str, float]] = {}  # by line: the process that printed it first, and when
         self._pace: Pace | None = None
         self._last_line = time.monotonic()
+        self._bar: tqdm | None = None
 
     def __enter__(self) -> Display:
         """Take over stdout and stderr."""
         os.environ.setdefault("RAY_COLOR_PREFIX", "0")
-        self._out = sys.stdout
-        self._bar = self._stack.enter_context(
-            tqdm(
-                desc="starting the workers",
-                bar_format="{desc}",
-                disable=not self._is_live,
-                file=sys.stderr,
-                leave=False,
-                dynamic_ncols=True,
-            )
-        )
+        self._out, self._err = sys.stdout, sys.stderr
         self._stack.enter_context(contextlib.redirect_stdout(_Lines(sys.stdout, self._take)))
         self._stack.enter_context(contextlib.redirect_stderr(_Lines(sys.stderr, self._take)))
         return self
@@ -68,10 +60,24 @@ class Display(contextlib.AbstractContextManager["Display"]):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        """Wait for the last lines of the workers, remove the live line and give stdout and stderr back."""
-        with self._stack:
-            if kind is None:
-                self._ended.wait(LAST_SECONDS)
+        """Give stdout and stderr back."""
+        self._stack.close()
+
+    @contextlib.contextmanager
+    def live_line(self) -> Iterator[None]:
+        """Show the live line while workers train; at the end, wait for their last lines."""
+        if self._is_live:
+            self._bar = tqdm(
+                desc="starting the workers", bar_format="{desc}", file=self._err, leave=False, dynamic_ncols=True
+            )
+        try:
+            yield
+            self._ended.wait(LAST_SECONDS)
+        finally:
+            with self._lock:
+                if self._bar is not None:
+                    self._bar.close()
+                    self._bar = None
 
     def _take(self, stream: TextIO, line: str) -> None:
         report = parse_report(line)
@@ -108,9 +114,9 @@ class Display(contextlib.AbstractContextManager["Display"]):
             numbers = {**report.train, **report.val}
             numbers.pop("train/data_wait", None)
             self._print(f"epoch {report.epoch}/{report.epochs}: {_numbers(numbers)}{left}")
-        elif not self._is_live and report.train and time.monotonic() - self._last_line > SECONDS_BETWEEN_LINES:
+        elif self._bar is None and report.train and time.monotonic() - self._last_line > SECONDS_BETWEEN_LINES:
             self._print(f"{_position(report)}, step {report.step}/{report.steps}: {_numbers(report.train)}{left}")
-        if self._is_live:
+        if self._bar is not None:
             self._bar.total, self._bar.n = report.steps, report.step
             self._bar.bar_format = "{desc} {percentage:3.0f}%|{bar}| step {n_fmt}/{total_fmt}{postfix}"
             self._bar.set_description_str(_position(report), refresh=False)
@@ -119,10 +125,12 @@ class Display(contextlib.AbstractContextManager["Display"]):
     def _print(self, text: str, stream: TextIO | None = None) -> None:
         stream = stream or self._out
         self._last_line = time.monotonic()
-        self._bar.clear()
+        if self._bar is not None:
+            self._bar.clear()
         stream.write(f"{text}\n")
         stream.flush()
-        self._bar.refresh()
+        if self._bar is not None:
+            self._bar.refresh()
 
 
 class Pace:
