@@ -111,6 +111,11 @@ def load_model(choice: argparse.Namespace, project: Path, data: str | None) -> L
             raise InputError("--weights needs --data DIR: the classes and the colour statistics are read there")
         check_choice("--recipe", choice.recipe, RECIPES)
         config, known = RECIPES[choice.recipe](), describe_data(data)
+        if known.short_side != config.short_side:
+            raise InputError(
+                f"--recipe is {choice.recipe}: it is for a short side of {config.short_side} pixels, and that of "
+                f"{data} is {known.short_side}; use the recipe that the weights were trained with, and shards for it"
+            )
         mean = Path(data, known.color_stats.mean_image)
         return _load(choice.weights, mean, config, known, device, str(choice.weights), None)
     if choice.checkpoint is not None:

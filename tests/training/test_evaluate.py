@@ -198,6 +198,7 @@ def test_bad_input_gets_code_2_and_one_line(command, checkpoint: Path, tiny_shar
         (evaluate.main, ["--weights", other, *data], "--weights FILE and --recipe NAME go together"),
         (evaluate.main, ["--weights", other, "--recipe", "alexnet", *data], "--recipe is 'alexnet'; use sample, "),
         (evaluate.main, ["--weights", other, "--recipe", "tiny-imagenet", *data], "is of another network"),
+        (evaluate.main, ["--weights", other, "--recipe", "cifar10", *data], "it is for a short side of 32 pixels, and"),
         (predict.main, ["--weights", other, "--recipe", "tiny-imagenet", text], "--weights needs --data"),
         (predict.main, ["--checkpoint", checkpoint, text], f"image {text} cannot be used: not an image"),
         (predict.main, ["--checkpoint", checkpoint, tmp_path / "no.jpg"], "no.jpg cannot be read"),
