@@ -38,11 +38,12 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("--seeds", type=positive_int, default=3, metavar="N", help="of each kind (default: 3)")
     parser.add_argument("--epochs", type=positive_int, default=3, metavar="N", help="on the new classes (default: 3)")
     parser.add_argument("--source-epochs", type=positive_int, default=12, metavar="N", help="before (default: 12)")
+    parser.add_argument("--images", type=positive_int, metavar="N", help="train images of a new class (default: all)")
     parser.add_argument("--threads", type=positive_int, default=2, metavar="N", help="CPU threads (default: 2)")
     options = parser.parse_args(arguments)
     torch.set_num_threads(options.threads)
     with tempfile.TemporaryDirectory() as folder:
-        source, target = build_halves(options.input, Path(folder))
+        source, target = build_halves(options.input, Path(folder), options.images)
         checkpoint = Path(folder, "checkpoint")
         checkpoint.mkdir()
         first = dataclasses.replace(cifar10(), data=str(source), epochs=options.source_epochs)
@@ -56,21 +57,23 @@ def main(arguments: Sequence[str]) -> None:
     print(f"{'difference':14}  mean {statistics.mean(gains):+.4f}  {min(gains):+.4f} to {max(gains):+.4f}")
 
 
-def build_halves(raw: Path, folder: Path) -> tuple[Path, Path]:
-    """Build shards of the first and of the second half of the classes in `folder`; return both."""
-    classes = sorted(path.name for path in raw.glob("train/*"))
+def build_halves(raw: Path, folder: Path, images: int | None) -> tuple[Path, Path]:
+    """Build shards of the first half of the classes, and of the second with so many train images each; return both."""
+    classes = sorted(path.name for path in raw.glob("train/*") if (raw / "test" / path.name).is_dir())
     if len(classes) < 4:
-        raise InputError(f"--input is {raw}: it has {len(classes)} classes in train/; use a folder with at least 4")
+        raise InputError(f"--input is {raw}: it has {len(classes)} classes in train/ and test/; use one with 4 or more")
     half = len(classes) // 2
-    return build("source", classes[:half], raw, folder), build("target", classes[half:], raw, folder)
+    return build("source", classes[:half], raw, folder), build("target", classes[half:], raw, folder, images)
 
 
-def build(name: str, classes: list[str], raw: Path, folder: Path) -> Path:
-    """Build shards of these classes, by the command."""
-    for split in ("train", "test"):
-        (folder / f"{name}-images" / split).mkdir(parents=True)
+def build(name: str, classes: list[str], raw: Path, folder: Path, images: int | None = None) -> Path:
+    """Build shards of these classes, by the command; None: with all of their train images."""
+    for split, limit in (("train", images), ("test", None)):
         for class_name in classes:
-            (folder / f"{name}-images" / split / class_name).symlink_to((raw / split / class_name).resolve())
+            chosen = folder / f"{name}-images" / split / class_name
+            chosen.mkdir(parents=True)
+            for image in sorted((raw / split / class_name).iterdir())[:limit]:
+                (chosen / image.name).symlink_to(image.resolve())
     shards = folder / name
     command = [sys.executable, "-m", "preprocess.build_shards", "--input", str(folder / f"{name}-images")]
     subprocess.run([*command, "--output", str(shards), "--short-side", "32"], check=True)
