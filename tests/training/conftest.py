@@ -101,9 +101,7 @@ def untrained(tiny_shards: Path) -> Callable[..., "LoadedModel"]:
     from training.models import make_network
 
     def make(name: str = "alexnet-small", **fields: Any) -> LoadedModel:
-        config = Config(
-            recipe="own", short_side=fields.pop("short_side", 64), epochs=1, network=Network(name), **fields
-        )
+        config = Config(**{"recipe": "own", "short_side": 64, "epochs": 1, "network": Network(name)} | fields)
         data = dataclasses.replace(describe_data(str(tiny_shards)), short_side=config.short_side)
         torch.manual_seed(0)
         network = make_network(config.architecture(), len(data.classes)).eval()

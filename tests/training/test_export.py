@@ -16,6 +16,7 @@ from PIL import Image
 from errors import InputError
 from training import export
 from training.checkpoint import read_model
+from training.config import Network
 from training.load_model import LoadedModel, load_checkpoint
 from training.models import NETWORKS
 from training.predict import predict, read_sample
@@ -82,6 +83,13 @@ def test_a_torchscript_file_needs_torch_only(
 def test_every_network_can_be_exported(name: str, form: str, untrained: Callable[..., LoadedModel]) -> None:
     content, difference = export_to(untrained(name, short_side=SHORT_SIDES.get(name, 64)), form)
     assert len(content) > 0
+    assert difference <= 1e-4
+
+
+@pytest.mark.parametrize("form", ["onnx", "torchscript"])
+def test_the_layers_of_run_145_can_be_exported(form: str, untrained: Callable[..., LoadedModel]) -> None:
+    switches = {"lrn": "code-2012", "order1": "lrn-pool-act", "spatial_norm": True, "dropout_form": "2012", "init": "he"}
+    _, difference = export_to(untrained(network=Network("alexnet-small", **switches)), form)
     assert difference <= 1e-4
 
 

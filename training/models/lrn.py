@@ -49,8 +49,9 @@ class SpatialResponseNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalise x: N,C,H,W."""
-        squares = F.avg_pool2d(x * x, 5, stride=1, padding=2, divisor_override=1)
-        root = torch.rsqrt(squares * 4e-5 + 1.0)
+        # The mean and not the sum (`divisor_override=1`), which the exporter to ONNX takes for the mean.
+        squares = F.avg_pool2d(x * x, 5, stride=1, padding=2)
+        root = torch.rsqrt(squares * 1e-3 + 1.0)
         return x * (root * root.sqrt())
 
 
