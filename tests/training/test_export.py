@@ -88,7 +88,13 @@ def test_every_network_can_be_exported(name: str, form: str, untrained: Callable
 
 @pytest.mark.parametrize("form", ["onnx", "torchscript"])
 def test_the_layers_of_run_145_can_be_exported(form: str, untrained: Callable[..., LoadedModel]) -> None:
-    switches = {"lrn": "code-2012", "order1": "lrn-pool-act", "spatial_norm": True, "dropout_form": "2012", "init": "he"}
+    switches = {
+        "lrn": "code-2012",
+        "order1": "lrn-pool-act",
+        "spatial_norm": True,
+        "dropout_form": "2012",
+        "init": "he",
+    }
     _, difference = export_to(untrained(network=Network("alexnet-small", **switches)), form)
     assert difference <= 1e-4
 
