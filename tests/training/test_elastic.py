@@ -5,9 +5,10 @@ import dataclasses
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future
 from pathlib import Path
 
 import psutil
@@ -72,12 +73,12 @@ class Timeline:
 
     def __init__(self, cluster: Cluster, storage: Path, capture: pytest.CaptureFixture[str]) -> None:
         self.cluster, self.storage, self.capture = cluster, storage, capture
+        self.said = ""
         self.steps: list[int] = []
         """Step of the newest checkpoint at each change."""
 
     def run(self) -> None:
-        said: list[str] = []
-        self.wait_until(lambda: said.append("".join(self.capture.readouterr())) or WAITING in "".join(said))
+        self.wait_until(lambda: WAITING in self.output())
         first, second, _ = (self.cluster.add_node(num_cpus=1) for _ in range(3))
         self.await_workers(3)
         self.cluster.remove_node(first, allow_graceful=False)
@@ -102,13 +103,19 @@ class Timeline:
         command += ["--deadline-remaining-seconds", "15"]
         subprocess.run([Path(sys.executable).with_name("ray"), *command], check=True, capture_output=True)
 
+    def output(self) -> str:
+        self.said += "".join(self.capture.readouterr())
+        return self.said
+
     def step(self) -> int:
         return max((int(path.name[5:]) for path in self.storage.glob("*/step-*")), default=-1)
 
     def wait_until(self, condition: Callable[[], bool]) -> None:
         deadline = time.monotonic() + 200
         while not condition():
-            assert time.monotonic() < deadline, f"{workers()} workers, step {self.step()}, changes at {self.steps}"
+            assert time.monotonic() < deadline, (
+                f"{workers()} workers, steps {self.steps}, then {self.step()}\n{self.said}"
+            )
             time.sleep(0.1)
 
 
@@ -124,10 +131,11 @@ def test_a_training_that_shrinks_and_grows_has_the_same_weights(
     cluster: Cluster, config: Config, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     timeline = Timeline(cluster, tmp_path / "runs", capfd)
-    with ThreadPoolExecutor() as pool:
-        training = pool.submit(launch, config, tmp_path)
-        timeline.run()
-        elastic = training.result()
+    training: Future[str] = Future()
+    # A daemon: it does not end by itself if the timeline fails.
+    threading.Thread(target=lambda: training.set_result(launch(config, tmp_path)), daemon=True).start()
+    timeline.run()
+    elastic = training.result(timeout=300)
     single = launch(dataclasses.replace(config, parallel=Parallel(1, 1, 1)), tmp_path)
     last, expected = (weights(tmp_path / "runs", run) for run in (elastic, single))
     for name, tensor in expected.items():
