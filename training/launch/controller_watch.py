@@ -60,8 +60,8 @@ class ControllerWatch(ControllerCallback):
     def _is_waiting(self) -> bool:
         groups = ray.util.placement_group_table().values()
         ours = [group for group in groups if self._resources.per_worker in group["bundles"].values()]
-        if any(group["stats"]["scheduling_state"] in ("NO_RESOURCES", "INFEASIBLE") for group in ours):
-            return True
+        if len(self._resources.widths) == 1:
+            return any(group["stats"]["scheduling_state"] in ("NO_RESOURCES", "INFEASIBLE") for group in ours)
         # An elastic training asks for a group only when there is room for the smallest one.
         free, workers = ray.available_resources(), self._resources.widths[0] * self._resources.model
         lacks = any(free.get(kind, 0) < workers * amount for kind, amount in self._resources.per_worker.items())
