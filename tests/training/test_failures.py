@@ -9,6 +9,7 @@ import torch
 from ray.exceptions import ActorDiedError
 
 from errors import InputError
+from pipeline.reading.samples import SampleError
 from training.launch.failures import FailureReport, FinalError, RestartError, final_reason, summary
 from training.launch.stall_watch import StallWatch
 from training.loop.meter import DivergenceError
@@ -17,7 +18,8 @@ from training.loop.meter import DivergenceError
 @pytest.mark.parametrize(
     ("error", "said"),
     [
-        (InputError("sample x of shard y does not decode"), "sample x of shard y does not decode"),
+        (SampleError("sample x of shard y does not decode", 3), "y does not decode; use --on-bad-sample skip"),
+        (InputError("the index lists too few samples"), "the index lists too few samples"),
         (DivergenceError("the training loss is nan"), "the training loss is nan"),
         (torch.OutOfMemoryError("CUDA out of memory.\nTried"), "CUDA out of memory.; use a smaller --batch-size"),
         (MemoryError(), "out of memory; use a smaller --batch-size"),
@@ -48,7 +50,10 @@ def test_a_report_counts_the_restarts_and_ends_a_hopeless_training(capsys: pytes
 
 
 def test_the_worker_that_died_is_named_before_the_peers_it_left() -> None:
-    assert summary({0: RuntimeError("Connection closed by peer"), 1: ActorDiedError()}) == "worker 1 died"
+    lost = RuntimeError("[/pytorch/third_party/gloo/gloo/transport/tcp/pair.cc:561] Connection closed by peer")
+    assert summary({0: lost, 1: ActorDiedError()}) == "worker 1 died"
+    assert summary({0: lost, 1: OSError("stale")}) == "worker 1 failed with OSError: stale"
+    assert summary({0: lost}) == f"worker 0 failed with RuntimeError: {lost}"
     assert summary({0: RestartError("was asked to end")}) == "worker 0 was asked to end"
 
 

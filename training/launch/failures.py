@@ -68,8 +68,8 @@ def failure_reason(error: TrainingFailedError) -> str:
 
 def summary(worker_exceptions: dict[int, Exception]) -> str:
     """Return one line about the worker that failed first."""
-    # Where a process dies, its peers raise an exception about their connection to it.
-    rank, error = min(worker_exceptions.items(), key=lambda item: (not _is_of_ray(item[1]), item[0]))
+    causes = {rank: error for rank, error in worker_exceptions.items() if not is_lost_connection(error)}
+    rank, error = min((causes or worker_exceptions).items(), key=lambda item: (not _is_of_ray(item[1]), item[0]))
     if isinstance(error, RestartError):
         return f"worker {rank} {error}"
     if not _is_of_ray(error):
@@ -78,6 +78,11 @@ def summary(worker_exceptions: dict[int, Exception]) -> str:
     process = f" (process {pid[1]} on {node[1]})" if pid and node else ""
     state = "does not answer: it is stopped, or out of reach" if "hanging" in _first_line(error) else "died"
     return f"worker {rank}{process} {state}"
+
+
+def is_lost_connection(error: Exception) -> bool:
+    """Tell whether an exception is about the connection to a peer, which has died or failed first."""
+    return isinstance(error, torch.distributed.DistError) or "gloo/transport/" in str(error)
 
 
 def _is_of_ray(error: Exception) -> bool:

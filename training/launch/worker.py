@@ -12,7 +12,7 @@ from ray.train.torch import get_device
 
 from training import tracking
 from training.config import Config
-from training.launch.failures import FinalError, RestartError, final_reason
+from training.launch.failures import FinalError, RestartError, final_reason, is_lost_connection
 from training.launch.request_watch import RequestWatch
 from training.launch.resources import Resources
 from training.launch.stall_watch import StallWatch
@@ -54,7 +54,8 @@ def train_worker(arguments: dict[str, Any]) -> None:
     except Exception as error:
         reason = final_reason(error)
         if reason is None:
-            traceback.print_exc()  # Ray hands on the exception without it
+            if not is_lost_connection(error):
+                traceback.print_exc()  # Ray hands on the exception without it
             raise
         raise FinalError(reason) from error
 
