@@ -17,5 +17,5 @@ cat <<WHERE
 The shards       $PWD/shards
 The report       $PWD/reports/demo/report.html
 The run          .venv/bin/mlflow ui --backend-store-uri sqlite:///$PWD/mlflow.db
-                 then open http://127.0.0.1:5000
+                 then open http://127.0.0.1:5000/#/experiments/1/runs/$run?workflowType=machine_learning
 WHERE

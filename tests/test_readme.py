@@ -233,7 +233,7 @@ def test_jobs_on_a_cluster_of_one(shell: Shell) -> None:
         log = shell.type("ray job submit -- python -m training.run", extra="--epochs 2")
         assert_plain(log)
         trained = run_id(log)
-        page = rf"^look at: http://127\.0\.0\.1:5000/#/experiments/\d+/runs/{trained}$"
+        page = rf"^look at: http://127\.0\.0\.1:5000/#/experiments/\d+/runs/{trained}\?workflowType=machine_learning$"
         assert re.search(page, log, re.MULTILINE), log
         evaluated = shell.type(
             "ray job submit -- python -m training.evaluate --run RUN_ID --data shards", {"RUN_ID": trained}

@@ -23,6 +23,8 @@ from training.models.architecture import Lrn, Order, Pooling
 from training.models.layers import Activation, DropoutForm, Init
 
 _RANGE = re.compile(r"(\d+)\.\.(\d+)")
+_TAG_KEY = re.compile(r"[\w.\- :/]+")
+_RESERVED_TAGS = ("mlflow.", "twotower.", "checkpoint.")
 
 
 @dataclass(frozen=True)
@@ -271,6 +273,10 @@ class Config:
     """Restarts from the last checkpoint after a worker died."""
     experiment: str = "twotower"
     """MLflow experiment."""
+    run_name: str | None = None
+    """Name of the MLflow run. Default: the recipe, the data set, and the fields that differ from the recipe's."""
+    tag: tuple[str, ...] = ()
+    """Tag of the MLflow run, as KEY=VALUE; may be given several times."""
     register: str | None = None
     """Name in MLflow's model registry that the trained network becomes the next version of. Default: none."""
     log_every: int = 10
@@ -284,6 +290,9 @@ class Config:
         check_count("seed", self.seed, 0)
         check_fraction("label_smoothing", self.label_smoothing)
         check_units(self.units, self.mean)
+        if self.run_name is not None and not self.run_name.strip():
+            raise InputError("run_name is empty; use at least one letter, or leave it out")
+        self._check_tags()
         self.architecture()
         self._check_graphs()
         if self.parallel.is_elastic and self.cache != "none":
@@ -293,6 +302,14 @@ class Config:
             )
         if self.image_size > self.short_side:
             raise InputError(f"crop is {self.crop}: it is above short_side; use at most {self.short_side}")
+
+    def _check_tags(self) -> None:
+        for tag in self.tag:
+            key = tag.partition("=")[0]
+            if "=" not in tag or not _TAG_KEY.fullmatch(key):
+                raise InputError(f"tag is {tag!r}; use KEY=VALUE, with a key of letters, digits and _-. :/")
+            if key.startswith(_RESERVED_TAGS):
+                raise InputError(f"tag is {tag!r}: {key.partition('.')[0]} keeps its own tags there; use another key")
 
     def _check_graphs(self) -> None:
         # A graph writes its gradients into its own memory, over those of the part before.
@@ -307,11 +324,27 @@ class Config:
         """Side of the network's square input in pixels."""
         return self.crop or default_crop(self.short_side)
 
+    @property
+    def tags(self) -> dict[str, str]:
+        """The tags of the MLflow run by key."""
+        return {key: value for key, _, value in (tag.partition("=") for tag in self.tag)}
+
     def architecture(self) -> NetworkArchitecture:
         """Return the architecture of the network for images of `image_size`."""
         return architecture(**dataclasses.asdict(self.network), image_size=self.image_size)
 
 
+CHANGEABLE = {
+    *("data", "storage", "device", "max_failures", "keep_checkpoints", "log_every", "on_bad_sample", "register"),
+    *("parallel.data", "parallel.model", "parallel.cpus_per_worker"),
+    *("checkpoint.every_steps", "checkpoint.every_minutes", "checkpoint.grace_seconds"),
+}
+"""Fields that do not change what is computed, but for rounding: a run may be resumed with others."""
+
+
 def flatten(config: Config) -> dict[str, Any]:
-    """Return the configuration as one level of dotted names, as MLflow parameters are."""
-    return {".".join(map(str, names)): value for *names, value in table_rows(dataclasses.asdict(config))}
+    """Return the configuration as one level of dotted names, as MLflow parameters are; without name and tags."""
+    fields = dataclasses.asdict(config)
+    for label in ("run_name", "tag"):
+        del fields[label]
+    return {".".join(map(str, names)): value for *names, value in table_rows(fields)}

@@ -152,7 +152,9 @@ def log_report(run_id: str, report: Report, folder: Path, view: str) -> None:
     from training import tracking
 
     try:
-        _log_report(tracking.open_client(tracking.tracking_uri(Path.cwd())), run_id, report, folder, view)
+        client = tracking.open_client(tracking.tracking_uri(Path.cwd()))
+        _log_report(client, run_id, report, folder, view)
+        tracking.update_description(client, run_id)
     except Exception as error:  # each kind of store has exceptions of its own
         sys.exit(f"error: run {run_id} has not taken the report: {tracking.describe(error)}; it is in {folder}")
 

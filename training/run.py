@@ -42,7 +42,12 @@ def parse(arguments: Sequence[str]) -> Config:
     if arguments[:1] == ["finetune"]:
         recipes["finetune"] = (recipes["finetune"][0], _finetune(arguments))
     return tyro.extras.overridable_config_cli(
-        recipes, prog=PROGRAM, description=DESCRIPTION, args=arguments, registry=table_options()
+        recipes,
+        prog=PROGRAM,
+        description=DESCRIPTION,
+        args=arguments,
+        registry=table_options(),
+        config=(tyro.conf.UseAppendAction,),
     )
 
 
@@ -80,6 +85,7 @@ def parse_resumed(run_id: str, arguments: Sequence[str]) -> Config:
         args=arguments,
         default=stored,
         registry=table_options(),
+        config=(tyro.conf.UseAppendAction,),
     )
     check_changes(stored, config)
     return config

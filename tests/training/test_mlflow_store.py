@@ -1,5 +1,6 @@
 """MLflow stores as users have them: options in their address, shared, deleted experiments, artifacts out of reach."""
 
+import dataclasses
 import multiprocessing
 import os
 import subprocess
@@ -7,10 +8,12 @@ from multiprocessing.synchronize import Barrier
 from pathlib import Path
 
 import pytest
+from commands import PROJECT
 from mlflow import MlflowClient
 
 from errors import InputError
-from training.tracking import create_run, environment, find_run, open_client, shown_uri, tracking_uri
+from training.recipes import RECIPES
+from training.tracking import create_run, environment, find_run, open_client, shown_uri, start_run, tracking_uri
 from training.tracking.experiment import check_artifact_location, find_experiment
 
 
@@ -97,8 +100,10 @@ def test_a_deleted_experiment_is_restored(store: str, capsys: pytest.CaptureFixt
 def test_artifacts_that_cannot_be_written_are_refused_and_leave_no_run(store: str, location: str, reason: str) -> None:
     client = open_client(store)
     experiment = client.create_experiment("elsewhere", artifact_location=location)
+    data = PROJECT / "tests" / "data" / "shards-0.1"
+    config = dataclasses.replace(RECIPES["sample"](), data=str(data), experiment="elsewhere")
     with pytest.raises(InputError, match=f"cannot be written: .*{reason}"):
-        create_run(client, "elsewhere", "test", {})
+        start_run(client, config, {}, PROJECT)
     assert client.search_runs([experiment]) == []
 
 

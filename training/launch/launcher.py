@@ -31,7 +31,6 @@ from training.serving.logged_model import check_registry, publish
 from training.terminal.closing import closing_lines
 from training.terminal.display import Display
 from training.tracking.claim import claimed
-from typed_json import to_json_values
 
 
 class TrainingError(RuntimeError):
@@ -71,11 +70,8 @@ def launch(config: Config, project: Path, resumed: str | None = None) -> str:
         run_id = resumed or _create_run(client, config, resources, initial, project)
         with claimed(client, run_id):
             if resumed is not None:
-                tracking.log_config(client, run_id, to_json_values(config))
-            with tracking.store_errors(uri):
-                client.update_run(run_id, status="RUNNING")
-                client.set_tag(run_id, tracking.EPOCHS, str(config.epochs))
-                client.set_tag(run_id, tracking.UNSETTLED, config.storage)
+                tracking.resume_run(client, run_id, config)
+            tracking.mark_running(client, run_id, config)
             print(f"MLflow run {run_id} in {tracking.shown_uri(uri)}", flush=True)
             try:
                 _train(client, run_id, config, resources, initial, display)
@@ -100,12 +96,12 @@ def _create_run(
 ) -> str:
     environment = {"manifest_sha256": manifest_digest(config.data), **tracking.environment(project)}
     params = {**resources.params(config), **environment, **(initial.params if initial else {})}
-    return tracking.create_run(client, config.experiment, config.recipe, params, to_json_values(config))
+    return tracking.start_run(client, config, params, project)
 
 
 def _print_closing_lines(client: MlflowClient, run_id: str, config: Config, stream: TextIO) -> None:
-    page = tracking.run_page(client, run_id) or tracking.shown_uri(client.tracking_uri)
-    print("\n".join(closing_lines(run_id, config, page)), file=stream, flush=True)
+    lines = closing_lines(run_id, config) + tracking.viewing_lines(client, run_id)
+    print("\n".join(lines), file=stream, flush=True)
 
 
 def _train(

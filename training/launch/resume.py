@@ -10,18 +10,11 @@ from mlflow import MlflowClient
 from errors import InputError
 from preprocess.manifest import manifest_digest
 from training import tracking
-from training.config import Config, flatten
+from training.config import CHANGEABLE, Config, flatten
 from training.launch.store import CheckpointStore
 from training.optim.schedules import EXTENDED
 from training.tracking.claim import check_unclaimed
 from typed_json import parse_json
-
-CHANGEABLE = {
-    *("data", "storage", "device", "max_failures", "keep_checkpoints", "log_every", "on_bad_sample", "register"),
-    *("parallel.data", "parallel.model", "parallel.cpus_per_worker"),
-    *("checkpoint.every_steps", "checkpoint.every_minutes", "checkpoint.grace_seconds"),
-}
-"""Fields that do not change what is computed, but for rounding; `epochs` may grow, too."""
 
 
 def stored_config(run_id: str, project: Path) -> Config:

@@ -9,13 +9,12 @@ from training.config import Config
 from training.launch.store import CheckpointStore
 
 
-def closing_lines(run_id: str, config: Config, page: str) -> list[str]:
-    """Return the last lines of a training.
+def closing_lines(run_id: str, config: Config) -> list[str]:
+    """Return the last lines of a training, but for those on MLflow.
 
     Args:
         run_id: id of the MLflow run.
         config: its configuration, with absolute paths.
-        page: address of the run in the UI; without a server, that of the MLflow store.
     """
     lines, is_complete = [f"run {run_id}"], False
     with contextlib.suppress(OSError, ValueError):  # the storage may be away: the other lines count all the more
@@ -24,8 +23,6 @@ def closing_lines(run_id: str, config: Config, page: str) -> list[str]:
         is_complete = any(store.describe(step).epoch == config.epochs for step in store.steps()[-1:])
     if not is_complete:
         lines.append(f"resume with: python -m training.run --resume {run_id}")
-    is_served = page.startswith(("http://", "https://"))
-    lines.append(f"look at: {page}" if is_served else f"look with: mlflow ui --backend-store-uri {shlex.quote(page)}")
     return lines
 
 

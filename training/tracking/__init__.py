@@ -2,17 +2,19 @@
 
 from training.tracking.client import describe, open_client, shown_uri, store_errors, tracking_uri
 from training.tracking.metric_log import MetricLog
+from training.tracking.run_text import EPOCHS, update_description
 from training.tracking.runs import (
     BEST_CHECKPOINT,
     CONFIG_NAME,
-    EPOCHS,
     LAST_CHECKPOINT,
     create_run,
     fetch_artifact,
     fetch_checkpoint,
     find_run,
-    log_config,
-    run_page,
+    mark_running,
+    resume_run,
+    start_run,
+    viewing_lines,
 )
 from training.tracking.settle import UNSETTLED, finish, settle
 from training.tracking.source import environment
@@ -31,11 +33,14 @@ __all__ = [
     "fetch_checkpoint",
     "find_run",
     "finish",
-    "log_config",
+    "mark_running",
     "open_client",
-    "run_page",
+    "resume_run",
     "settle",
     "shown_uri",
+    "start_run",
     "store_errors",
     "tracking_uri",
+    "update_description",
+    "viewing_lines",
 ]

@@ -63,6 +63,12 @@ def shown_uri(uri: str) -> str:
         return uri
 
 
+def without_credentials(uri: str) -> str:
+    """Return the address of a server without user and password."""
+    scheme, separator, rest = uri.partition("://")
+    return f"{scheme}{separator}{rest.rpartition('@')[2]}" if separator else uri
+
+
 def open_client(uri: str, *, create: bool = False) -> MlflowClient:
     """Return a client of the store at `uri`.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -12,36 +13,42 @@ from mlflow.exceptions import MlflowException
 from pyarrow.fs import FileSystem, copy_files
 
 from errors import InputError
+from preprocess.manifest import read_manifest
 from training.checkpoint import PAGE
-from training.tracking.client import describe, shown_uri, store_errors
+from training.config import Config
+from training.tracking.client import describe, shown_uri, store_errors, without_credentials
 from training.tracking.experiment import find_experiment
-from training.tracking.settle import settle
+from training.tracking.run_text import EPOCHS, numbered, run_name, update_description
+from training.tracking.settle import UNSETTLED, settle
+from training.tracking.source import COMMAND, command, dataset_inputs, source_tags
+from typed_json import to_json_values
 
 CONFIG_NAME = "config.json"
 """Artifact of a run: its configuration, as it was requested."""
+UI_ADDRESS = "http://127.0.0.1:5000"
+"""Where `mlflow ui` serves."""
+PARAMS_LIMIT = 100
+"""Parameters that MLflow takes in one request."""
 LAST_CHECKPOINT, BEST_CHECKPOINT = "checkpoint.last", "checkpoint.best"
 """Tags of a run: where in its storage these checkpoints lie, from the moment that they are complete."""
-EPOCHS = "twotower.epochs"
-"""Tag of a run: to how many epochs it is trained; its parameter keeps the number that it began with."""
 
 
-def create_run(
-    client: MlflowClient, experiment: str, name: str, params: dict[str, Any], config: dict[str, Any] | None = None
-) -> str:
-    """Create a run with its parameters and its configuration, and return its id.
+def start_run(client: MlflowClient, config: Config, params: dict[str, Any], project: Path) -> str:
+    """Create the run of a training in the folder `project` and return its id.
 
     Raises:
         InputError: the store fails, or its artifacts cannot be written; then there is no run.
     """
-    experiment_id = find_experiment(client, experiment).experiment_id
+    experiment_id = find_experiment(client, config.experiment).experiment_id
     with store_errors(client.tracking_uri):
-        run_id: str = client.create_run(experiment_id, run_name=name).info.run_id
+        name = config.run_name
+        if name is None:
+            name = numbered(client, experiment_id, run_name(config, read_manifest(config.data).name))
+    run_id = create_run(client, config.experiment, name, params, {**source_tags(project), **config.tags})
     try:
         with store_errors(client.tracking_uri):
-            entries = [Param(key, str(value)) for key, value in params.items()]
-            for start in range(0, len(entries), 100):
-                client.log_batch(run_id, params=entries[start : start + 100])
-        log_config(client, run_id, config or {})
+            client.log_inputs(run_id, datasets=dataset_inputs(config.data))
+        log_config(client, run_id, config)
     except InputError:
         with contextlib.suppress(Exception):  # the store may be away by now
             client.delete_run(run_id)
@@ -49,15 +56,50 @@ def create_run(
     return run_id
 
 
-def log_config(client: MlflowClient, run_id: str, config: dict[str, Any]) -> None:
-    """Keep a configuration, as JSON values, among the artifacts of the run.
+def create_run(
+    client: MlflowClient, experiment: str, name: str, params: dict[str, Any], tags: dict[str, str] | None = None
+) -> str:
+    """Create a run with parameters and tags, and return its id; raise `InputError` if the store fails."""
+    experiment_id = find_experiment(client, experiment).experiment_id
+    with store_errors(client.tracking_uri):
+        run_id: str = client.create_run(experiment_id, run_name=name, tags=tags).info.run_id
+        entries = [Param(key, str(value)) for key, value in params.items()]
+        for start in range(0, len(entries), PARAMS_LIMIT):
+            client.log_batch(run_id, params=entries[start : start + PARAMS_LIMIT])
+    return run_id
+
+
+def resume_run(client: MlflowClient, run_id: str, config: Config) -> None:
+    """Give a run the configuration, the name, the tags and the command with which it is resumed.
+
+    Raises:
+        InputError: the store fails, or its artifacts cannot be written.
+    """
+    log_config(client, run_id, config)
+    with store_errors(client.tracking_uri):
+        client.update_run(run_id, name=config.run_name)
+        for key, value in {COMMAND: command(), **config.tags}.items():
+            client.set_tag(run_id, key, value)
+
+
+def mark_running(client: MlflowClient, run_id: str, config: Config) -> None:
+    """Note in a run that its training begins; raise `InputError` if the store fails."""
+    with store_errors(client.tracking_uri):
+        client.update_run(run_id, status="RUNNING")
+        client.set_tag(run_id, EPOCHS, str(config.epochs))
+        client.set_tag(run_id, UNSETTLED, config.storage)
+        update_description(client, run_id)
+
+
+def log_config(client: MlflowClient, run_id: str, config: Config) -> None:
+    """Keep a configuration among the artifacts of the run.
 
     Raises:
         InputError: the artifacts cannot be written.
     """
     location = find_run(client, run_id).info.artifact_uri
     try:
-        client.log_dict(run_id, config, CONFIG_NAME)
+        client.log_dict(run_id, to_json_values(config), CONFIG_NAME)
     except Exception as error:  # each kind of artifact store has exceptions of its own
         raise InputError(
             f"artifact store {location} cannot be written: {describe(error)}; "
@@ -80,14 +122,18 @@ def find_run(client: MlflowClient, run_id: str) -> Run:
     return run
 
 
-def run_page(client: MlflowClient, run_id: str) -> str | None:
-    """Return the address of a run's page; None if the store is not a server that shows it, or does not answer."""
-    uri = client.tracking_uri
+def viewing_lines(client: MlflowClient, run_id: str) -> list[str]:
+    """Return how to look at a run: its address, and before it the command that serves a store without a server."""
+    lines, uri = [], without_credentials(client.tracking_uri)
     if not uri.startswith(("http://", "https://")):
-        return None
-    with contextlib.suppress(Exception):  # each kind of store has exceptions of its own
-        return f"{uri.rstrip('/')}/#/experiments/{client.get_run(run_id).info.experiment_id}/runs/{run_id}"
-    return None
+        lines.append(f"look with: mlflow ui --backend-store-uri {shlex.quote(shown_uri(client.tracking_uri))}")
+        uri = UI_ADDRESS
+    try:
+        # Without the last part, the page is among those for prompts, whatever kind the experiment is of.
+        path = f"#/experiments/{client.get_run(run_id).info.experiment_id}/runs/{run_id}?workflowType=machine_learning"
+    except Exception:  # each kind of store has exceptions of its own
+        path = ""
+    return [*lines, f"look at: {uri.rstrip('/')}/{path}"]
 
 
 def fetch_artifact(client: MlflowClient, run_id: str, path: str, folder: Path) -> Path:

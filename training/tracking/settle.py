@@ -12,6 +12,7 @@ from mlflow.entities import Run
 from training.tracking.claim import HEARTBEAT, is_alive
 from training.tracking.client import describe
 from training.tracking.delivery import Delivery
+from training.tracking.run_text import update_description
 from training.tracking.spool import RunUpdate, Spool, count_points, has_storage, unsent_folder, writers
 
 UNSETTLED = "twotower.unsettled"
@@ -30,6 +31,7 @@ def finish(client: MlflowClient, run_id: str, storage: str, status: str) -> None
         problem = error
     try:
         client.set_terminated(run_id, status, end)
+        update_description(client, run_id)
         if problem is None:
             client.delete_tag(run_id, UNSETTLED)
             return
@@ -80,6 +82,7 @@ def settle(client: MlflowClient, run: Run, moved_to: str | None = None) -> Run:
     if client.get_run(run_id).info.status == "RUNNING":
         heartbeat = tags.get(HEARTBEAT)
         client.set_terminated(run_id, "KILLED", None if heartbeat is None else int(1000 * float(heartbeat)))
+    update_description(client, run_id)
     return client.get_run(run_id)
 
 

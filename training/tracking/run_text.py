@@ -1,0 +1,97 @@
+"""The name and the description of a run."""
+
+from __future__ import annotations
+
+import shlex
+
+from mlflow import MlflowClient
+from mlflow.entities import Run
+from mlflow.utils.mlflow_tags import MLFLOW_RUN_NOTE
+
+from training.config import CHANGEABLE, Config, flatten
+from training.recipes import RECIPES
+from training.tracking.source import COMMAND
+
+NAME_LENGTH = 100
+"""Longest name of a run, in characters."""
+EPOCHS = "twotower.epochs"
+"""Tag of a run: to how many epochs it is trained; its parameter keeps the number that it began with."""
+TOP1 = "val/top1"
+MARK = "<!-- twotower: below this line, the text is replaced -->"
+"""Line of a description: what users write above it stays."""
+_OUTCOMES = {"RUNNING": "In training", "FINISHED": "Finished", "FAILED": "Failed", "KILLED": "Interrupted"}
+
+
+def run_name(config: Config, data_name: str) -> str:
+    """Return a name that tells runs apart: recipe, data set, and the fields that differ from the recipe's."""
+    make_recipe = RECIPES.get(config.recipe)
+    usual = flatten(make_recipe()) if make_recipe else {}
+    words = list(dict.fromkeys((config.recipe, data_name)))
+    for field, value in flatten(config).items():
+        if value == usual.get(field) or field in CHANGEABLE or field in ("recipe", "experiment"):
+            continue
+        section, _, name = field.partition(".")
+        short = "lr" if field == "optimizer.learning_rate" else name or section
+        words.append(f"{short}={str(value).rpartition('/')[2]}")
+    name = " ".join(words).replace("'", "")
+    return name if len(name) <= NAME_LENGTH else f"{name[: NAME_LENGTH - 1]}…"
+
+
+def numbered(client: MlflowClient, experiment_id: str, name: str) -> str:
+    """Return the name, with a number if the experiment has runs of this name."""
+    same = client.search_runs([experiment_id], f"attributes.run_name LIKE '{name}%'", max_results=1000)
+    count = sum(run.info.run_name.partition(" #")[0] == name for run in same)
+    return f"{name} #{count + 1}" if count else name
+
+
+def update_description(client: MlflowClient, run_id: str) -> None:
+    """Write the description of a run as it is now: result, place, commands."""
+    run = client.get_run(run_id)
+    above = run.data.tags.get(MLFLOW_RUN_NOTE, "").partition(MARK)[0].rstrip()
+    text = "\n\n".join([_result(client, run), *_place(client, run), _commands(run)])
+    client.set_tag(run_id, MLFLOW_RUN_NOTE, f"{above}\n\n{MARK}\n\n{text}".lstrip())
+
+
+def _result(client: MlflowClient, run: Run) -> str:
+    state = _OUTCOMES.get(run.info.status, run.info.status.capitalize())
+    epochs = run.data.tags.get(EPOCHS, "?")
+    history = client.get_metric_history(run.info.run_id, TOP1)
+    if not history:
+        return f"**{state}** before the first of {epochs} epochs was complete."
+    best = max(history, key=lambda point: (point.value, point.step))
+    metrics = run.data.metrics
+    top5 = f", top-5 {metrics['val/top5']:.4f}" if "val/top5" in metrics else ""
+    line = f"**{state}, top-1 {history[-1].value:.4f}**{top5} after {len(history)} of {epochs} epochs"
+    if best.step != history[-1].step:
+        line += f"; best top-1 {best.value:.4f} after epoch {history.index(best) + 1}"
+    if "eval/top1" in metrics:
+        line += f"; evaluated: top-1 {metrics['eval/top1']:.4f}"
+    return f"{line}."
+
+
+def _place(client: MlflowClient, run: Run) -> list[str]:
+    params = run.data.params
+    if TOP1 not in run.data.metrics or not {"recipe", "manifest_sha256"} <= set(params):
+        return []
+    alike = f"params.recipe = '{params['recipe']}' and params.manifest_sha256 = '{params['manifest_sha256']}'"
+    runs = client.search_runs([run.info.experiment_id], f"{alike} and attributes.status = 'FINISHED'")
+    others = [one for one in runs if one.info.run_id != run.info.run_id and TOP1 in one.data.metrics]
+    if not others:
+        return [f"The first finished run of `{params['recipe']}` on this data set."]
+    mine = run.data.metrics[TOP1]
+    place = 1 + sum(one.data.metrics[TOP1] > mine for one in others)
+    first = max(others, key=lambda one: one.data.metrics[TOP1])
+    link = f"[{first.info.run_name}](#/experiments/{first.info.experiment_id}/runs/{first.info.run_id})"
+    compared = f"the best other one is {link} with {first.data.metrics[TOP1]:.4f}"
+    return [f"Place {place} of {len(others) + 1} finished runs of `{params['recipe']}` on this data set; {compared}."]
+
+
+def _commands(run: Run) -> str:
+    run_id, data = run.info.run_id, shlex.quote(run.data.params.get("data", "DIR"))
+    more = " --epochs N" if run.info.status == "FINISHED" else ""
+    lines = [
+        *(["# started by", run.data.tags[COMMAND]] if COMMAND in run.data.tags else []),
+        *["# evaluate", f"python -m training.evaluate --run {run_id} --which best --data {data}"],
+        *["# continue", f"python -m training.run --resume {run_id}{more}"],
+    ]
+    return "\n".join(["```bash", *lines, "```"])
