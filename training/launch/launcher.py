@@ -71,10 +71,10 @@ def launch(config: Config, project: Path, resumed: str | None = None) -> str:
         with claimed(client, run_id):
             if resumed is not None:
                 tracking.resume_run(client, run_id, config)
-            tracking.mark_running(client, run_id, config)
+            created = tracking.mark_running(client, run_id, config)
             print(f"MLflow run {run_id} in {tracking.shown_uri(uri)}", flush=True)
             try:
-                _train(client, run_id, config, resources, initial, display)
+                _train(client, run_id, config, resources, initial, display, created)
             except BaseException:
                 _print_closing_lines(client, run_id, config, sys.stderr)
                 raise
@@ -111,13 +111,14 @@ def _train(
     resources: Resources,
     initial: InitialWeights | None,
     display: Display,
+    created: float,
 ) -> None:
     status, problem = "FAILED", None
     try:
         if initial is not None:
             CheckpointStore(config.storage, run_id).write_initial(initial.state)
         with display.live_line():
-            problem = fit(config, resources, client.tracking_uri, run_id)
+            problem = fit(config, resources, client.tracking_uri, run_id, created)
         status = "FAILED" if problem else "FINISHED"
     except KeyboardInterrupt:
         status = "KILLED"

@@ -28,8 +28,10 @@ RESIZE_SECONDS = 30.0
 """An elastic training looks this often whether there is room for more replicas."""
 
 
-def fit(config: Config, resources: Resources, tracking_uri: str, run_id: str) -> str | None:
+def fit(config: Config, resources: Resources, tracking_uri: str, run_id: str, created: float) -> str | None:
     """Run the workers to the end; return the reason if the training failed.
+
+    The MLflow run was `created` then, in seconds since 1970.
 
     Raises:
         KeyboardInterrupt: it was interrupted.
@@ -39,7 +41,7 @@ def fit(config: Config, resources: Resources, tracking_uri: str, run_id: str) ->
         train_worker,
         train_loop_config={
             **{"config": config, "resources": resources, "tracking_uri": tracking_uri, "run_id": run_id},
-            "watch_preemption": watch_preemption,
+            **{"watch_preemption": watch_preemption, "created": created},
         },
         torch_config=SigtermTorchConfig(
             timeout_s=COLLECTIVE_TIMEOUT_SECONDS, grace_seconds=config.checkpoint.grace_seconds

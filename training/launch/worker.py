@@ -8,6 +8,7 @@ import traceback
 from typing import Any
 
 import torch
+from ray.train import get_context
 from ray.train.torch import get_device
 
 from training import tracking
@@ -45,12 +46,13 @@ def train_worker(arguments: dict[str, Any]) -> None:
         state = _build_state(config, layout, resources.cpus_per_worker, store)
         state.take_request = watch
         StallWatch(layout.global_rank, lambda: state.batches_seen)
-        if is_first:
-            _train_and_record(state, store, arguments["tracking_uri"], run_id)
-        else:
-            # Every process takes part in a copy of the training, and the first one writes it.
-            with contextlib.suppress(StoppedError):
-                train(state, lambda _metrics, _step: None, lambda state, metrics: _copy(state, run_id, metrics))
+        with _system_metrics(arguments):
+            if is_first:
+                _train_and_record(state, store, arguments["tracking_uri"], run_id)
+            else:
+                # Every process takes part in a copy of the training, and the first one writes it.
+                with contextlib.suppress(StoppedError):
+                    train(state, lambda _metrics, _step: None, lambda state, metrics: _copy(state, run_id, metrics))
     except Exception as error:
         reason = final_reason(error)
         if reason is None:
@@ -58,6 +60,16 @@ def train_worker(arguments: dict[str, Any]) -> None:
                 traceback.print_exc()  # Ray hands on the exception without it
             raise
         raise FinalError(reason) from error
+
+
+def _system_metrics(arguments: dict[str, Any]) -> contextlib.AbstractContextManager[object]:
+    """Return what logs the metrics of this node on the first of its workers, and nothing on the others."""
+    workers = get_context()
+    if workers.get_local_rank() != 0:
+        return contextlib.nullcontext()
+    is_only_node = workers.get_local_world_size() == workers.get_world_size()
+    uri, run_id, storage = arguments["tracking_uri"], arguments["run_id"], arguments["config"].storage
+    return tracking.SystemMetrics(uri, run_id, storage, arguments["created"], is_only_node=is_only_node)
 
 
 def _build_state(config: Config, layout: Layout, num_threads: int, store: CheckpointStore) -> TrainState:

@@ -18,6 +18,7 @@ from training.tracking.runs import (
 )
 from training.tracking.settle import UNSETTLED, finish, settle
 from training.tracking.source import environment
+from training.tracking.system_metrics import SystemMetrics
 
 __all__ = [
     "BEST_CHECKPOINT",
@@ -26,6 +27,7 @@ __all__ = [
     "LAST_CHECKPOINT",
     "UNSETTLED",
     "MetricLog",
+    "SystemMetrics",
     "create_run",
     "describe",
     "environment",

@@ -79,12 +79,12 @@ class MetricLog:
                     logger.warning("metrics cannot be kept in %s, only in memory: %s", self._folder, describe(error))
                 self._is_full = True
 
-    def close(self) -> None:
-        """Wait until MLflow has everything, but not longer than `CLOSE_SECONDS`; then it is left in the storage."""
+    def close(self, seconds: float = CLOSE_SECONDS) -> None:
+        """Wait until MLflow has everything, but not longer than `seconds`; then it is left in the storage."""
         self.flush()
-        self._deadline = time.monotonic() + CLOSE_SECONDS
+        self._deadline = time.monotonic() + seconds
         self._wake.set()
-        self._thread.join(CLOSE_SECONDS + CLOSE_PAUSE)
+        self._thread.join(seconds + CLOSE_PAUSE)
 
     def _send_until_closed(self) -> None:
         pause = SEND_SECONDS

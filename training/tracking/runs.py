@@ -82,13 +82,18 @@ def resume_run(client: MlflowClient, run_id: str, config: Config) -> None:
             client.set_tag(run_id, key, value)
 
 
-def mark_running(client: MlflowClient, run_id: str, config: Config) -> None:
-    """Note in a run that its training begins; raise `InputError` if the store fails."""
+def mark_running(client: MlflowClient, run_id: str, config: Config) -> float:
+    """Note in a run that its training begins, and return when it was created, in seconds since 1970.
+
+    Raises:
+        InputError: the store fails.
+    """
     with store_errors(client.tracking_uri):
         client.update_run(run_id, status="RUNNING")
         client.set_tag(run_id, EPOCHS, str(config.epochs))
         client.set_tag(run_id, UNSETTLED, config.storage)
         update_description(client, run_id)
+        return float(client.get_run(run_id).info.start_time) / 1000
 
 
 def log_config(client: MlflowClient, run_id: str, config: Config) -> None:
