@@ -1,6 +1,7 @@
 """What the page of a run in MLflow's UI says."""
 
 import dataclasses
+import shlex
 import shutil
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from training.run import parse
 from training.tracking import finish, mark_running, open_client, resume_run, settle, start_run, viewing_lines
 from training.tracking.claim import HEARTBEAT, OWNER
 from training.tracking.run_text import run_name, update_description
+from training.tracking.source import COMMAND
 
 NOTE = "mlflow.note.content"
 
@@ -112,6 +114,7 @@ def test_the_description_has_result_place_and_commands(store: str, config: Confi
             client.log_metric(run_id, "val/top1", top1, step=10 * epoch)
         client.set_tag(run_id, NOTE, f"Mine {number}.\n\n{client.get_run(run_id).data.tags[NOTE]}")
         ids.append(run_id)
+    client.set_tag(ids[0], COMMAND, "python -m training.run sample" + 9 * " --data '/my data'")
     for run_id in ids[:2]:
         finish(client, run_id, config.storage, "FINISHED")
     notes = [client.get_run(run_id).data.tags[NOTE] for run_id in ids]
@@ -120,10 +123,15 @@ def test_the_description_has_result_place_and_commands(store: str, config: Confi
     assert f"**Finished, top-1 0.5000** after 2 of {epochs} epochs.\n" in notes[0]
     assert "The first finished run of `sample` on this data set." in notes[0]
     assert f"**Finished, top-1 0.4000** after 2 of {epochs} epochs; best top-1 0.6000 after epoch 1." in notes[1]
-    best = f"[sample drawn](#/experiments/1/runs/{ids[0]}) with 0.5000"
+    best = f"[sample drawn](#/experiments/1/runs/{ids[0]}?workflowType=machine_learning) with 0.5000"
     assert f"Place 2 of 2 finished runs of `sample` on this data set; the best other one is {best}." in notes[1]
     assert f"python -m training.evaluate --run {ids[0]} --which best --data d\n" in notes[0]
     assert f"python -m training.run --resume {ids[0]} --epochs N\n" in notes[0]
+    lines = notes[0].partition("# started by\n")[2].splitlines()
+    assert max(map(len, lines)) <= 85
+    assert shlex.split("\n".join(lines[:-1]).replace("\\\n", "")) == shlex.split(
+        client.get_run(ids[0]).data.tags[COMMAND]
+    )
     # The third one's process is gone.
     client.set_tag(ids[2], OWNER, "another-machine 1 abc")
     client.set_tag(ids[2], HEARTBEAT, "1")

@@ -14,6 +14,8 @@ from training.tracking.source import COMMAND
 
 NAME_LENGTH = 100
 """Longest name of a run, in characters."""
+LINE_LENGTH = 80
+"""Length from which the lines of a command are broken, in characters."""
 EPOCHS = "twotower.epochs"
 """Tag of a run: to how many epochs it is trained; its parameter keeps the number that it began with."""
 TOP1 = "val/top1"
@@ -42,6 +44,12 @@ def numbered(client: MlflowClient, experiment_id: str, name: str) -> str:
     same = client.search_runs([experiment_id], f"attributes.run_name LIKE '{name}%'", max_results=1000)
     count = sum(run.info.run_name.partition(" #")[0] == name for run in same)
     return f"{name} #{count + 1}" if count else name
+
+
+def page_path(run: Run) -> str:
+    """Return the address of a run in MLflow's UI, less that of the server."""
+    # Without its last part, the page is among those for prompts, whatever kind the experiment is of.
+    return f"#/experiments/{run.info.experiment_id}/runs/{run.info.run_id}?workflowType=machine_learning"
 
 
 def update_description(client: MlflowClient, run_id: str) -> None:
@@ -81,7 +89,7 @@ def _place(client: MlflowClient, run: Run) -> list[str]:
     mine = run.data.metrics[TOP1]
     place = 1 + sum(one.data.metrics[TOP1] > mine for one in others)
     first = max(others, key=lambda one: one.data.metrics[TOP1])
-    link = f"[{first.info.run_name}](#/experiments/{first.info.experiment_id}/runs/{first.info.run_id})"
+    link = f"[{first.info.run_name}]({page_path(first)})"
     compared = f"the best other one is {link} with {first.data.metrics[TOP1]:.4f}"
     return [f"Place {place} of {len(others) + 1} finished runs of `{params['recipe']}` on this data set; {compared}."]
 
@@ -90,8 +98,23 @@ def _commands(run: Run) -> str:
     run_id, data = run.info.run_id, shlex.quote(run.data.params.get("data", "DIR"))
     more = " --epochs N" if run.info.status == "FINISHED" else ""
     lines = [
-        *(["# started by", run.data.tags[COMMAND]] if COMMAND in run.data.tags else []),
         *["# evaluate", f"python -m training.evaluate --run {run_id} --which best --data {data}"],
         *["# continue", f"python -m training.run --resume {run_id}{more}"],
     ]
+    if COMMAND in run.data.tags:
+        lines += ["# started by", _broken(run.data.tags[COMMAND])]
     return "\n".join(["```bash", *lines, "```"])
+
+
+def _broken(command: str) -> str:
+    """Return a command in lines that do not widen the page."""
+    try:
+        words = shlex.split(command)
+    except ValueError:  # it was too long, and is cut off within quotes
+        return command
+    lines = [""]
+    for word in map(shlex.quote, words):
+        if lines[-1] and len(lines[-1]) + len(word) > LINE_LENGTH:
+            lines.append("   ")
+        lines[-1] += f" {word}" if lines[-1] else word
+    return " \\\n".join(lines)

@@ -18,7 +18,7 @@ from training.checkpoint import PAGE
 from training.config import Config
 from training.tracking.client import describe, shown_uri, store_errors, without_credentials
 from training.tracking.experiment import find_experiment
-from training.tracking.run_text import EPOCHS, numbered, run_name, update_description
+from training.tracking.run_text import EPOCHS, numbered, page_path, run_name, update_description
 from training.tracking.settle import UNSETTLED, settle
 from training.tracking.source import COMMAND, command, dataset_inputs, source_tags
 from typed_json import to_json_values
@@ -134,8 +134,7 @@ def viewing_lines(client: MlflowClient, run_id: str) -> list[str]:
         lines.append(f"look with: mlflow ui --backend-store-uri {shlex.quote(shown_uri(client.tracking_uri))}")
         uri = UI_ADDRESS
     try:
-        # Without the last part, the page is among those for prompts, whatever kind the experiment is of.
-        path = f"#/experiments/{client.get_run(run_id).info.experiment_id}/runs/{run_id}?workflowType=machine_learning"
+        path = page_path(client.get_run(run_id))
     except Exception:  # each kind of store has exceptions of its own
         path = ""
     return [*lines, f"look at: {uri.rstrip('/')}/{path}"]
