@@ -128,7 +128,7 @@ def test_the_description_has_result_place_and_commands(store: str, config: Confi
     assert f"python -m training.evaluate --run {ids[0]} --which best --data d\n" in notes[0]
     assert f"python -m training.run --resume {ids[0]} --epochs N\n" in notes[0]
     lines = notes[0].partition("# started by\n")[2].splitlines()
-    assert max(map(len, lines)) <= 85
+    assert max(map(len, lines)) <= 95
     assert shlex.split("\n".join(lines[:-1]).replace("\\\n", "")) == shlex.split(
         client.get_run(ids[0]).data.tags[COMMAND]
     )

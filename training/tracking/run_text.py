@@ -14,7 +14,7 @@ from training.tracking.source import COMMAND
 
 NAME_LENGTH = 100
 """Longest name of a run, in characters."""
-LINE_LENGTH = 80
+LINE_LENGTH = 90
 """Length from which the lines of a command are broken, in characters."""
 EPOCHS = "twotower.epochs"
 """Tag of a run: to how many epochs it is trained; its parameter keeps the number that it began with."""
@@ -98,7 +98,7 @@ def _commands(run: Run) -> str:
     run_id, data = run.info.run_id, shlex.quote(run.data.params.get("data", "DIR"))
     more = " --epochs N" if run.info.status == "FINISHED" else ""
     lines = [
-        *["# evaluate", f"python -m training.evaluate --run {run_id} --which best --data {data}"],
+        *["# evaluate", _broken(f"python -m training.evaluate --run {run_id} --which best --data {data}")],
         *["# continue", f"python -m training.run --resume {run_id}{more}"],
     ]
     if COMMAND in run.data.tags:
