@@ -1,5 +1,6 @@
 """The MLflow model of a training, loaded as a machine without this project loads it."""
 
+import base64
 import dataclasses
 import io
 import json
@@ -102,6 +103,7 @@ def test_requests_and_files_that_are_no_images(checkpoint: Path, photos: list[Pa
     model = mlflow.pyfunc.load_model(str(tmp_path / "model"))
     answer = model.predict(model.input_example)
     assert answer == model.predict(photos[0].read_bytes())
+    assert answer == model.predict([base64.b64encode(photos[0].read_bytes())]), "as the server passes on `inputs`"
     assert len(model.predict([path.read_bytes() for path in photos] * 6)) == 6 * len(photos)
     bitmap = io.BytesIO()
     Image.open(photos[0]).save(bitmap, "BMP")
