@@ -8,6 +8,7 @@ import time
 
 from mlflow import MlflowClient
 from mlflow.entities import Run
+from mlflow.exceptions import MlflowException
 
 from training.tracking.claim import HEARTBEAT, is_alive
 from training.tracking.client import describe
@@ -76,7 +77,7 @@ def settle(client: MlflowClient, run: Run, moved_to: str | None = None) -> Run:
         if waiting:
             print(f"run {run_id}: MLflow has been given {waiting} points that had to wait", file=sys.stderr)
         if is_here:
-            if UNSETTLED in tags:
+            with contextlib.suppress(MlflowException):  # another command has settled it at the same time
                 client.delete_tag(run_id, UNSETTLED)
             break
     if client.get_run(run_id).info.status == "RUNNING":
