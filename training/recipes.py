@@ -171,7 +171,8 @@ def finetune(source: Config | None = None) -> Config:
 
     python -m training.run finetune --init alexnet-owt-7be5be79.pth --data SHARDS
 
-    Measured: see docs/finetuning.md. Not measured by us: anything from weights of ImageNet.
+    Measured from five classes of CIFAR-10 to 100 images of each of five others: val top-1 0.708 (1,000 images), from
+    scratch 0.501; n = 3, 2 cores, bfloat16, 0c04dd9. Not measured by us: anything from weights of ImageNet.
     """
     base = source or replace(alexnet_owt(), batch_size=128, optimizer=Optimizer(learning_rate=0.01))
     network, batch_size = base.architecture(), 64
