@@ -168,6 +168,7 @@ def test_a_model_that_cannot_be_kept_costs_a_line_not_the_training(
     finished: tuple[MlflowClient, str, Config], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     client, run_id, config = finished
+    shutil.rmtree(tmp_path / "mlartifacts", ignore_errors=True)
     (tmp_path / "mlartifacts").write_text("a file where the artifacts would go")
     assert publish(client, run_id, config) is None
     out, err = capsys.readouterr()
