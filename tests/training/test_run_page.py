@@ -12,7 +12,7 @@ from mlflow import MlflowClient
 from errors import InputError
 from training.config import Config, flatten
 from training.launch.resume import check_changes
-from training.recipes import RECIPES
+from training.recipes import RECIPES, finetune
 from training.run import parse
 from training.tracking import finish, mark_running, open_client, resume_run, settle, start_run, viewing_lines
 from training.tracking.claim import HEARTBEAT, OWNER
@@ -38,6 +38,8 @@ def test_a_name_says_recipe_data_set_and_what_differs_from_the_recipe(config: Co
     optimizer = dataclasses.replace(config.optimizer, learning_rate=0.05, milestones={}, freeze={"conv1": 2})
     other = dataclasses.replace(config, seed=1, optimizer=optimizer, init="/weights/it's.pt", log_every=3, device="cpu")
     assert run_name(other, "pets") == "sample pets init=its.pt seed=1 lr=0.05 freeze.conv1=2"
+    tuned = dataclasses.replace(finetune(RECIPES["cifar10"]()), init="0123:best", epochs=3)
+    assert run_name(tuned, "pets") == "finetune pets epochs=3 init=0123:best"
     long = dataclasses.replace(
         config, optimizer=dataclasses.replace(optimizer, freeze=dict.fromkeys(map(str, range(99)), 1))
     )

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import shlex
+from typing import Any
 
 from mlflow import MlflowClient
 from mlflow.entities import Run
 from mlflow.utils.mlflow_tags import MLFLOW_RUN_NOTE
 
 from training.config import CHANGEABLE, Config, flatten
-from training.recipes import RECIPES
+from training.recipes import RECIPES, finetune
 from training.tracking.source import COMMAND
 
 NAME_LENGTH = 100
@@ -26,8 +27,7 @@ _OUTCOMES = {"RUNNING": "In training", "FINISHED": "Finished", "FAILED": "Failed
 
 def run_name(config: Config, data_name: str) -> str:
     """Return a name that tells runs apart: recipe, data set, and the fields that differ from the recipe's."""
-    make_recipe = RECIPES.get(config.recipe)
-    usual = flatten(make_recipe()) if make_recipe else {}
+    usual = _usual_fields(config)
     words = list(dict.fromkeys((config.recipe, data_name)))
     for field, value in flatten(config).items():
         if value == usual.get(field) or field in CHANGEABLE or field in ("recipe", "experiment"):
@@ -37,6 +37,14 @@ def run_name(config: Config, data_name: str) -> str:
         words.append(f"{short}={str(value).rpartition('/')[2]}")
     name = " ".join(words).replace("'", "")
     return name if len(name) <= NAME_LENGTH else f"{name[: NAME_LENGTH - 1]}…"
+
+
+def _usual_fields(config: Config) -> dict[str, Any]:
+    make_recipe = RECIPES.get(config.recipe)
+    if make_recipe is None:
+        return {}
+    # A name has no room for all that a fine-tuning takes over from its source.
+    return flatten(finetune(config) if make_recipe is finetune else make_recipe())
 
 
 def numbered(client: MlflowClient, experiment_id: str, name: str) -> str:
