@@ -145,7 +145,7 @@ def _log_checkpoints(client: MlflowClient, run_id: str, config: Config) -> None:
                     if name == "last":
                         _log_kernels(client, run_id, folder, config)
     except Exception as error:  # each kind of artifact store has exceptions of its own
-        print(f"warning: run {run_id} has no copy of its checkpoints: {error}", file=sys.stderr)
+        print(f"warning: run {run_id} has no copy of its checkpoints: {tracking.describe(error)}", file=sys.stderr)
         print(f"they are in {config.storage}/{run_id}", file=sys.stderr)
 
 

@@ -21,6 +21,7 @@ from training.checkpoint import Checkpoint, read_checkpoint
 from training.config import Config
 from training.launch.store import CheckpointStore
 from training.load_model import load_checkpoint
+from training.tracking import describe
 
 NAME = "model"
 """Name of the model within its run: `runs:/RUN_ID/model`."""
@@ -49,7 +50,7 @@ def publish(client: MlflowClient, run_id: str, config: Config) -> str | None:
     try:
         best, model = _log_best(client, run_id, config)
     except Exception as error:  # each kind of artifact store has exceptions of its own
-        print(f"warning: run {run_id} has no model: {_reason(error)}", file=sys.stderr)
+        print(f"warning: run {run_id} has no model: {describe(error)}", file=sys.stderr)
         return f"the training is complete, but has no model for {config.register}" if config.register else None
     uri = f"runs:/{run_id}/{NAME}"
     print(f"model {uri}: the network of step {best.step}, {TOP1} {best.metrics[TOP1]:.4f}")
@@ -58,7 +59,7 @@ def publish(client: MlflowClient, run_id: str, config: Config) -> str | None:
     try:
         version = _register(client, config.register, best, model)
     except Exception as error:  # as above
-        return f"the training is complete, but {uri} is not registered as {config.register}: {_reason(error)}"
+        return f"the training is complete, but {uri} is not registered as {config.register}: {describe(error)}"
     print(f"registered as models:/{config.register}/{version}")
     return None
 
@@ -144,7 +145,3 @@ def _example(data: str) -> bytes:
         return samples.example(0).jpeg
     finally:
         samples.close()
-
-
-def _reason(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]

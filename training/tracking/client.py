@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import re
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,6 +17,7 @@ from sqlalchemy.exc import ArgumentError
 from errors import InputError
 from training.cli import resolve
 
+_WRAPPING = "'\"() "
 DEFAULT_STORE = "sqlite:///mlflow.db"
 PATIENCE = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2"}
 PROBE = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1", "MLFLOW_HTTP_REQUEST_TIMEOUT": "10"}
@@ -113,8 +115,12 @@ def store_errors(uri: str) -> Iterator[None]:
 
 
 def describe(error: Exception) -> str:
-    """Return the first line of an error's message, or its kind if it has none."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+    """Return the first line of an error's message, or its kind if it has none; of a failed request, its cause."""
+    line = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    if "Caused by" in line:  # that of requests names a pool, an address, and repeats them
+        request, _, cause = line.partition(" failed with exception ")
+        line = f"{request}: {re.split(': |, ', cause)[-1].strip(_WRAPPING)}"
+    return line
 
 
 def _silence() -> None:

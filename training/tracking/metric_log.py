@@ -15,8 +15,9 @@ SEND_SECONDS = 5.0
 """Metrics go out together this often: a request costs the training's process some milliseconds, whatever is in it."""
 LONGEST_PAUSE = 60.0
 """Pause between two attempts after many that failed, in seconds; it doubles from `SEND_SECONDS` on."""
-CLOSE_SECONDS, CLOSE_PAUSE = 30.0, 2.0
-"""Longest wait for MLflow at the end of a training, and the pause between two attempts, in seconds."""
+CLOSE_SECONDS, CLOSE_PAUSE = 15.0, 2.0
+"""Longest wait for MLflow at the end of a training, and the pause between two attempts, in seconds; a worker that waits
+for 30 seconds counts as stalled."""
 MEMORY_POINTS = 100_000
 """Points that are kept where neither the storage nor MLflow takes any."""
 TRAINING = "training"
@@ -47,6 +48,8 @@ class MetricLog:
         self._deadline: float | None = None
         self._wake = threading.Event()
         self._thread = threading.Thread(target=self._send_until_closed, name=f"mlflow {writer}", daemon=True)
+        # Another writer of the same node meets the same server and storage.
+        self._warn = logger.warning if writer == TRAINING else logger.debug
         self._thread.start()
 
     def log(self, metrics: dict[str, float], step: int) -> None:
@@ -76,7 +79,7 @@ class MetricLog:
             except OSError as error:
                 self._put_back(update)
                 if not self._is_full:
-                    logger.warning("metrics cannot be kept in %s, only in memory: %s", self._folder, describe(error))
+                    self._warn("metrics cannot be kept in %s, only in memory: %s", self._folder, describe(error))
                 self._is_full = True
 
     def close(self, seconds: float = CLOSE_SECONDS) -> None:
@@ -109,11 +112,11 @@ class MetricLog:
                 self._send_from_memory(self._delivery)
         except Exception as error:  # whatever the store's way to fail: training goes on, the points wait
             if not self._is_away:
-                logger.warning("MLflow takes no metrics (%s); they wait in %s", describe(error), self._folder)
+                self._warn("MLflow takes no metrics (%s); they wait in %s", describe(error), self._folder)
             self._is_away = True
             return False
         if self._is_away:
-            logger.warning("MLflow takes metrics again, and has those that waited")
+            self._warn("MLflow takes metrics again, and has those that waited")
         self._is_away = False
         return True
 
@@ -142,7 +145,7 @@ class MetricLog:
         if points == 0:
             return
         if self._dropped == 0:
-            logger.warning("MLflow has been away for too long: the oldest metrics in %s are dropped", self._folder)
+            self._warn("MLflow has been away for too long: the oldest metrics in %s are dropped", self._folder)
         self._dropped += points
         with self._lock:
             self._unwritten.tags[DROPPED] = str(self._dropped)
