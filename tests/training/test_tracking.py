@@ -5,12 +5,14 @@ import socket
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
 from errors import InputError
 from training import runs
-from training.tracking import LAST_CHECKPOINT, create_run, open_client
+from training.checkpoint import PAGE
+from training.tracking import LAST_CHECKPOINT, create_run, fetch_checkpoint, open_client
 from training.tracking.claim import HEARTBEAT, OWNER, claimed
 
 
@@ -59,3 +61,16 @@ def test_the_table_of_runs_tells_the_dead_from_the_living(
     assert lines[dead][-1] == "/runs/1/step-00000010"
     assert lines["python"] == ["python", "-m", "training.run", "--resume", dead]
     assert client.get_run(dead).info.status == "KILLED"
+
+
+def test_a_command_that_reads_a_run_marks_it_if_its_process_is_gone(store: str, tmp_path: Path) -> None:
+    client = open_client(store)
+    run_id = create_run(client, "twotower", "test", {})
+    client.set_tag(run_id, OWNER, "another-machine 1 abc")
+    (tmp_path / "step-00000010").mkdir()
+    (tmp_path / "step-00000010" / PAGE).touch()
+    client.set_tag(run_id, LAST_CHECKPOINT, str(tmp_path / "step-00000010"))
+    for heartbeat, status in ((time.time(), "RUNNING"), (time.time() - 100, "KILLED")):
+        client.set_tag(run_id, HEARTBEAT, str(heartbeat))
+        assert fetch_checkpoint(client, run_id, "last", tmp_path / "copy") == tmp_path / "step-00000010"
+        assert client.get_run(run_id).info.status == status
