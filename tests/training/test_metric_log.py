@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from commands import run_command
 from mlflow import MlflowClient
 
 from training import runs
@@ -95,6 +96,13 @@ def test_10_000_points_are_there_once_after_an_outage_and_two_dead_processes(
     for number in range(8):
         assert steps(store, run_id, f"train/{number}") == list(range(1250))
     assert unsent(storage) == []
+
+
+@pytest.mark.slow
+def test_10_000_points_are_there_once_though_their_server_was_killed() -> None:
+    benchmark = run_command("benchmarks.metrics")
+    assert benchmark.returncode == 0, benchmark.stderr
+    assert "10000 points over an outage and two killed processes: 0 missing or doubled\n" in benchmark.stdout
 
 
 def test_a_request_that_was_served_without_an_answer_is_not_served_again(

@@ -106,9 +106,9 @@ def log_config(client: MlflowClient, run_id: str, config: Config) -> None:
     try:
         client.log_dict(run_id, to_json_values(config), CONFIG_NAME)
     except Exception as error:  # each kind of artifact store has exceptions of its own
+        remedy = f"install {error.name}" if isinstance(error, ModuleNotFoundError) else "make it writable"
         raise InputError(
-            f"artifact store {location} cannot be written: {describe(error)}; "
-            "make it writable, or use another --experiment"
+            f"artifact store {location} cannot be written: {describe(error)}; {remedy}, or use another --experiment"
         ) from error
 
 
