@@ -113,7 +113,10 @@ def compare_steps(server: MlflowServer, folder: Path, data: Path, rounds: int, e
             run_id = create_run(client, "benchmark", kind, {})
             results = multiprocessing.get_context("spawn").SimpleQueue()
             storage = str(folder / str(number))
-            start_process(time_steps, str(data.resolve()), epochs, uri, run_id, storage, results).join()
+            process = start_process(time_steps, str(data.resolve()), epochs, uri, run_id, storage, results)
+            process.join()
+            if process.exitcode:
+                raise SystemExit(1)
             seconds[kind].append(results.get())
     base = statistics.median(seconds["to nobody"])
     for kind, found in seconds.items():
@@ -126,8 +129,10 @@ def time_steps(data: str, epochs: int, uri: str | None, run_id: str, storage: st
     """Train one process of `tiny-imagenet`, log every step, and put the mean seconds of a step into `results`."""
     torch.set_num_threads(1)
     base = RECIPES["tiny-imagenet"]()
-    network = replace(base.network, dropout=0.0)
-    config = replace(base, data=data, epochs=epochs, batch_size=8, log_every=1, precision="float32", network=network)
+    optimizer = replace(base.optimizer, learning_rate=1e-3)  # that of the recipe is for larger batches
+    config = replace(
+        base, data=data, epochs=epochs, batch_size=8, log_every=1, precision="float32", optimizer=optimizer
+    )
     log: Callable[[dict[str, float], int], None] = lambda _metrics, _step: None  # noqa: E731
     if uri is not None:
         log = MetricLog(uri, run_id, storage).log
