@@ -8,14 +8,11 @@ export PATH := $(CURDIR)/.venv/bin:$(PATH)
 demo: environment
 	./demo.sh
 
-# A process per core, up to four: most tests use one core. The tests of a file share one, with their fixtures.
-PYTEST := python -m pytest -n logical --maxprocesses 4 --dist loadfile
-
 test: lint
-	$(PYTEST) -m "not slow and not gpu"
+	python -m pytest -m "not slow and not gpu"
 
 test-slow: lint
-	$(PYTEST) -m "not gpu"
+	python -m pytest -m "not gpu"
 
 lint: environment
 	ruff check .
