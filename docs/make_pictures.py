@@ -81,7 +81,7 @@ def mlflow_page(store: str, run: str, picture: Path) -> None:
     address = f"http://127.0.0.1:{port}"
     try:
         wait_for(f"{address}/health", server)
-        page = f"{address}/#/experiments/{experiment}/runs/{run}/model-metrics"
+        page = f"{address}/#/experiments/{experiment}/runs/{run}/model-metrics?workflowType=machine_learning"
         screenshot(page, picture, 1300, 1160, CHART, TIDY_METRICS)
     finally:
         server.terminate()

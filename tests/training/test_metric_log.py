@@ -10,11 +10,14 @@ from pathlib import Path
 
 import pytest
 from commands import run_command
+from fsspec.implementations.memory import MemoryFileSystem
 from mlflow import MlflowClient
+from pyarrow.fs import FSSpecHandler, PyFileSystem
 
 from training import runs
 from training.tracking import UNSETTLED, MetricLog, create_run, find_run, finish, open_client, settle
 from training.tracking.claim import HEARTBEAT, OWNER
+from training.tracking.spool import RunUpdate, Spool, writers
 
 DEAD = "another-machine 1 abc"
 
@@ -217,3 +220,34 @@ def test_a_storage_out_of_reach_leaves_its_points_to_a_command_that_reaches_it(s
     run = settle(client, client.get_run(run_id))
     assert (run.info.status, run.info.end_time) == ("KILLED", 1000500)
     assert run.data.tags[UNSETTLED] == "/of/another/machine"
+
+
+def test_a_storage_that_was_moved_is_looked_at_where_it_is(store: str, storage: Path, run_id: str) -> None:
+    client = open_client(store)
+    with away(store):
+        log = MetricLog(store, run_id, str(storage))
+        log.log({"train/loss": 1.0}, 1)
+        log.close(0.5)
+    storage.rename(storage.with_name("moved"))
+    settle(client, client.get_run(run_id), str(storage.with_name("moved")))
+    assert steps(store, run_id) == [1]
+    assert UNSETTLED not in client.get_run(run_id).data.tags
+
+
+def test_a_bucket_keeps_points_as_a_folder_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    bucket = PyFileSystem(FSSpecHandler(MemoryFileSystem()))
+    monkeypatch.setattr("training.tracking.spool._open", lambda storage, run_id: (bucket, f"{storage}/{run_id}/unsent"))
+    spool = Spool("runs", "1", "training")
+    for step in range(3):
+        spool.append(RunUpdate([("train/loss", float("nan"), 1, step)], {"a": str(step)}))
+    assert writers("runs", "1") == ["training"]
+    again = Spool("runs", "1", "training")
+    update, names = again.oldest(2)
+    assert [(point[0], point[3]) for point in update.points] == [("train/loss", 0), ("train/loss", 1)]
+    assert update.tags == {"a": "1"}
+    again.remove(names)
+    with bucket.open_output_stream("runs/1/unsent/training-00000009-abcdef01.json") as stream:
+        stream.write(b'{"points": [["train/lo')  # by a process that was killed
+    left = Spool("runs", "1", "training")
+    assert len(left) == 2
+    assert [point[3] for point in left.oldest(100)[0].points] == [2]

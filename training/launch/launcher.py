@@ -124,6 +124,7 @@ def _train(
         status = "KILLED"
         raise
     finally:
+        tracking.hurry_if_away(client)
         try:
             _log_checkpoints(client, run_id, config)
             if status == "FINISHED":

@@ -1,6 +1,6 @@
 """MLflow: one run per training, however often its workers start again."""
 
-from training.tracking.client import describe, open_client, shown_uri, store_errors, tracking_uri
+from training.tracking.client import describe, hurry_if_away, open_client, shown_uri, store_errors, tracking_uri
 from training.tracking.metric_log import MetricLog
 from training.tracking.run_text import EPOCHS, update_description
 from training.tracking.runs import (
@@ -35,6 +35,7 @@ __all__ = [
     "fetch_checkpoint",
     "find_run",
     "finish",
+    "hurry_if_away",
     "mark_running",
     "open_client",
     "resume_run",

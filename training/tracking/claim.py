@@ -41,7 +41,7 @@ def claimed(client: MlflowClient, run_id: str) -> Iterator[None]:
         yield
     finally:
         stop.set()
-        thread.join()
+        thread.join(HEARTBEAT_SECONDS)  # it may be waiting for a server that is away
         with contextlib.suppress(Exception):  # the server may be away
             client.delete_tag(run_id, HEARTBEAT)
 

@@ -102,6 +102,15 @@ def impatient_client(uri: str) -> MlflowClient:
     return MlflowClient(uri)
 
 
+def hurry_if_away(client: MlflowClient) -> None:
+    """Wait less for a store that does not answer, from now on: for the end of a training, which asks several times."""
+    try:
+        with _defaults(PROBE):
+            client.search_experiments(max_results=1)
+    except Exception:  # each kind of store has its own
+        os.environ.update(PROBE)
+
+
 @contextlib.contextmanager
 def store_errors(uri: str) -> Iterator[None]:
     """Turn any error of the store at `uri` into an `InputError` with one line; each kind of store has its own."""

@@ -111,6 +111,8 @@ class Spool:
             Path(self._folder).mkdir(parents=True, exist_ok=True)
             atomic_write(Path(self._folder, name), page)
             return
+        if not self._sizes:
+            self._filesystem.create_dir(self._folder)
         with self._filesystem.open_output_stream(f"{self._folder}/{name}") as stream:
             stream.write(page)
 
