@@ -20,6 +20,7 @@ from tqdm import tqdm
 from errors import InputError
 from pipeline.loader import Loader, make_loader
 from preprocess.manifest import Manifest, manifest_digest, read_manifest
+from training.class_names import name_classes
 from training.cli import resolve, run_command
 from training.load_model import LoadedModel, add_device_argument, add_model_arguments, load_model, make_dense
 from training.loop.step import TOP_K, log_probabilities
@@ -81,7 +82,7 @@ def main(arguments: Sequence[str]) -> None:
     predictions = predict_all(trained, loader)
     report = summarise(
         predictions,
-        manifest.classes,
+        name_classes(manifest.classes, options.class_names),
         split=options.split,
         crops=options.crops,
         checkpoint=trained.name,

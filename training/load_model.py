@@ -15,6 +15,7 @@ from torch import nn
 from errors import InputError, check_choice
 from pipeline.views import make_view, read_mean_image
 from training.checkpoint import MEAN, DatasetInfo, describe_data, model_path, read_checkpoint, read_model
+from training.class_names import name_classes
 from training.config import Config
 from training.loop.precision import autocast
 from training.models import Architecture, NetworkArchitecture, make_network, to_fully_convolutional
@@ -85,6 +86,12 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     choice.add_argument("--weights", type=Path, metavar="FILE", help="a state dict, with --recipe")
     parser.add_argument("--which", choices=("last", "best"), default=None, help="with --run (default: last)")
     parser.add_argument("--recipe", metavar="NAME", help="with --weights: the recipe that says what network it is")
+    parser.add_argument(
+        "--class-names",
+        type=Path,
+        metavar="FILE",
+        help="lines of a class id and its name (default: the names in the data set, and those of ImageNet's wnids)",
+    )
 
 
 def add_device_argument(parser: argparse.ArgumentParser) -> None:
@@ -101,6 +108,11 @@ def load_model(choice: argparse.Namespace, project: Path, data: str | None) -> L
     Raises:
         InputError: there is no such run, checkpoint, file, recipe or device, or they do not fit together.
     """
+    trained = _load_chosen(choice, project, data)
+    return replace(trained, data=replace(trained.data, classes=name_classes(trained.data.classes, choice.class_names)))
+
+
+def _load_chosen(choice: argparse.Namespace, project: Path, data: str | None) -> LoadedModel:
     if choice.which and not choice.run:
         raise InputError(f"--which is {choice.which}: it needs --run; leave it out or use --run RUN_ID")
     if (choice.recipe is None) != (choice.weights is None):
@@ -182,4 +194,5 @@ def _load(
     network.load_state_dict(state)
     network.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     mean_image = read_mean_image(mean, data.short_side) if config.mean == "image" else None
+    data = replace(data, classes=name_classes(data.classes))
     return LoadedModel(network.eval(), config, data, mean_image, device, name, run_id)

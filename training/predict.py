@@ -10,6 +10,7 @@ from pathlib import Path
 from errors import InputError
 from pipeline.images import load_images
 from preprocess.images.transform import UnreadableImage, make_sample
+from training.class_names import unique_names
 from training.cli import run_command
 from training.load_model import LoadedModel, add_device_argument, add_model_arguments, load_model
 from training.loop.step import TOP_K, log_probabilities
@@ -56,7 +57,7 @@ def predict(trained: LoadedModel, samples: Sequence[bytes]) -> list[list[tuple[s
     )
     logs = log_probabilities(trained.network, images, trained.autocast)
     best = logs.exp().topk(min(TOP_K, logs.shape[1]))
-    names = [entry.name for entry in trained.data.classes]
+    names = unique_names(trained.data.classes)
     return [
         [(names[label], probability) for label, probability in zip(labels, probabilities, strict=True)]
         for labels, probabilities in zip(best.indices.tolist(), best.values.tolist(), strict=True)

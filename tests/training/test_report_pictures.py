@@ -5,7 +5,6 @@ import pytest
 from PIL import Image
 
 from pipeline.reading.samples import StoredSample
-from preprocess.manifest import ClassEntry
 from training.report.examples import (
     THUMBNAIL,
     Card,
@@ -109,7 +108,7 @@ def test_thumbnail_is_the_central_square_and_never_enlarged():
     assert make_thumbnail(jpeg(Image.new("L", (500, 400), 90))).mode == "RGB"
 
 
-CLASSES = [ClassEntry(f"n{i}", f"class {i}") for i in range(6)]
+NAMES = [f"class {i}" for i in range(6)]
 
 
 @pytest.fixture
@@ -137,7 +136,7 @@ def test_surest_errors_come_first_and_right_guesses_never(predictions):
 
 def test_card_tells_the_rank_of_the_true_class(predictions):
     example = StoredSample("key", jpeg(Image.new("RGB", (20, 20))), 0)
-    right, wrong = (make_card(predictions, CLASSES, i, example) for i in (1, 3))
+    right, wrong = (make_card(predictions, NAMES, i, example) for i in (1, 3))
     assert (right.rank, right.true_name, right.guesses[0].is_true) == (1, "class 1", True)
     assert (wrong.rank, wrong.guesses[0].name, wrong.guesses[0].is_true) == (None, "class 4", False)
 
@@ -149,7 +148,7 @@ def test_examples_read_each_sample_once_and_its_own_image(predictions):
         read.append(position)
         return StoredSample(f"sample-{position}", jpeg(Image.new("L", (8, 8), 10 * position)), 0)
 
-    examples = choose_examples(predictions, CLASSES, read_example, seed=0)
+    examples = choose_examples(predictions, NAMES, read_example, seed=0)
     assert len(read) == len(set(read))
     assert [card.key for card in examples.errors[:2]] == ["sample-18", "sample-15"]
     for pair, cards in examples.pairs:

@@ -23,7 +23,13 @@ def test_a_file_of_weights_of_any_network_is_taken_up_and_described(
     network = make_network(config.architecture(), len(manifest.classes)).eval()
     torch.save(network.state_dict(), tmp_path / "weights.pth")
     choice = argparse.Namespace(
-        run=None, which=None, checkpoint=None, weights=tmp_path / "weights.pth", recipe="own", device="cpu"
+        run=None,
+        which=None,
+        checkpoint=None,
+        weights=tmp_path / "weights.pth",
+        recipe="own",
+        device="cpu",
+        class_names=None,
     )
     trained = load_model(choice, tmp_path, str(tiny_shards))
     images = torch.randn(2, 3, 64, 64)

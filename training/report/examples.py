@@ -12,7 +12,6 @@ from PIL import Image
 from torchvision.transforms.v2.functional import center_crop
 
 from pipeline.reading.samples import StoredSample
-from preprocess.manifest import ClassEntry
 from training.report.metrics import ConfusedPair, Predictions, confused_pairs
 
 THUMBNAIL = 192
@@ -58,17 +57,17 @@ def surest(predictions: Predictions, chosen: np.ndarray, count: int) -> list[int
     return positions[order[:count]].tolist()
 
 
-def make_card(predictions: Predictions, classes: Sequence[ClassEntry], position: int, example: StoredSample) -> Card:
-    """Return the card of the sample at `position`."""
+def make_card(predictions: Predictions, names: Sequence[str], position: int, example: StoredSample) -> Card:
+    """Return the card of the sample at `position`; `names` are those of the classes."""
     label = int(predictions.labels[position])
     guesses = tuple(
-        Guess(classes[guess].name, float(probability), guess == label)
+        Guess(names[guess], float(probability), guess == label)
         for guess, probability in zip(
             predictions.top_classes[position].tolist(), predictions.top_probabilities[position], strict=True
         )
     )
     rank = next((place for place, guess in enumerate(guesses, start=1) if guess.is_true), None)
-    return Card(example.key, classes[label].name, make_thumbnail(example.jpeg), guesses, rank)
+    return Card(example.key, names[label], make_thumbnail(example.jpeg), guesses, rank)
 
 
 def make_thumbnail(jpeg: bytes) -> Image.Image:
@@ -90,13 +89,13 @@ class ReportExamples:
 
 
 def choose_examples(
-    predictions: Predictions, classes: Sequence[ClassEntry], read_example: ReadExample, seed: int
+    predictions: Predictions, names: Sequence[str], read_example: ReadExample, seed: int
 ) -> ReportExamples:
     """Choose the samples to show and read each of them once; the random ones depend only on `seed`."""
 
     @functools.cache
     def card(position: int) -> Card:
-        return make_card(predictions, classes, position, read_example(position))
+        return make_card(predictions, names, position, read_example(position))
 
     def errors_of(pair: ConfusedPair) -> np.ndarray:
         return (predictions.labels == pair.true) & (predictions.top_classes[:, 0] == pair.predicted)

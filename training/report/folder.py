@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal, get_args
 
 from atomic_files import atomic_write, remove_partial_files
 from errors import InputError
 from preprocess.manifest import ClassEntry
+from training.class_names import unique_names
 from training.report.examples import ReadExample, ReportExamples, choose_examples
 from training.report.html import Subject, has_matrix, render_html
 from training.report.metrics import Predictions, Report, confusion_matrix
@@ -56,9 +58,10 @@ def write_report(
     """
     folder = prepare_folder(folder)
     classes = [ClassEntry(row["id"], row["name"]) for row in report["per_class"]]
-    examples = choose_examples(predictions, classes, read_example, seed)
-    pictures = draw_pictures(report, predictions, subject, examples)
-    page = render_html(report, predictions, subject, examples)
+    names = unique_names(classes)
+    examples = choose_examples(predictions, names, read_example, seed)
+    pictures = draw_pictures(report, predictions, subject, examples, names)
+    page = render_html(report, predictions, subject, examples, names)
     text = f"{json.dumps(report, indent=1, ensure_ascii=False, allow_nan=False)}\n"
     (folder / REPORT_NAME).unlink(missing_ok=True)
     (folder / PICTURES).mkdir(exist_ok=True)
@@ -74,10 +77,9 @@ def write_report(
 
 
 def draw_pictures(
-    report: Report, predictions: Predictions, subject: Subject, examples: ReportExamples
+    report: Report, predictions: Predictions, subject: Subject, examples: ReportExamples, names: Sequence[str]
 ) -> dict[PictureName, bytes]:
-    """Return the PNGs that this report has, by file name."""
-    names = [row["name"] for row in report["per_class"]]
+    """Return the PNGs that this report has, by file name; `names` are those of the classes, no two the same."""
     caption = f"{subject.network} on {subject.data}, {report['split']}"
     pictures: dict[PictureName, bytes] = {
         "conv1-kernels.png": kernels_png(subject.conv1, subject.towers),

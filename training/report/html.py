@@ -50,8 +50,10 @@ def has_matrix(report: Report) -> bool:
     return len(report["per_class"]) <= MATRIX_CLASSES
 
 
-def render_html(report: Report, predictions: Predictions, subject: Subject, examples: ReportExamples) -> str:
-    """Return the page; every string from the data set is escaped."""
+def render_html(
+    report: Report, predictions: Predictions, subject: Subject, examples: ReportExamples, names: Sequence[str]
+) -> str:
+    """Return the page; every string from the data set is escaped. `names` are those of the classes, no two the same."""
     rows = report["per_class"]
     bins = confidence_bins(predictions)
     most_confident = _axis_top(max(b.samples for b in bins))
@@ -62,7 +64,7 @@ def render_html(report: Report, predictions: Predictions, subject: Subject, exam
         "errors": examples.errors,
         "pairs": examples.pairs,
         "digits": 1 if report["samples"] < 10_000 else 2,
-        "names": [row["name"] for row in rows],
+        "names": names,
         "has_top5": report["top5"] is not None,
         "wrong": int((~predictions.correct).sum()),
         "matrix": confusion_matrix(predictions, len(rows)).tolist() if has_matrix(report) else None,
