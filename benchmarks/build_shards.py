@@ -25,6 +25,7 @@ from typing import NamedTuple
 
 from benchmarks.options import positive_int
 from errors import InputError
+from machine_limits import cpu_count
 from preprocess.build import build
 from preprocess.images import decoding
 from preprocess.images.transform import make_sample
@@ -56,9 +57,7 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument(
         "--images", type=positive_int, default=6000, help="how many to build; they are repeated (default: 6000)"
     )
-    parser.add_argument(
-        "--workers", type=positive_int, default=len(os.sched_getaffinity(0)), help="processes (default: all CPUs)"
-    )
+    parser.add_argument("--workers", type=positive_int, default=cpu_count(), help="processes (default: all CPUs)")
     parser.add_argument(
         "--rounds", type=positive_int, default=5, help="interleaved measurements of each kind (default: 5)"
     )

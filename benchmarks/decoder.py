@@ -11,7 +11,6 @@ import argparse
 import importlib.util
 import itertools
 import json
-import os
 import statistics
 import sys
 import time
@@ -27,6 +26,7 @@ from nvidia.dali.types import DALIDataType, DALIImageType
 
 from benchmarks.options import positive_int
 from errors import InputError
+from machine_limits import cpu_count
 from pipeline.crops import default_crop
 from pipeline.reading.samples import Samples
 from preprocess.manifest import read_manifest
@@ -95,8 +95,7 @@ def main(arguments: Sequence[str]) -> None:
     if not torch.cuda.is_available():
         raise InputError("torch finds no GPU; python -m benchmarks.loader measures decoding on the processor")
     graphs = {
-        name: open_graph(setting, options.data, options.batch_size)
-        for name, setting in settings(len(os.sched_getaffinity(0))).items()
+        name: open_graph(setting, options.data, options.batch_size) for name, setting in settings(cpu_count()).items()
     }
     found: dict[str, list[dict[str, float]]] = {name: [] for name in graphs}
     for _ in range(options.rounds):

@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
-import os
 import statistics
 import sys
 import time
@@ -24,6 +23,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.options import positive_int
+from machine_limits import cpu_count
 from pipeline.cache.memory import CacheKind
 from pipeline.loader import Loader, make_loader
 from training.cli import run_command
@@ -57,7 +57,7 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("--output", type=Path, metavar="FILE", help="results as JSON")
     options = parser.parse_args(arguments)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    threads = len(os.sched_getaffinity(0))
+    threads = cpu_count()
     found: dict[str, dict[str, list[float]]] = {}
     for name in options.recipe:
         given = {"compile": options.compile, "batch_size": options.batch_size}

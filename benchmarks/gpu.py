@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
-import os
 import subprocess
 import sys
 import tempfile
@@ -23,6 +22,7 @@ from benchmarks.build_shards import find_images, link_images
 from benchmarks.options import positive_int
 from benchmarks.resume import link_shards
 from errors import InputError
+from machine_limits import cpu_count
 from preprocess.manifest import read_manifest
 from training.cli import run_command
 
@@ -46,7 +46,7 @@ def main(arguments: Sequence[str]) -> None:
     if not torch.cuda.is_available():
         raise InputError("torch finds no GPU")
     options.output.mkdir(parents=True, exist_ok=True)
-    print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}, {len(os.sched_getaffinity(0))} CPUs", flush=True)
+    print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}, {cpu_count()} CPUs", flush=True)
     failed = []
     with tempfile.TemporaryDirectory() as scratch:
         data = make_shards(options.images, options.shards, Path(scratch))

@@ -19,7 +19,6 @@ from __future__ import annotations
 import argparse
 import itertools
 import multiprocessing
-import os
 import statistics
 import sys
 import tempfile
@@ -42,6 +41,7 @@ from torchvision.transforms import v2
 
 from benchmarks.fed_step import endless, filled
 from benchmarks.options import positive_int
+from machine_limits import cpu_count
 from pipeline.crops import default_crop
 from pipeline.loader import make_loader
 from pipeline.reading.dali_stream import to_torch
@@ -107,7 +107,7 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument(
         "--workers",
         type=positive_int,
-        default=len(os.sched_getaffinity(0)),
+        default=cpu_count(),
         help="threads or processes (default: all CPUs)",
     )
     options = parser.parse_args(arguments)

@@ -17,6 +17,7 @@ from pathlib import Path
 
 from errors import InputError
 from interrupts import Interrupted, raise_on_signals
+from machine_limits import cpu_count
 from preprocess.build import Outcome, build
 from preprocess.plan import BuildOptions
 from preprocess.run.pool import WorkerDiedError
@@ -97,7 +98,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--short-side", type=int, default=256, help="pixels of the short side of every sample")
     add("--quality", type=int, default=95, help="JPEG quality")
     add("--seed", type=int, default=0, help="seed of the order of the samples and of the choice for val")
-    add("--workers", type=int, metavar="N", default=len(os.sched_getaffinity(0)), help="processes")
+    add("--workers", type=int, metavar="N", default=cpu_count(), help="processes")
     add("--ray", metavar="ADDRESS", help="build on all nodes of a Ray cluster: `auto` for that of this "
         "machine or job, or HOST:PORT of its head; every node needs input and output under the same path")  # fmt: skip
     add("--val-fraction", type=float, metavar="F", help="fraction of each class to keep for val, if IN has no val")

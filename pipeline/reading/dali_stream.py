@@ -13,6 +13,7 @@ from nvidia.dali import fn
 from nvidia.dali.pipeline import Pipeline
 
 from errors import InputError, check_count
+from machine_limits import cpu_count
 from pipeline.graphs import Graph
 from pipeline.reading.read_ahead import PendingBatch, ReadAhead
 from pipeline.reading.samples import SampleError
@@ -33,14 +34,14 @@ class Decoder:
 
     @classmethod
     def on(cls, device: str | torch.device, num_threads: int | None) -> Decoder:
-        """Return a decoder on `cpu`, `cuda` or `cuda:N`; `num_threads` None takes all cores of this process.
+        """Return a decoder on `cpu`, `cuda` or `cuda:N`; `num_threads` None takes all CPUs of this process.
 
         Raises:
             InputError: this machine has no such device, or the number is below 1.
         """
         if num_threads is not None:
             check_count("num_threads", num_threads, 1)
-        return cls(_checked_device(device), num_threads or len(os.sched_getaffinity(0)))
+        return cls(_checked_device(device), num_threads or cpu_count())
 
     def build(
         self, graph: Graph, source: Callable[[], Any] | Iterator[Any], batch_size: int, batches_ahead: int
