@@ -10,7 +10,7 @@ step() { printf '\n== %s\n' "$*" >&2; "$@"; }
 step python -m preprocess.build_shards --output shards
 step python -m training.run sample --data shards
 run="$(ls -t runs | head -n 1)"
-step python -m training.evaluate --run "$run" --data shards --output reports/demo
+step python -m training.evaluate --run "$run" --data shards --output reports/demo --overwrite
 
 cat <<WHERE
 

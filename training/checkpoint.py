@@ -118,6 +118,11 @@ class _Page(Checkpoint):
     sha256: dict[str, str]
 
 
+def checkpoint_name(step: int) -> str:
+    """Return the name of the folder of the checkpoint after so many optimizer steps."""
+    return f"step-{step:08d}"
+
+
 def write_checkpoint(folder: Path, snapshot: Snapshot) -> None:
     """Write a checkpoint into an empty folder, its description last, all of it flushed to disk.
 
@@ -137,7 +142,7 @@ def write_checkpoint(folder: Path, snapshot: Snapshot) -> None:
         files.append(MEAN)
     for name in files:
         flush(folder / name)
-    digests = {name: _sha256(folder / name) for name in files}
+    digests = {name: file_sha256(folder / name) for name in files}
     page = {"schema": SCHEMA, **to_json_values(description), "sha256": digests}
     atomic_write(folder / PAGE, f"{json.dumps(page, indent=1)}\n".encode())
 
@@ -157,7 +162,7 @@ def read_checkpoint(folder: Path) -> Checkpoint:
     """Return the description of a checkpoint; raise `InputError` for another schema, or missing or damaged files."""
     page = read_description(folder)
     for name, digest in page.sha256.items():
-        if not (folder / name).is_file() or _sha256(folder / name) != digest:
+        if not (folder / name).is_file() or file_sha256(folder / name) != digest:
             raise InputError(f"{folder / name} is missing or damaged: the checkpoint is incomplete; use another one")
     return page
 
@@ -211,6 +216,7 @@ def read_training(folder: Path) -> dict[str, dict[str, Tensor]]:
     return groups
 
 
-def _sha256(path: Path) -> str:
+def file_sha256(path: Path) -> str:
+    """Return the SHA-256 of a file in hex."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

@@ -24,9 +24,9 @@ from training.class_names import name_classes
 from training.cli import resolve, run_command
 from training.load_model import LoadedModel, add_device_argument, add_model_arguments, load_model, make_dense
 from training.loop.step import TOP_K, log_probabilities
-from training.report.folder import prepare_folder, report_files, write_report
+from training.report.folder import check_replaceable, prepare_folder, report_files, write_report
 from training.report.html import Subject
-from training.report.metrics import Predictions, Report, summarise
+from training.report.metrics import Evaluated, Predictions, Report, summarise
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient  # takes seconds to import: weights and checkpoints do without
@@ -46,6 +46,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
         help="fc6 to fc8 as convolutions over the complete central square, their logits averaged",
     )
     parser.add_argument("--output", type=Path, metavar="DIR", help="(default: reports/ and a name)")
+    parser.add_argument("--overwrite", action="store_true", help="replace the report of another evaluation in DIR")
     parser.add_argument("--batch-size", type=int, default=128, metavar="N", help="images (default: 128)")
     options = parser.parse_args(arguments)
     if options.dense and options.crops != 1:
@@ -60,9 +61,17 @@ def main(arguments: Sequence[str]) -> None:
     trained = load_model(options, project, data)
     manifest = read_manifest(data)
     check_data(trained, manifest, data)
-    view = "dense" if options.dense else f"{options.crops}{'crop' if options.crops == 1 else 'crops'}"
-    output = options.output or Path("reports", f"{trained.run_id or Path(trained.name).stem}-{options.split}-{view}")
+    evaluated = Evaluated(
+        split=options.split,
+        crops=options.crops,
+        view="dense" if options.dense else f"{options.crops}{'crop' if options.crops == 1 else 'crops'}",
+        weights_sha256=trained.weights_sha256,
+        manifest_sha256=manifest_digest(data),
+    )
+    output = options.output or Path("reports", report_name(trained, evaluated))
     folder = prepare_folder(resolve("--output", output, project))
+    if not options.overwrite:
+        check_replaceable(folder, evaluated)
     if options.dense:
         trained = make_dense(trained)
     loader = make_loader(
@@ -83,10 +92,8 @@ def main(arguments: Sequence[str]) -> None:
     report = summarise(
         predictions,
         name_classes(manifest.classes, options.class_names),
-        split=options.split,
-        crops=options.crops,
+        evaluated,
         checkpoint=trained.name,
-        manifest_sha256=manifest_digest(data),
         images_per_second=len(predictions.labels) / (time.perf_counter() - started),
     )
     write_report(folder, report, predictions, describe(trained, manifest), loader.example)
@@ -94,7 +101,17 @@ def main(arguments: Sequence[str]) -> None:
     print(f"top-1 {report['top1']:.4f}{top5} on {report['samples']} samples of {options.split}")
     print(f"report {folder / 'report.html'}", flush=True)
     if trained.run_id is not None:
-        log_report(trained.run_id, report, folder, view)
+        log_report(trained.run_id, report, folder, report_name(trained, evaluated))
+
+
+def report_name(trained: LoadedModel, evaluated: Evaluated) -> str:
+    """Return a name for the report of an evaluation, with the run, the step, the split and the view.
+
+    On other data than that of the training, it ends in the first digits of the manifest's SHA-256.
+    """
+    name = f"{trained.label}-{evaluated['split']}-{evaluated['view']}"
+    digest = evaluated["manifest_sha256"]
+    return name if digest == trained.data.manifest_sha256 else f"{name}-{digest[:8]}"
 
 
 def check_data(trained: LoadedModel, manifest: Manifest, folder: str) -> None:
@@ -144,8 +161,10 @@ def describe(trained: LoadedModel, manifest: Manifest) -> Subject:
     )
 
 
-def log_report(run_id: str, report: Report, folder: Path, view: str) -> None:
+def log_report(run_id: str, report: Report, folder: Path, name: str) -> None:
     """Put the report's numbers (`eval/*`, but for one crop `eval/VIEW/*`) and files into the MLflow run.
+
+    The files are in `evaluation/NAME` there, less the id of the run.
 
     Raises:
         SystemExit: it cannot, with code 1 and a line that says so.
@@ -154,21 +173,20 @@ def log_report(run_id: str, report: Report, folder: Path, view: str) -> None:
 
     try:
         client = tracking.open_client(tracking.tracking_uri(Path.cwd()))
-        _log_report(client, run_id, report, folder, view)
+        _log_report(client, run_id, report, folder, name.removeprefix(f"{run_id}-"))
         tracking.update_description(client, run_id)
     except Exception as error:  # each kind of store has exceptions of its own
         sys.exit(f"error: run {run_id} has not taken the report: {tracking.describe(error)}; it is in {folder}")
 
 
-def _log_report(client: MlflowClient, run_id: str, report: Report, folder: Path, view: str) -> None:
-    prefix = "eval" if view == "1crop" else f"eval/{view}"
-    label = f"{report['split']}-{view}"
+def _log_report(client: MlflowClient, run_id: str, report: Report, folder: Path, name: str) -> None:
+    prefix = "eval" if report["view"] == "1crop" else f"eval/{report['view']}"
     numbers = {"top1": report["top1"], "top5": report["top5"], "loss": report["loss"]}
-    for name, value in numbers.items():
+    for metric, value in numbers.items():
         if value is not None:
-            client.log_metric(run_id, f"{prefix}/{name}", value)
+            client.log_metric(run_id, f"{prefix}/{metric}", value)
     for path in report_files(folder):
-        client.log_artifact(run_id, str(folder / path), str(Path("evaluation", label, path).parent))
+        client.log_artifact(run_id, str(folder / path), str(Path("evaluation", name, path).parent))
 
 
 if __name__ == "__main__":

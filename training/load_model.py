@@ -14,7 +14,16 @@ from torch import nn
 
 from errors import InputError, check_choice
 from pipeline.views import make_view, read_mean_image
-from training.checkpoint import MEAN, DatasetInfo, describe_data, model_path, read_checkpoint, read_model
+from training.checkpoint import (
+    MEAN,
+    DatasetInfo,
+    checkpoint_name,
+    describe_data,
+    file_sha256,
+    model_path,
+    read_checkpoint,
+    read_model,
+)
 from training.class_names import name_classes
 from training.config import Config
 from training.loop.precision import autocast
@@ -38,6 +47,10 @@ class LoadedModel:
     """Where the weights come from, for people."""
     run_id: str | None
     """The MLflow run that was asked for, if it was one."""
+    label: str
+    """Its name in file names: run and step of a checkpoint, or the stem of a file."""
+    weights_sha256: str
+    """SHA-256 of the file of its weights, in hex."""
 
     @property
     def architecture(self) -> NetworkArchitecture:
@@ -129,7 +142,7 @@ def _load_chosen(choice: argparse.Namespace, project: Path, data: str | None) ->
                 f"{data} is {known.short_side}; use the recipe that the weights were trained with, and shards for it"
             )
         mean = Path(data, known.color_stats.mean_image)
-        return _load(choice.weights, mean, config, known, device, str(choice.weights), None)
+        return _load(choice.weights, mean, config, known, device, str(choice.weights), None, choice.weights.stem)
     if choice.checkpoint is not None:
         return load_checkpoint(choice.checkpoint, device, str(choice.checkpoint))
     from training import tracking  # MLflow takes seconds to import: weights and checkpoints do without
@@ -147,7 +160,8 @@ def load_checkpoint(folder: Path, device: torch.device, name: str, run_id: str |
         InputError: the checkpoint is incomplete or damaged.
     """
     saved = read_checkpoint(folder)
-    return _load(model_path(folder), folder / MEAN, saved.config, saved.data, device, name, run_id)
+    label = f"{run_id or saved.run_id}-{checkpoint_name(saved.step)}"
+    return _load(model_path(folder), folder / MEAN, saved.config, saved.data, device, name, run_id, label)
 
 
 def make_dense(trained: LoadedModel) -> LoadedModel:
@@ -186,7 +200,14 @@ def _device(name: str) -> torch.device:
 
 
 def _load(
-    weights: Path, mean: Path, config: Config, data: DatasetInfo, device: torch.device, name: str, run_id: str | None
+    weights: Path,
+    mean: Path,
+    config: Config,
+    data: DatasetInfo,
+    device: torch.device,
+    name: str,
+    run_id: str | None,
+    label: str,
 ) -> LoadedModel:
     network = make_network(config.architecture(), len(data.classes))
     state = read_model(weights)
@@ -195,4 +216,4 @@ def _load(
     network.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     mean_image = read_mean_image(mean, data.short_side) if config.mean == "image" else None
     data = replace(data, classes=name_classes(data.classes))
-    return LoadedModel(network.eval(), config, data, mean_image, device, name, run_id)
+    return LoadedModel(network.eval(), config, data, mean_image, device, name, run_id, label, file_sha256(weights))

@@ -106,6 +106,6 @@ def untrained(tiny_shards: Path) -> Callable[..., "LoadedModel"]:
         torch.manual_seed(0)
         network = make_network(config.architecture(), len(data.classes)).eval()
         mean = read_mean_image(tiny_shards / "mean.npy", 64) if config.mean == "image" else None
-        return LoadedModel(network, config, data, mean, torch.device("cpu"), f"untrained {name}", None)
+        return LoadedModel(network, config, data, mean, torch.device("cpu"), f"untrained {name}", None, name, "ab" * 32)
 
     return make

@@ -1,5 +1,6 @@
 """Evaluation and prediction as commands, against Pillow, torchvision and webdataset on the same files."""
 
+import hashlib
 import json
 import re
 import shutil
@@ -7,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import safetensors.torch
 import torch
 import webdataset
 from commands import run_command
@@ -116,12 +118,13 @@ def test_a_run_gets_its_evaluation(command, checkpoint: Path, tiny_shards: Path,
     code, out, err = command(evaluate.main, "--run", run_id, "--which", "best", "--data", tiny_shards)
     assert code == 0, err
     report = Path(re.search(r"report (\S+)", out)[1])
-    assert report == tmp_path / "reports" / f"{run_id}-val-1crop" / "report.html"
+    step = f"step-{read_checkpoint(checkpoint).step:08d}"
+    assert report == tmp_path / "reports" / f"{run_id}-{step}-val-1crop" / "report.html"
     assert report.is_file()
     metrics = client.get_run(run_id).data.metrics
     assert set(metrics) == {"eval/top1", "eval/loss"}
     assert metrics["eval/top1"] == json.loads(report.with_name("report.json").read_text())["top1"]
-    names = [artifact.path for artifact in client.list_artifacts(run_id, "evaluation/val-1crop")]
+    names = [artifact.path for artifact in client.list_artifacts(run_id, f"evaluation/{step}-val-1crop")]
     assert {Path(name).name for name in names} == {"report.html", "report.json", "pictures"}
     code, _, err = command(evaluate.main, "--run", run_id, "--data", tiny_shards)
     assert (code, err) == (2, f"error: run '{run_id}' has no artifact checkpoints/last\n")
@@ -134,6 +137,79 @@ def test_a_run_gets_its_evaluation(command, checkpoint: Path, tiny_shards: Path,
     assert out.startswith("top-1 ")
 
 
+def test_the_last_and_the_best_network_of_a_run_get_reports_of_their_own(
+    command, checkpoint: Path, tiny_shards: Path, tmp_path: Path
+) -> None:
+    client = open_client(f"sqlite:///{tmp_path}/mlflow.db", create=True)
+    run_id = create_run(client, "twotower", "r", {})
+    client.log_artifacts(run_id, str(checkpoint), "checkpoints/best")
+    client.log_artifacts(run_id, str(other_checkpoint(checkpoint, tmp_path / "last")), "checkpoints/last")
+    for which in ("best", "last"):
+        code, _, err = command(evaluate.main, "--run", run_id, "--which", which, "--data", tiny_shards)
+        assert code == 0, err
+    step = read_checkpoint(checkpoint).step
+    names = [f"step-{step:08d}-val-1crop", f"step-{step + 1:08d}-val-1crop"]
+    assert sorted(path.name for path in (tmp_path / "reports").iterdir()) == [f"{run_id}-{name}" for name in names]
+    assert [artifact.path for artifact in client.list_artifacts(run_id, "evaluation")] == [
+        f"evaluation/{name}" for name in names
+    ]
+
+
+def test_checkpoints_of_the_same_folder_name_get_reports_of_their_own(
+    command, checkpoint: Path, tiny_shards: Path, tmp_path: Path
+) -> None:
+    for run in ("a", "b"):
+        folder = other_checkpoint(checkpoint, tmp_path / run / "epoch-0002", run_id=f"run-{run}")
+        code, out, err = command(evaluate.main, "--checkpoint", folder, "--data", tiny_shards)
+        assert code == 0, err
+        assert re.search(rf"reports/run-{run}-step-\d{{8}}-val-1crop/report.html$", out.strip())
+
+
+def test_a_report_of_something_else_is_not_overwritten(
+    command, checkpoint: Path, tiny_shards: Path, tmp_path: Path
+) -> None:
+    output = tmp_path / "mine"
+    data = ("--data", tiny_shards, "--output", output)
+    again = ("--checkpoint", checkpoint, *data)
+    assert command(evaluate.main, *again)[0] == 0
+    assert command(evaluate.main, *again)[0] == 0, "the same evaluation may be repeated"
+    before = (output / "report.json").read_bytes()
+    renamed = shutil.copytree(tiny_shards, tmp_path / "renamed")
+    page = json.loads((renamed / "manifest.json").read_text())
+    (renamed / "manifest.json").write_text(json.dumps(page | {"name": "renamed"}))
+    other = other_checkpoint(checkpoint, tmp_path / "other")
+    held = f"--output is {output}: it holds the report of {checkpoint} on val; use another folder, or add --overwrite"
+    for arguments in (
+        ("--checkpoint", other, *data),
+        (*again, "--crops", 10),
+        (*again, "--dense"),
+        (*again, "--split", "train"),
+        ("--checkpoint", checkpoint, "--data", renamed, "--output", output),
+    ):
+        assert command(evaluate.main, *arguments)[::2] == (2, f"error: {held}\n")
+    assert (output / "report.json").read_bytes() == before
+    assert command(evaluate.main, "--checkpoint", other, *data, "--overwrite")[0] == 0
+    assert json.loads((output / "report.json").read_text())["checkpoint"] == str(other)
+    (output / "report.json").write_text('["somebody else\'s"]')
+    code, _, err = command(evaluate.main, *again)
+    assert (code, "a report.json that is not of this command" in err) == (2, True)
+    code, out, _ = command(evaluate.main, "--checkpoint", checkpoint, "--data", renamed)
+    digest = hashlib.sha256((renamed / "manifest.json").read_bytes()).hexdigest()
+    assert (code, f"-val-1crop-{digest[:8]}/report.html" in out) == (0, True), "other data has a name of its own"
+
+
+def other_checkpoint(checkpoint: Path, folder: Path, run_id: str = "run") -> Path:
+    """Copy a checkpoint with weights that differ a little, of the next step and of this run."""
+    shutil.copytree(checkpoint, folder)
+    weights = read_model(checkpoint / MODEL)
+    weights["fc8.bias"] += 1e-3
+    safetensors.torch.save_file(weights, folder / MODEL)
+    page = json.loads((folder / "checkpoint.json").read_text())
+    page["sha256"][MODEL] = hashlib.sha256((folder / MODEL).read_bytes()).hexdigest()
+    (folder / "checkpoint.json").write_text(json.dumps(page | {"step": page["step"] + 1, "run_id": run_id}))
+    return folder
+
+
 def test_weights_with_a_recipe_are_the_same_network(
     command, checkpoint: Path, tiny_shards: Path, tmp_path: Path
 ) -> None:
@@ -142,6 +218,7 @@ def test_weights_with_a_recipe_are_the_same_network(
         code, _, err = command(evaluate.main, *choice, "--data", tiny_shards, "--output", tmp_path / str(number))
         assert code == 0, err
     one, other = (json.loads((tmp_path / str(n) / "report.json").read_text()) for n in (0, 1))
+    assert one["weights_sha256"] == hashlib.sha256((checkpoint / MODEL).read_bytes()).hexdigest()
     for varying in ("checkpoint", "images_per_second"):
         del one[varying], other[varying]
     assert one == other

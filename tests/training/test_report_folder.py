@@ -15,7 +15,7 @@ from preprocess.manifest import ClassEntry
 from training.report import folder as report_folder
 from training.report.folder import prepare_folder, report_files, write_report
 from training.report.html import Subject
-from training.report.metrics import Predictions, summarise
+from training.report.metrics import Evaluated, Predictions, summarise
 
 NAMES = ["plain", "<script>alert(1)</script>", 'quote" onload="x', "大白鲨", "a & b", "empty class"]
 SUBJECT = Subject("alexnet", 1234567, "pets & <co>", np.random.default_rng(0).normal(size=(8, 3, 5, 5)), 2)
@@ -44,10 +44,8 @@ def summary(predictions, names):
     return summarise(
         predictions,
         classes,
-        split="val",
-        crops=1,
+        Evaluated(split="val", crops=1, view="1crop", weights_sha256="cd" * 32, manifest_sha256="ab" * 32),
         checkpoint="a<b.pt",
-        manifest_sha256="ab" * 32,
         images_per_second=10.0,
     )
 
@@ -105,7 +103,7 @@ def test_report_json_is_the_summary(written):
     assert json.loads((folder / "report.json").read_text(encoding="utf-8")) == report
     assert list(report) == [
         *("split", "samples", "crops", "top1", "top5", "top1_error", "top5_error", "loss", "per_class"),
-        *("checkpoint", "manifest_sha256", "images_per_second"),
+        *("checkpoint", "manifest_sha256", "images_per_second", "view", "weights_sha256"),
     ]
 
 

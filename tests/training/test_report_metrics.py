@@ -8,6 +8,7 @@ from errors import InputError
 from preprocess.manifest import ClassEntry
 from training.report.metrics import (
     ConfusedPair,
+    Evaluated,
     Predictions,
     accuracy_histogram,
     calibration_error,
@@ -18,13 +19,8 @@ from training.report.metrics import (
 )
 
 CLASSES = [ClassEntry(f"n{i}", name) for i, name in enumerate(["ant", "bee", "cat", "dog", "eel", "fox"])]
-GIVEN = {
-    "split": "val",
-    "crops": 1,
-    "checkpoint": "runs/a/model.pt",
-    "manifest_sha256": "ab" * 32,
-    "images_per_second": 99.5,
-}
+EVALUATED = Evaluated(split="val", crops=1, view="1crop", weights_sha256="cd" * 32, manifest_sha256="ab" * 32)
+GIVEN = {"evaluated": EVALUATED, "checkpoint": "runs/a/model.pt", "images_per_second": 99.5}
 
 
 def make(rows, losses=None):
@@ -72,6 +68,8 @@ def test_report_equals_the_numbers_counted_by_hand(six):
         "checkpoint": "runs/a/model.pt",
         "manifest_sha256": "ab" * 32,
         "images_per_second": 99.5,
+        "view": "1crop",
+        "weights_sha256": "cd" * 32,
     }
     assert report["per_class"] == [
         {"id": "n0", "name": "ant", "samples": 3, "top1": 2 / 3, "top5": 1.0},

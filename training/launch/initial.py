@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import re
 import tempfile
 from collections.abc import Iterator
@@ -17,7 +16,7 @@ from torch import Tensor
 from errors import InputError
 from preprocess.manifest import ClassEntry, read_manifest
 from training import tracking
-from training.checkpoint import model_path, read_checkpoint, read_description, read_model
+from training.checkpoint import file_sha256, model_path, read_checkpoint, read_description, read_model
 from training.cli import resolve
 from training.config import Config
 from training.launch.resume import stored_config
@@ -79,7 +78,7 @@ def read_initial(config: Config, project: Path, resumed: str | None = None) -> I
     with _fetch(config.init, project) as path:
         saved = read_checkpoint(path) if path.is_dir() else None
         file = path if saved is None else model_path(path)
-        state, digest = read_model(file), _sha256(file)
+        state, digest = read_model(file), file_sha256(file)
     state, num_classes = _fit(state, config)
     print(f"starts from the weights of {config.init}" + (f", step {saved.step}" if saved else ""), flush=True)
     known = None if saved is None else saved.data.classes
@@ -151,8 +150,3 @@ def _compare_classes(
     pairs = zip(classes or wanted, wanted, strict=True)
     different = [f"{theirs.id} is not {ours.id}" for theirs, ours in pairs if theirs.id != ours.id]
     return f"the source has other classes than the data, {different[0]}" if different else None
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -23,7 +23,15 @@ from torch import Tensor
 
 from atomic_files import atomic_write, flush
 from errors import InputError
-from training.checkpoint import PAGE, Checkpoint, Snapshot, read_checkpoint, read_description, write_checkpoint
+from training.checkpoint import (
+    PAGE,
+    Checkpoint,
+    Snapshot,
+    checkpoint_name,
+    read_checkpoint,
+    read_description,
+    write_checkpoint,
+)
 
 _NAME = re.compile(r"step-(\d{8,})")
 _PARTIAL = ".partial-"
@@ -47,7 +55,7 @@ class CheckpointStore:
 
     def location(self, step: int) -> str:
         """Return the path or URI of the checkpoint of a step."""
-        return f"{self.root}/{_name(step)}"
+        return f"{self.root}/{checkpoint_name(step)}"
 
     def steps(self) -> list[int]:
         """Return the steps of the checkpoints, ascending."""
@@ -176,7 +184,7 @@ class CheckpointStore:
         return self._filesystem.get_file_info(f"{self._path(step)}/{PAGE}").type == FileType.File
 
     def _path(self, step: int) -> str:
-        return f"{self._folder}/{_name(step)}"
+        return f"{self._folder}/{checkpoint_name(step)}"
 
 
 class BackgroundWriter:
@@ -220,7 +228,3 @@ class BackgroundWriter:
             print(f"warning: no checkpoint of step {step}: {error}; the training goes on", file=sys.stderr, flush=True)
             return
         self._record(self._store.location(step), None if best is None else self._store.location(best))
-
-
-def _name(step: int) -> str:
-    return f"step-{step:08d}"

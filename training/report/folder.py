@@ -14,7 +14,7 @@ from preprocess.manifest import ClassEntry
 from training.class_names import unique_names
 from training.report.examples import ReadExample, ReportExamples, choose_examples
 from training.report.html import Subject, has_matrix, render_html
-from training.report.metrics import Predictions, Report, confusion_matrix
+from training.report.metrics import Evaluated, Predictions, Report, confusion_matrix
 from training.report.pictures import cards_png, confusion_png, kernels_png
 
 REPORT_NAME = "report.json"
@@ -37,6 +37,21 @@ def prepare_folder(folder: Path | str) -> Path:
     except OSError as error:
         raise InputError(f"output folder {folder} cannot be written to: {error.strerror}") from error
     return folder
+
+
+def check_replaceable(folder: Path, evaluated: Evaluated) -> None:
+    """Raise `InputError` if `folder` holds a report of anything other than `evaluated`."""
+    path = folder / REPORT_NAME
+    if not path.is_file():
+        return
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        if all(found.get(key) == value for key, value in evaluated.items()):
+            return
+        held = f"the report of {found['checkpoint']} on {found['split']}"
+    except (OSError, ValueError, AttributeError, KeyError):
+        held = f"a {REPORT_NAME} that is not of this command"
+    raise InputError(f"--output is {folder}: it holds {held}; use another folder, or add --overwrite")
 
 
 def write_report(

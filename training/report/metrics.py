@@ -63,16 +63,27 @@ class ClassResult(TypedDict):
     top5: float | None
 
 
-class Report(TypedDict):
+class Evaluated(TypedDict):
+    """What was evaluated, and how: two evaluations in which these are the same have the same numbers.
+
+    `view` is `1crop`, `10crops` or `dense`.
+    """
+
+    split: str
+    crops: int
+    view: str
+    weights_sha256: str
+    manifest_sha256: str
+
+
+class Report(Evaluated):
     """The content of `report.json`; accuracies and errors are fractions of 1, `loss` is a mean in nats.
 
     `per_class` is in the order of the labels. With fewer than five classes every top-5 figure is null.
     `images_per_second` is over the wall time of the evaluation, loading included.
     """
 
-    split: str
     samples: int
-    crops: int
     top1: float
     top5: float | None
     top1_error: float
@@ -80,18 +91,15 @@ class Report(TypedDict):
     loss: float
     per_class: list[ClassResult]
     checkpoint: str
-    manifest_sha256: str
     images_per_second: float
 
 
 def summarise(
     predictions: Predictions,
     classes: Sequence[ClassEntry],
+    evaluated: Evaluated,
     *,
-    split: str,
-    crops: int,
     checkpoint: str,
-    manifest_sha256: str,
     images_per_second: float,
 ) -> Report:
     """Return the content of `report.json`.
@@ -100,15 +108,15 @@ def summarise(
         InputError: the split is empty, or a loss or probability is not finite: such outputs cannot be ranked.
         ValueError: a label or a guess is not one of `classes`, or k is not min(5, classes).
     """
-    _check_finite(predictions, split, checkpoint)
+    _check_finite(predictions, evaluated["split"], checkpoint)
     _check_classes(predictions, len(classes))
     samples = len(predictions.labels)
     top1 = int(predictions.correct.sum())
     top5 = int(predictions.hits.sum()) if len(classes) >= TOP_K else None
     return Report(
-        split=split,
+        split=evaluated["split"],
         samples=samples,
-        crops=crops,
+        crops=evaluated["crops"],
         top1=top1 / samples,
         top5=None if top5 is None else top5 / samples,
         top1_error=(samples - top1) / samples,
@@ -117,8 +125,10 @@ def summarise(
         loss=math.fsum(predictions.losses) / samples,
         per_class=_per_class(predictions, classes),
         checkpoint=checkpoint,
-        manifest_sha256=manifest_sha256,
+        manifest_sha256=evaluated["manifest_sha256"],
         images_per_second=images_per_second,
+        view=evaluated["view"],
+        weights_sha256=evaluated["weights_sha256"],
     )
 
 
