@@ -333,7 +333,9 @@ def test_a_checkpoint_of_schema_2_is_evaluated_but_not_continued(config: Config,
     del page["config"]["checkpoint"]  # a field that came later
     digest = hashlib.sha256((old / "model.pt").read_bytes()).hexdigest()
     (old / PAGE).write_text(json.dumps({**page, "schema": 2, "sha256": {"model.pt": digest}}))
-    choice = argparse.Namespace(checkpoint=old, weights=None, run=None, which=None, recipe=None, device="cpu")
+    choice = argparse.Namespace(
+        checkpoint=old, weights=None, run=None, which=None, recipe=None, device="cpu", class_names=None
+    )
     assert_equal(load_model(choice, tmp_path, None).network.state_dict(), read_model(new / MODEL))
     with pytest.raises(InputError, match="is of an earlier version: it can be evaluated, but not continued"):
         build_state(config, CPU, 1, old)
@@ -367,7 +369,9 @@ def test_the_mean_image_travels_with_the_checkpoint_of_a_training_that_subtracts
     Run(dataclasses.replace(config, epochs=1, mean="image"), tmp_path)
     folder = tmp_path / "1"
     mean = np.load(tiny_shards / "mean.npy")
-    choice = argparse.Namespace(checkpoint=folder, weights=None, run=None, which=None, recipe=None, device="cpu")
+    choice = argparse.Namespace(
+        checkpoint=folder, weights=None, run=None, which=None, recipe=None, device="cpu", class_names=None
+    )
     trained = load_model(choice, tmp_path, None)
     assert trained.config.mean == "image"
     assert trained.mean_image is not None
