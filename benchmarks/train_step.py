@@ -228,7 +228,7 @@ def bare_step(
     """Take a step as every tutorial does."""
     optimizer.zero_grad()
     with context:
-        loss = mean_loss(model, images, labels, 0.0)
+        loss = mean_loss(model, images, labels, 0.0, None)
     loss.backward()
     optimizer.step()
 

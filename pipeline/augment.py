@@ -9,6 +9,7 @@ from typing import Literal, NamedTuple, get_args
 import numpy as np
 
 from errors import InputError, check_choice, check_count
+from pipeline.balanced import BalancedPartition
 from pipeline.crops import centre_corners, random_corners, resized_shapes, square_corners, view_corners
 from pipeline.sampler import EpochDraws, Partition, draw_attempts, draw_epoch
 from pipeline.views import ViewSpec
@@ -145,8 +146,8 @@ class AugmentSampler:
     """Images of a batch of all ranks together."""
     view: ViewSpec
     augmentation: Augmentation
-    partition: Partition | None
-    """Of the samples among the ranks, where they are kept in a cache."""
+    partition: Partition | BalancedPartition | None
+    """Of the samples among the ranks, where they are kept in a cache or classes are balanced."""
 
     def __call__(self, epoch: int) -> EpochPlan:
         """Draw one epoch."""

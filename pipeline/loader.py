@@ -19,6 +19,7 @@ from pipeline.rank_plan import RankPlan, make_rank_plan
 from pipeline.reading.dali_stream import DaliStream, Decoder
 from pipeline.reading.read_ahead import ReadAhead
 from pipeline.reading.samples import Samples, StoredSample
+from pipeline.sampler import Sampling
 from pipeline.views import Mean, Units, ViewSpec, check_units, make_view, read_mean_image
 from preprocess.manifest import ColorStats, manifest_digest, read_manifest
 
@@ -34,7 +35,8 @@ class Loader:
     """Batches of one rank: `for images, labels in loader` is one epoch, and each `iter()` the next one.
 
     In training, each epoch visits the samples in an order of its own; those beyond the last complete global batch
-    (fewer than batch_size * world_size) are left out of that epoch. Global batch b is the same whatever the number
+    (fewer than batch_size * world_size) are left out of that epoch. With sampling `balanced`, an epoch has as many
+    batches, in which all classes come equally often. Global batch b is the same whatever the number
     of ranks, as long as batch_size * world_size is: rank r takes its r-th part. In evaluation, rank r takes samples
     [floor(r n / world_size), floor((r + 1) n / world_size)) in the order of the shards, each once; the last batch may
     be smaller, and a rank may have fewer batches than another, or none.
@@ -98,6 +100,14 @@ class Loader:
     def example(self, index: int) -> StoredSample:
         """Return one sample of the split as it is stored; evaluation gives them in this order."""
         return self._samples.example(index)
+
+    def class_counts(self) -> np.ndarray:
+        """Return the number of samples of each class in the split, int64; reads all labels.
+
+        Raises:
+            SampleError: one cannot be read.
+        """
+        return self._samples.class_counts()
 
     def __iter__(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         """Begin the next epoch, or go on in the one that a loaded state points into."""
@@ -189,6 +199,7 @@ def make_loader(
     seed: int = 0,
     mode: Mode | None = None,
     augmentation: Augmentation | None = None,
+    sampling: Sampling = "uniform",
     crops: int = 1,
     units: Units = "grey",
     mean: Mean = "channel",
@@ -211,6 +222,8 @@ def make_loader(
         seed: of order, crops, flips and lighting; not negative.
         mode: `train` or `eval`; None is `train` for the split of that name and `eval` elsewhere.
         augmentation: augmentation of training; default: the paper's; not allowed in evaluation.
+        sampling: of training: `uniform` takes each sample once an epoch, `balanced` draws all classes equally often
+            (`pipeline.balanced.BalancedPartition`), for which all labels are read at the start.
         crops: 1 for the centre; 10, in evaluation, for the four corners and the centre of the central square, then
             those of its mirror image, in the order of torchvision's TenCrop.
         units: `grey` gives 0-255 minus the mean; `unit`, (x - mean) / 255; `unit-std`, (x - mean) / standard deviation
@@ -230,13 +243,18 @@ def make_loader(
             (torch's own threads make the batches of a cache.)
 
     Raises:
-        InputError: the folder is not a complete data set, an argument has no valid value, or the cache does not fit
-            into memory or with the augmentation; the text says which.
+        InputError: the folder is not a complete data set, an argument has no valid value, a label that is needed cannot
+            be read, or the cache does not fit into memory or with the augmentation; the text says which.
     """
     manifest = read_manifest(data)
     samples = Samples(data, manifest, split)
     mode = mode or ("train" if split == "train" else "eval")
-    for name, value, valid in (("mode", mode, Mode), ("on_error", on_error, OnError), ("cache", cache, CacheKind)):
+    for name, value, valid in (
+        ("mode", mode, Mode),
+        ("on_error", on_error, OnError),
+        ("cache", cache, CacheKind),
+        ("sampling", sampling, Sampling),
+    ):
         check_choice(name, value, get_args(valid))
     if mode == "train":
         check_choice("crops", crops, [1])
@@ -244,6 +262,7 @@ def make_loader(
         augmentation = augmentation or Augmentation()
     else:
         check_choice("augmentation", augmentation, [None])
+        check_choice("sampling", sampling, ["uniform"])
     check_units(units, mean)
     if mean == "image" and mean_image is None:
         mean_image = read_mean_image(Path(data, manifest.color_stats.mean_image), manifest.short_side)
@@ -260,6 +279,7 @@ def make_loader(
         view,
         augmentation,
         seed,
+        labels=samples.labels() if sampling == "balanced" else None,
         cached=cache != "none",
         batch_size=batch_size,
         rank=rank,
@@ -267,8 +287,8 @@ def make_loader(
     )
     stream = _open_stream(samples, view, plan, cache, Decoder.on(device, num_threads), skip=on_error == "skip")
     identity = {"data": manifest_digest(data), "split": split, "mode": mode, "seed": seed}
-    # In the order by shards, a global batch is the same for any number of ranks.
-    fixed_world_size = None if plan.order == "shards" else world_size
+    # In these orders, a global batch is the same for any number of ranks.
+    fixed_world_size = None if plan.order in ("shards", "balanced") else world_size
     identity |= {"global_batch_size": batch_size * world_size, "world_size": fixed_world_size, "order": plan.order}
     identity |= {"crop": view.crop, "crops": crops, "units": units, "mean": mean}
     return Loader(samples, stream, len(plan.rank_slice), identity, augmentation)

@@ -9,10 +9,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import numpy as np
 
 from errors import InputError, check_count
+from pipeline.balanced import BalancedPartition
+
+Sampling = Literal["uniform", "balanced"]
+"""Which samples an epoch of training has: each once, or as many of each class."""
 
 SHUFFLE_GROUP_SHARDS = 16
 """Shards are permuted each epoch, then samples inside groups of this many: a full permutation for data sets up to
@@ -34,7 +39,7 @@ class EpochDraws:
     """One epoch by global position."""
 
     order: np.ndarray
-    """int64 n: which sample."""
+    """int64, n or fewer: which sample."""
     offsets: np.ndarray
     """int32 n,2: the crop's top left corner (y, x) within the central square, in pixels."""
     flips: np.ndarray
@@ -89,7 +94,11 @@ class Partition:
 
 
 def draw_epoch(
-    shard_samples: Sequence[int], seed: int, epoch: int, slack: int, partition: Partition | None = None
+    shard_samples: Sequence[int],
+    seed: int,
+    epoch: int,
+    slack: int,
+    partition: Partition | BalancedPartition | None = None,
 ) -> EpochDraws:
     """Draw a training epoch.
 
@@ -100,7 +109,8 @@ def draw_epoch(
         seed: not negative.
         epoch: from 0.
         slack: the largest crop offset, inclusive.
-        partition: gives the order where each rank keeps a part of the samples; None shuffles shards.
+        partition: gives the order where classes are balanced or each rank keeps a part of the samples; None shuffles
+            shards.
     """
     samples = sum(shard_samples)
     return EpochDraws(

@@ -8,12 +8,13 @@ from __future__ import annotations
 import dataclasses
 import re
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
-from errors import InputError, check_count, check_finite, check_fraction
+from errors import InputError, check_choice, check_count, check_finite, check_fraction
 from pipeline.augment import Augmentation
 from pipeline.cache.memory import CacheKind
 from pipeline.crops import default_crop
+from pipeline.sampler import Sampling
 from pipeline.views import Mean, Units, check_units
 from training.cli import table_rows
 from training.loop.compile import Compile
@@ -250,6 +251,12 @@ class Config:
     optimizer: Optimizer = field(default_factory=Optimizer)
     label_smoothing: float = 0.0
     """Part of the training target spread evenly over all classes; the validation loss has none."""
+    sampling: Sampling = "uniform"
+    """Samples of an epoch: each once (`uniform`), or as many of each class (`balanced`), where those of rare classes
+    come several times and those of frequent classes in some epochs only."""
+    class_weights: Literal["none", "balanced"] = "none"
+    """Weight of a class in the training loss: 1, or inverse to its number of train samples (`balanced`), 1 on average
+    over all samples. The validation loss has no weights."""
     augmentation: Augmentation = field(default_factory=Augmentation)
     units: Units = "grey"
     """Units of the input: `grey`, 0-255 minus the mean as in 2012; `unit`, that divided by 255; `unit-std`, that
@@ -290,6 +297,7 @@ class Config:
         check_count("seed", self.seed, 0)
         check_fraction("label_smoothing", self.label_smoothing)
         check_units(self.units, self.mean)
+        self._check_balance()
         if self.run_name is not None and not self.run_name.strip():
             raise InputError("run_name is empty; use at least one letter, or leave it out")
         self._check_tags()
@@ -302,6 +310,14 @@ class Config:
             )
         if self.image_size > self.short_side:
             raise InputError(f"crop is {self.crop}: it is above short_side; use at most {self.short_side}")
+
+    def _check_balance(self) -> None:
+        check_choice("sampling", self.sampling, get_args(Sampling))
+        check_choice("class_weights", self.class_weights, ("none", "balanced"))
+        if self.sampling == self.class_weights == "balanced":
+            raise InputError(
+                "class_weights is 'balanced': sampling is too, so rare classes would count twice; use one of the two"
+            )
 
     def _check_tags(self) -> None:
         for tag in self.tag:

@@ -181,7 +181,12 @@ def log_report(run_id: str, report: Report, folder: Path, name: str) -> None:
 
 def _log_report(client: MlflowClient, run_id: str, report: Report, folder: Path, name: str) -> None:
     prefix = "eval" if report["view"] == "1crop" else f"eval/{report['view']}"
-    numbers = {"top1": report["top1"], "top5": report["top5"], "loss": report["loss"]}
+    numbers = {
+        "top1": report["top1"],
+        "top5": report["top5"],
+        "balanced_accuracy": report["balanced_accuracy"],
+        "loss": report["loss"],
+    }
     for metric, value in numbers.items():
         if value is not None:
             client.log_metric(run_id, f"{prefix}/{metric}", value)

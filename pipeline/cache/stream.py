@@ -117,7 +117,9 @@ class CachedBatchStream:
         requested[list(self._source.left_out)] = True
 
         def request(indices: np.ndarray) -> np.ndarray:
-            first: np.ndarray = ~requested[indices]
+            first = np.zeros(len(indices), bool)
+            first[np.unique(indices, return_index=True)[1]] = True  # balanced batches may hold a sample twice
+            first &= ~requested[indices]
             requested[indices] = True
             return first
 

@@ -101,6 +101,23 @@ class Samples:
             self._sizes[index] = self._size(index, jpegs[position])
         return EncodedSamples(jpegs, self._sizes[indices], self._labels[indices])
 
+    def labels(self) -> np.ndarray:
+        """Read the labels of all samples, int64 n.
+
+        Raises:
+            SampleError: a tar is gone or too short, or a label is not one of the classes.
+        """
+        labels, index = np.empty(len(self), np.int64), 0
+        for number in range(len(self._shards)):
+            for start, length in self._entries(number)[:, 2:].tolist():
+                labels[index] = self._label(index, self._read_span(index, number, start, length))
+                index += 1
+        return labels
+
+    def class_counts(self) -> np.ndarray:
+        """Count the samples of each class, int64 classes; raises as `labels` does."""
+        return np.bincount(self.labels(), minlength=self._classes)
+
     def example(self, index: int) -> StoredSample:
         """Return one sample as it lies in its tar.
 

@@ -1,6 +1,6 @@
 """Small data sets of textured images for the loader's tests, written by the project's own shard writer."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -22,9 +22,15 @@ def textured(rng: np.random.Generator, width: int, height: int) -> Image.Image:
 
 
 def write_shards(
-    folder: Path, splits: dict[str, Sequence[Sequence[bytes]]], *, classes: int, short_side: int = SHORT_SIDE
+    folder: Path,
+    splits: dict[str, Sequence[Sequence[bytes]]],
+    *,
+    classes: int,
+    short_side: int = SHORT_SIDE,
+    label_of: Callable[[int], int] | None = None,
 ) -> Path:
-    """Write each split as a list of shards of JPEG files; sample i of a split has label i modulo `classes`."""
+    """Write each split as shards of JPEG files; sample i of a split has label i modulo `classes`, or `label_of(i)`."""
+    label_of = label_of or (lambda index: index % classes)
     folder.mkdir(parents=True)
     sums = ColorSums(short_side)
     sums.add(textured(np.random.default_rng(0), short_side * 3, short_side * 2))
@@ -35,7 +41,7 @@ def write_shards(
             first = sum(entry.samples for entry in entries)
             with ShardWriter(folder, shard_stem(name, number)) as writer:
                 for index, jpeg in enumerate(jpegs, start=first):
-                    writer.add(f"{name}/sample-{index}", jpeg, f"{index % classes:03d}")
+                    writer.add(f"{name}/sample-{index}", jpeg, f"{label_of(index):03d}")
                 entries.append(writer.commit())
         written[name] = Split(sum(entry.samples for entry in entries), tuple(entries))
     (folder / "mean.npy").write_bytes(sums.mean_image_file())

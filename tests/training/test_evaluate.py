@@ -122,7 +122,7 @@ def test_a_run_gets_its_evaluation(command, checkpoint: Path, tiny_shards: Path,
     assert report == tmp_path / "reports" / f"{run_id}-{step}-val-1crop" / "report.html"
     assert report.is_file()
     metrics = client.get_run(run_id).data.metrics
-    assert set(metrics) == {"eval/top1", "eval/loss"}
+    assert set(metrics) == {"eval/top1", "eval/balanced_accuracy", "eval/loss"}
     assert metrics["eval/top1"] == json.loads(report.with_name("report.json").read_text())["top1"]
     names = [artifact.path for artifact in client.list_artifacts(run_id, f"evaluation/{step}-val-1crop")]
     assert {Path(name).name for name in names} == {"report.html", "report.json", "pictures"}

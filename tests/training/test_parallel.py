@@ -40,6 +40,7 @@ SWITCHES: dict[str, dict[str, Any]] = {
         **{"first_kernel": 5, "first_stride": 1, "map_side": 2},
     },
 }
+CLASS_WEIGHTS = {"alexnet-small": None, "alexnet-owt": torch.linspace(0.2, 3.0, 12)}
 State = dict[str, dict[str, Tensor]]
 
 
@@ -66,7 +67,11 @@ def train_steps(name: str, layout: Layout, steps: range, start: State | None) ->
         images, labels = (
             part.chunk(layout.num_batch_ranks)[layout.batch_rank].to(layout.device) for part in batch(step)
         )
-        train_step(replica, optimizer, images, labels, autocast("float32", layout.device), 0.1, micro_batches=2)
+        train_step(
+            *(replica, optimizer, images, labels, autocast("float32", layout.device), 0.1),
+            micro_batches=2,
+            class_weights=CLASS_WEIGHTS[name],
+        )
         average.update_parameters(network)
     return {
         "model": gather_full(network.state_dict(), network, layout),

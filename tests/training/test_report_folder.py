@@ -98,12 +98,18 @@ def written(tmp_path_factory):
     return folder, report, text, Page(text)
 
 
+def test_the_page_has_the_balanced_accuracy(written):
+    _, report, text, _ = written
+    assert f"the mean of the classes’ top-1 accuracies: {report['balanced_accuracy'] * 100:.1f} %." in text
+    assert report["balanced_accuracy"] != report["top1"]
+
+
 def test_report_json_is_the_summary(written):
     folder, report, _, _ = written
     assert json.loads((folder / "report.json").read_text(encoding="utf-8")) == report
     assert list(report) == [
         *("split", "samples", "crops", "top1", "top5", "top1_error", "top5_error", "loss", "per_class"),
-        *("checkpoint", "manifest_sha256", "images_per_second", "view", "weights_sha256"),
+        *("checkpoint", "manifest_sha256", "images_per_second", "view", "weights_sha256", "balanced_accuracy"),
     ]
 
 

@@ -17,7 +17,7 @@ from errors import InputError
 from training.loop.step import mean_loss
 
 Compile = Literal["off", "auto", "on", "graphs"]
-MeanLoss = Callable[[nn.Module, Tensor, Tensor, float], Tensor]
+MeanLoss = Callable[[nn.Module, Tensor, Tensor, float, Tensor | None], Tensor]
 """The signature of `training.loop.step.mean_loss`."""
 
 

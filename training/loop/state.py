@@ -31,6 +31,7 @@ from training.loop.compile import MeanLoss, make_mean_loss
 from training.loop.meter import Meter
 from training.loop.precision import autocast
 from training.loop.request import TakeRequest
+from training.loop.step import balanced_class_weights
 from training.models import make_network
 from training.models.state_dict import check_fits
 from training.optim.optimizer import (
@@ -61,6 +62,8 @@ class TrainState:
     """`network`, wrapped so that backward averages the gradients over the devices that hold the same parameters."""
     mean_loss: MeanLoss
     """The loss of `ddp_network`, compiled if the configuration says so."""
+    class_weights: Tensor | None
+    """Weights of the loss, float32 classes on the device; None: all classes count the same."""
     optimizer: Optimizer
     schedule: Schedule
     train_loader: Loader
@@ -122,6 +125,7 @@ def build_state(
         network=network,
         ddp_network=layout.wrap_for_training(network, config.image_size),
         mean_loss=mean_loss_of(config, layout),
+        class_weights=_class_weights(config, layout, train_loader),
         optimizer=optimizer,
         schedule=Schedule(optimizer, config.optimizer, len(train_loader), config.epochs),
         train_loader=train_loader,
@@ -152,8 +156,16 @@ def _make_loaders(config: Config, layout: Layout, num_threads: int) -> tuple[Loa
         "on_error": config.on_bad_sample,
     }
     per_rank = config.batch_size // layout.num_batch_ranks
-    train = make_loader(config.data, "train", per_rank, augmentation=config.augmentation, **common)
+    train = make_loader(
+        config.data, "train", per_rank, augmentation=config.augmentation, sampling=config.sampling, **common
+    )
     return train, make_loader(config.data, "val", per_rank, **common)
+
+
+def _class_weights(config: Config, layout: Layout, train_loader: Loader) -> Tensor | None:
+    if config.class_weights == "none":
+        return None
+    return balanced_class_weights(train_loader.class_counts()).to(layout.device)
 
 
 def mean_loss_of(config: Config, layout: Layout) -> MeanLoss:

@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable
 from contextlib import nullcontext
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -17,9 +18,28 @@ IGNORED = -100
 """Label of a row of zeros in the place of an image that was left out: F.cross_entropy's own."""
 
 
-def mean_loss(network: nn.Module, images: Tensor, labels: Tensor, label_smoothing: float) -> Tensor:
-    """Return the mean cross-entropy of a batch, 0 for `IGNORED` rows; `training.loop.compile` compiles it."""
-    losses = F.cross_entropy(network(images), labels, label_smoothing=label_smoothing, reduction="sum")
+def balanced_class_weights(counts: np.ndarray) -> Tensor:
+    """Return a weight for each class that is inverse to its number of samples: float32 classes, for `mean_loss`.
+
+    For `counts`, int64 classes, it is n / (C n_c), with n samples in C classes: the mean over all samples is 1, so the
+    learning rate keeps its meaning (King and Zeng 2001, Logistic Regression in Rare Events Data; "balanced" in
+    scikit-learn's `compute_class_weight`). Classes without samples get 0 and do not count.
+    """
+    weights = counts.sum() / (np.count_nonzero(counts) * np.maximum(counts, 1))
+    return torch.from_numpy(np.where(counts > 0, weights, 0).astype(np.float32))
+
+
+def mean_loss(
+    network: nn.Module, images: Tensor, labels: Tensor, label_smoothing: float, class_weights: Tensor | None = None
+) -> Tensor:
+    """Return the mean cross-entropy of a batch, 0 for `IGNORED` rows; `training.loop.compile` compiles it.
+
+    With `class_weights`, float32 classes, it is their weighted sum over the number of images, and not over the sum of
+    the weights: that differs between the parts of a batch, whose gradients would then not add up to those of all of it.
+    """
+    losses = F.cross_entropy(
+        network(images), labels, weight=class_weights, label_smoothing=label_smoothing, reduction="sum"
+    )
     return losses / len(labels)
 
 
@@ -42,7 +62,8 @@ def train_step(
     autocast: torch.autocast,
     label_smoothing: float = 0.0,
     micro_batches: int = 1,
-    loss_function: Callable[[nn.Module, Tensor, Tensor, float], Tensor] = mean_loss,
+    loss_function: Callable[[nn.Module, Tensor, Tensor, float, Tensor | None], Tensor] = mean_loss,
+    class_weights: Tensor | None = None,
 ) -> Tensor:
     """Take one optimizer step on the mean cross-entropy of a batch; return that loss, detached, on the device.
 
@@ -52,6 +73,7 @@ def train_step(
         label_smoothing: part of the target spread evenly over all classes, 0 to 1 (Szegedy et al. 2016, section 7).
         micro_batches: parts in which the batch is computed; their gradients are summed and averaged over devices once.
         loss_function: `mean_loss`, or the result of `training.loop.compile.make_mean_loss`.
+        class_weights: see `mean_loss`.
     """
     images = images.contiguous(memory_format=torch.channels_last)
     optimizer.zero_grad(set_to_none=True)
@@ -61,7 +83,7 @@ def train_step(
         more_follow = index < len(parts) - 1
         with getattr(network, "no_sync", nullcontext)() if more_follow else nullcontext():
             with autocast:
-                loss = loss_function(network, some, truth, label_smoothing)
+                loss = loss_function(network, some, truth, label_smoothing, class_weights)
             # Parts may differ by an image: each is weighted by its number of images.
             loss = loss * (len(truth) / len(labels))
             loss.backward()

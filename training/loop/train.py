@@ -60,6 +60,7 @@ def train_epoch(state: TrainState, log: LogMetrics, save: SaveCheckpoint) -> Non
             config.label_smoothing,
             config.micro_batches,
             state.mean_loss,
+            state.class_weights,
         )
         if state.ema is not None:
             state.ema.update_parameters(state.network)

@@ -79,6 +79,8 @@ class Evaluated(TypedDict):
 class Report(Evaluated):
     """The content of `report.json`; accuracies and errors are fractions of 1, `loss` is a mean in nats.
 
+    `balanced_accuracy` is the mean of the classes' top-1 accuracies, of those that have samples (Brodersen et al. 2010,
+    The Balanced Accuracy and Its Posterior Distribution; scikit-learn's `balanced_accuracy_score`).
     `per_class` is in the order of the labels. With fewer than five classes every top-5 figure is null.
     `images_per_second` is over the wall time of the evaluation, loading included.
     """
@@ -88,6 +90,7 @@ class Report(Evaluated):
     top5: float | None
     top1_error: float
     top5_error: float | None
+    balanced_accuracy: float
     loss: float
     per_class: list[ClassResult]
     checkpoint: str
@@ -111,6 +114,7 @@ def summarise(
     _check_finite(predictions, evaluated["split"], checkpoint)
     _check_classes(predictions, len(classes))
     samples = len(predictions.labels)
+    per_class = _per_class(predictions, classes)
     top1 = int(predictions.correct.sum())
     top5 = int(predictions.hits.sum()) if len(classes) >= TOP_K else None
     return Report(
@@ -123,12 +127,13 @@ def summarise(
         top5_error=None if top5 is None else (samples - top5) / samples,
         # fsum rounds once, so the order of the samples does not matter.
         loss=math.fsum(predictions.losses) / samples,
-        per_class=_per_class(predictions, classes),
+        per_class=per_class,
         checkpoint=checkpoint,
         manifest_sha256=evaluated["manifest_sha256"],
         images_per_second=images_per_second,
         view=evaluated["view"],
         weights_sha256=evaluated["weights_sha256"],
+        balanced_accuracy=_mean([row["top1"] for row in per_class if row["top1"] is not None]),
     )
 
 
@@ -151,6 +156,10 @@ def _check_classes(predictions: Predictions, classes: int) -> None:
     for name, values in (("labels", predictions.labels), ("top_classes", guesses)):
         if values.min() < 0 or values.max() >= classes:
             raise ValueError(f"{name} span {values.min()}..{values.max()}; there are {classes} classes")
+
+
+def _mean(values: Sequence[float]) -> float:
+    return math.fsum(values) / len(values)
 
 
 def _per_class(predictions: Predictions, classes: Sequence[ClassEntry]) -> list[ClassResult]:
