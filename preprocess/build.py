@@ -25,7 +25,7 @@ from preprocess.run.pool import REASONS_SHOWN, Counts
 from preprocess.run.progress import BuildProgress, run_with_progress
 from preprocess.run.shard_task import ShardTask, build_shard, still_rejected
 from preprocess.shards import label_width
-from preprocess.sources.catalogue import SPLITS, Catalogue, printable
+from preprocess.sources.catalogue import Catalogue, printable
 from preprocess.sources.raw_files import RawFiles
 from preprocess.state.build_state import BuildState, ShardRecord, changed_shards, resume_build
 from preprocess.state.fingerprint import build_fingerprint
@@ -139,7 +139,7 @@ def _finish(plan: Plan, build_state: BuildState) -> Manifest:
     """Merge the statistics of all shards, one at a time, and commit the folder as a data set."""
     options = plan.options
     sums = ColorSums(options.short_side)
-    shards: dict[str, list[Shard]] = {split: [] for split in SPLITS}
+    shards: dict[str, list[Shard]] = {split: [] for split in plan.splits}
     rejected: list[Rejection] = []
     for planned, record, part in build_state.load_all(plan.shards):
         if record.shard is not None:

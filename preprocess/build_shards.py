@@ -102,6 +102,8 @@ def _parser() -> argparse.ArgumentParser:
     add("--ray", metavar="ADDRESS", help="build on all nodes of a Ray cluster: `auto` for that of this "
         "machine or job, or HOST:PORT of its head; every node needs input and output under the same path")  # fmt: skip
     add("--val-fraction", type=float, metavar="F", help="fraction of each class to keep for val, if IN has no val")
+    add("--test-as-val", action="store_true", help="use IN's test split as val, if IN has no val: models are then "
+        "selected on the test images")  # fmt: skip
     add("--shard-samples", type=int, default=1000, help="maximum number of images in a shard")
     add("--max-rejected", type=float, metavar="F", default=0.01, help="fraction of all images that may be unreadable")
     add("--verify", action="store_true", help="build nothing: compare the files in DIR with its manifest and name "

@@ -15,7 +15,7 @@ from preprocess import sample
 from preprocess.shards import sample_keys, shard_stem
 from preprocess.sources.catalogue import SPLITS, Catalogue, RawImage, printable, shuffle_key
 from preprocess.sources.layouts import LAYOUTS, open_source
-from preprocess.sources.source import Source
+from preprocess.sources.source import Source, SourceOptions
 
 
 @dataclass(frozen=True)
@@ -48,6 +48,8 @@ class BuildOptions:
     """Fraction of all images that may be rejected, 0 to 1; more is an error."""
     apply_exif: bool = False
     """Turn images as their EXIF orientation says."""
+    test_as_val: bool = False
+    """Use the input's test split as val, where it has no val split."""
 
     def __post_init__(self) -> None:
         """Raise `InputError` for a value out of range."""
@@ -65,8 +67,9 @@ class BuildOptions:
             raise InputError(f"--val-fraction is {self.val_fraction}: it is out of range; use at least 0 and below 1")
         if self.name is not None and not self.name.strip():
             raise InputError("--name is empty; leave it out for the input folder's")
-        if self.input is None and self.val_fraction is not None:
-            raise InputError("--val-fraction needs --input: the embedded sample has its own val split; leave it out")
+        for option, given in (("--val-fraction", self.val_fraction is not None), ("--test-as-val", self.test_as_val)):
+            if self.input is None and given:
+                raise InputError(f"{option} needs --input: the embedded sample has its own val split; leave it out")
         check_choice("--layout", self.layout, LAYOUTS)
         if self.input is None and self.layout != "auto":
             raise InputError("--layout needs --input: the embedded sample is drawn; leave it out")
@@ -104,6 +107,11 @@ class Plan:
     shards: tuple[PlannedShard, ...]
 
     @property
+    def splits(self) -> tuple[str, ...]:
+        """Return the splits to build; val may be empty."""
+        return ("train", "val") if self.source is None else self.source.splits
+
+    @property
     def images(self) -> int:
         """Return the number of images in all splits."""
         return len(self.catalogue.images)
@@ -125,7 +133,8 @@ def make_plan(options: BuildOptions) -> Plan:
             raise InputError(
                 f"--output is {options.output}: it lies in the input folder {options.input}; use another folder"
             )
-        source = open_source(options.input, options.layout, options.val_fraction, options.seed)
+        chosen = SourceOptions(options.layout, options.val_fraction, options.seed, options.test_as_val)
+        source = open_source(options.input, chosen)
         catalogue = source.catalogue
     return Plan(options, source, catalogue, divide(catalogue, options.seed, options.shard_samples))
 

@@ -38,7 +38,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     add_model_arguments(parser)
     add_device_argument(parser)
     parser.add_argument("--data", required=True, metavar="DIR", help="folder of shards")
-    parser.add_argument("--split", default="val", help="(default: val)")
+    parser.add_argument("--split", default="val", help="of the shards: val, test or train (default: val)")
     parser.add_argument("--crops", type=int, choices=(1, 10), default=1, help="1: the centre; 10: as in 2012")
     parser.add_argument(
         "--dense",
@@ -162,8 +162,9 @@ def describe(trained: LoadedModel, manifest: Manifest) -> Subject:
 
 
 def log_report(run_id: str, report: Report, folder: Path, name: str) -> None:
-    """Put the report's numbers (`eval/*`, but for one crop `eval/VIEW/*`) and files into the MLflow run.
+    """Put the report's numbers and files into the MLflow run.
 
+    The numbers of val and one crop are `eval/*`; another split or view is part of the name: `eval/test/10crops/*`.
     The files are in `evaluation/NAME` there, less the id of the run.
 
     Raises:
@@ -180,7 +181,8 @@ def log_report(run_id: str, report: Report, folder: Path, name: str) -> None:
 
 
 def _log_report(client: MlflowClient, run_id: str, report: Report, folder: Path, name: str) -> None:
-    prefix = "eval" if report["view"] == "1crop" else f"eval/{report['view']}"
+    parts = (report["split"] if report["split"] != "val" else "", report["view"] if report["view"] != "1crop" else "")
+    prefix = "/".join(["eval", *filter(None, parts)])
     numbers = {
         "top1": report["top1"],
         "top5": report["top5"],

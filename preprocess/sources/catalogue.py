@@ -14,7 +14,7 @@ from errors import InputError
 from preprocess.manifest import ClassEntry
 
 IMAGE_ENDINGS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
-SPLITS = ("train", "val")
+SPLITS = ("train", "val", "test")
 
 
 # Named tuples, without a dict each and quick to make: a catalogue of ImageNet has 1.3 million images.

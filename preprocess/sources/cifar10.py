@@ -17,9 +17,9 @@ from typing import Any
 import numpy as np
 
 from errors import InputError
-from preprocess.sources.catalogue import Catalogue, Found, RowRef
+from preprocess.sources.catalogue import Found, RowRef
 from preprocess.sources.labels import check_labels
-from preprocess.sources.source import Container, Source
+from preprocess.sources.source import Container, Listing
 
 _BATCHES = {**{f"data_batch_{number}": "train" for number in range(1, 6)}, "test_batch": "val"}
 _META = "batches.meta"
@@ -46,7 +46,7 @@ def detect(root: Path) -> bool:
     return _folder(root) is not None
 
 
-def read(root: Path) -> Source:
+def read(root: Path) -> Listing:
     """List the images of the pickles.
 
     Raises:
@@ -61,7 +61,7 @@ def read(root: Path) -> Source:
     names = _load(folder / _META).get("label_names")
     if not isinstance(names, list) or len(set(names)) != len(names) or not all(isinstance(name, str) for name in names):
         raise InputError(f"{folder / _META} has no label_names: it is not that of CIFAR-10")
-    found: list[Found] = []
+    found: dict[str, list[Found]] = {"train": [], "val": []}
     containers = []
     for batch, split in _BATCHES.items():
         path = folder / batch
@@ -69,9 +69,9 @@ def read(root: Path) -> Source:
         file = path.relative_to(root).as_posix()
         for row, (label, name) in enumerate(zip(content["labels"], content["filenames"], strict=True)):
             canonical_name = f"{split}/{names[label]}/{batch}_{row:05d}_{name}"
-            found.append((split, names[label], canonical_name, RowRef(file, row)))
+            found[split].append((split, names[label], canonical_name, RowRef(file, row)))
         containers.append(Container(file, len(content["labels"]), read_rows))
-    return Source(root, Catalogue.of({name: name for name in names}, found), tuple(containers))
+    return Listing({name: name for name in names}, found, tuple(containers))
 
 
 def read_rows(path: Path) -> Iterator[bytes]:

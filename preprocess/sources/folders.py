@@ -1,9 +1,9 @@
 """Class folders, as torchvision's ImageFolder sees them.
 
-    IN/train/<class>/**  IN/val/<class>/**     (IN/test is the val split when there is no IN/val)
-    IN/<class>/**  or  IN/train/<class>/**     with a fraction of each class kept for the val split
+    IN/train/<class>/**  IN/val/<class>/**  IN/test/<class>/**     (or other names that `splits.split_of` knows)
+    IN/<class>/**
 
-IN's own `train`, `val` and `test` are never classes; a build names the folders of IN that it ignores. A file
+IN's own folders with the name of a split are never classes; a build names the folders of IN that it ignores. A file
 counts as an image by its ending (`IMAGE_ENDINGS`, in any case), hidden or not, at any depth; all other files are
 ignored. Symbolic links are followed, loops are not.
 """
@@ -15,71 +15,127 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from errors import InputError
-from preprocess.sources.catalogue import IMAGE_ENDINGS, Catalogue, FileRef, Found, printable, shuffle_key
-from preprocess.sources.source import Source
+from preprocess.sources.catalogue import IMAGE_ENDINGS, FileRef, Found, printable
+from preprocess.sources.source import Listing
+from preprocess.sources.splits import split_of
 
-_SPLIT_FOLDERS = ("train", "val", "test")
+_DEPTH = 8  # of folders that are looked into for a better --input
 
 
-def read(root: Path, val_fraction: float | None, seed: int) -> Source:
-    """Find the class folders and images under `root`.
+def has_train(root: Path) -> bool:
+    """Return True if `root` has a folder of the train split."""
+    return "train" in split_folders(root)
 
-    Args:
-        root: the input folder.
-        val_fraction: the fraction of each class to keep for the val split, rounded, but at least 1 image of a
-            class that has 2; 0 leaves the val split empty. None where `root` has its own val split.
-        seed: decides which images are kept.
+
+def read(root: Path) -> Listing:
+    """Find the class folders and images under `root`; without a train folder, they are the train split.
 
     Raises:
-        InputError: no class folders, `val_fraction` missing or superfluous, a class folder without an image, or one
-            that only one of the splits has.
+        InputError: no class folders, only one, or what looks like a data set in the place of a class; a class folder
+            without an image; or one that the val split has and the train split has not, or the other way round.
     """
-    train = root / "train"
-    if not train.is_dir():
-        train = root
-    val = next((root / name for name in ("val", "test") if train != root and (root / name).is_dir()), None)
-    if val is None and val_fraction is None:
-        present = "no train and val folders" if train == root else "a train folder, but no val or test folder"
-        raise InputError(f"input folder {root} has {present}: add --val-fraction 0.1 to keep a tenth for validation")
-    if val is not None and val_fraction is not None:
-        raise InputError(f"input folder {root} has its own val split, {val}: leave --val-fraction out")
-    classes = list_classes(train, *(("", _SPLIT_FOLDERS) if train == root else ("train/",)))
-    names = {name: name for name in classes}
-    if val is None:
-        ignored = _others(root, _SPLIT_FOLDERS, there=True) if train == root else _others(root, ("train",))
-        return Source(root, Catalogue.of(names, _kept_apart(classes, val_fraction or 0.0, seed)), ignored=ignored)
-    listing = {"train": classes, "val": list_classes(val, f"{val.name}/")}
-    for name in sorted(listing["train"].keys() ^ listing["val"].keys()):
-        there, absent = (train, val) if name in listing["train"] else (val, train)
-        raise InputError(f"class {printable(name)!r} is in {there} but not in {absent}: both need the same classes")
-    found = (image for split, classes in listing.items() for image in class_images(split, classes))
-    return Source(root, Catalogue.of(names, found), ignored=_others(root, ("train", val.name)))
+    folders = split_folders(root)
+    others = sorted(entry.name for entry in scan(root) if _is_folder(entry) and not entry.name.startswith("."))
+    if "train" not in folders:
+        classes = list_classes(root, "", ignored=[folder.name for folder in folders.values()], least=2)
+        ignored = tuple(name for name in others if name not in classes)
+        return Listing({name: name for name in classes}, {"train": class_images("train", classes)}, ignored=ignored)
+    found = {"train": list_classes(folders["train"], f"{folders['train'].name}/", least=2)}
+    if "val" in folders:
+        found["val"] = list_classes(folders["val"], f"{folders['val'].name}/")
+        _check_same_classes(folders, found["train"], found["val"])
+    if "test" in folders and _holds_classes_of(folders["test"], found["train"]):
+        found["test"] = list_classes(folders["test"], f"{folders['test'].name}/")
+    used = {folders[split].name for split in found}
+    return Listing(
+        {name: name for name in found["train"]},
+        {split: class_images(split, classes) for split, classes in found.items()},
+        ignored=tuple(name for name in others if name not in used),
+    )
 
 
-def _others(root: Path, splits: Sequence[str], there: bool = False) -> tuple[str, ...]:
-    """Return the folders in `root`, except hidden ones, that are in `splits` if `there`, else the others."""
-    folders = (entry.name for entry in scan(root) if _is_folder(entry) and not entry.name.startswith("."))
-    return tuple(sorted(name for name in folders if (name in splits) == there))
+def split_folders(root: Path) -> dict[str, Path]:
+    """Return the folder of each split in `root`.
+
+    Raises:
+        InputError: two folders are of one split, such as `val` and `valid`; or `root` cannot be listed.
+    """
+    folders: dict[str, Path] = {}
+    for entry in sorted(scan(root), key=lambda entry: entry.name):
+        split = split_of(entry.name)
+        if split is None or not _is_folder(entry):
+            continue
+        if split in folders:
+            raise InputError(
+                f"input folder {root} has two folders for the {split} split, {folders[split].name} and "
+                f"{printable(entry.name)}; rename or remove one"
+            )
+        folders[split] = root / entry.name
+    return folders
 
 
-def list_classes(folder: Path, prefix: str, ignored: Sequence[str] = ()) -> dict[str, list[str]]:
+def list_classes(folder: Path, prefix: str, ignored: Sequence[str] = (), least: int = 1) -> dict[str, list[str]]:
     """List the images of each class folder in `folder`.
 
     The images are paths relative to `folder` after `prefix`; folders named in `ignored` are not classes.
 
     Raises:
-        InputError: no class folders, one without images, or one that cannot be listed.
+        InputError: fewer class folders than `least`, one without images, one that holds the folders of splits or is
+            named like one, or one that cannot be listed.
     """
     names = sorted(entry.name for entry in scan(folder) if _is_folder(entry) and entry.name not in ignored)
     if not names:
         raise InputError(f"input folder {folder} holds no class folders (images are looked for in <class>/**)")
-    classes = {name: sorted(_walk_images(folder / name, f"{prefix}{name}")) for name in names}
-    for name, files in classes.items():
+    if all(split_of(name) for name in names):
+        raise InputError(f"input folder {folder} holds split folders instead of classes; use {folder} as --input")
+    if len(names) < least:
+        _refuse_single_class(folder, names[0])
+    classes = {}
+    for name in names:
+        files, inner = _list_images(folder / name, f"{prefix}{name}")
+        _check_no_splits(folder / name, inner)
         if not files:
             raise InputError(
                 f"class {printable(name)!r} has no image in {folder} (endings that count: {', '.join(IMAGE_ENDINGS)})"
             )
+        classes[name] = sorted(files)
     return classes
+
+
+def _check_no_splits(folder: Path, inner: Sequence[str]) -> None:
+    """Raise `InputError` if a class folder holds the folders of splits: then it is a data set, and they would mix."""
+    splits = sorted(name for name in inner if split_of(name))
+    if splits:
+        raise InputError(
+            f"input folder {folder.parent} holds {printable(folder.name)!r}, which has the split folders "
+            f"{', '.join(map(printable, splits))} in it and is no class; use {folder} as --input"
+        )
+
+
+def _refuse_single_class(folder: Path, name: str) -> None:
+    """Raise `InputError`, with the folder further inwards that holds several folders, if there is one."""
+    inner, advice = folder / name, "use a folder with at least 2"
+    for _ in range(_DEPTH):
+        folders = [entry.name for entry in scan(inner) if _is_folder(entry) and not entry.name.startswith(".")]
+        if len(folders) != 1:
+            advice = f"use {inner} as --input" if folders else advice
+            break
+        inner /= folders[0]
+    raise InputError(f"input folder {folder} has a single class folder, {printable(name)!r}; {advice}")
+
+
+def _check_same_classes(folders: Mapping[str, Path], train: Mapping[str, object], val: Mapping[str, object]) -> None:
+    for name in sorted(train.keys() ^ val.keys()):
+        there, absent = ("train", "val") if name in train else ("val", "train")
+        raise InputError(
+            f"class {printable(name)!r} is in {folders[there]} but not in {folders[absent]}: both need the same classes"
+        )
+
+
+def _holds_classes_of(folder: Path, classes: Mapping[str, object]) -> bool:
+    """Return True if a test folder has class folders, all of them known; often it holds images without labels."""
+    names = {entry.name for entry in scan(folder) if _is_folder(entry)}
+    return bool(names) and names <= classes.keys()
 
 
 def class_images(split: str, classes: Mapping[str, Sequence[str]], folder: str = "") -> Iterator[Found]:
@@ -103,10 +159,11 @@ def scan(folder: Path) -> list[os.DirEntry[str]]:
         raise InputError(f"input folder {folder} cannot be listed: {error.strerror}") from error
 
 
-def _walk_images(top: Path, path: str) -> Iterator[str]:
-    """Yield the path of each image under `top`, with `path` for that of `top`."""
+def _list_images(top: Path, path: str) -> tuple[list[str], list[str]]:
+    """Return the path of each image under `top`, with `path` for that of `top`, and the folders in `top` itself."""
     # A folder is identified by device and inode; one that is its own ancestor is a loop of symbolic links.
     pending: list[tuple[Path, str, frozenset[tuple[int, int]]]] = [(top, path, frozenset())]
+    images, inner = [], []
     while pending:
         folder, path, ancestors = pending.pop()
         status = folder.stat()
@@ -116,8 +173,11 @@ def _walk_images(top: Path, path: str) -> Iterator[str]:
         for entry in scan(folder):
             if _is_folder(entry):
                 pending.append((folder / entry.name, f"{path}/{entry.name}", ancestors | {identity}))
+                if not ancestors:
+                    inner.append(entry.name)
             elif _is_image(entry):
-                yield f"{path}/{entry.name}"
+                images.append(f"{path}/{entry.name}")
+    return images, inner
 
 
 def _is_folder(entry: os.DirEntry[str]) -> bool:
@@ -133,12 +193,3 @@ def _is_image(entry: os.DirEntry[str]) -> bool:
         return entry.is_file(follow_symlinks=False)
     target = Path(entry.path)
     return target.is_file() or not target.exists()
-
-
-def _kept_apart(train: Mapping[str, Sequence[str]], val_fraction: float, seed: int) -> Iterator[Found]:
-    for name, files in train.items():
-        count = max(round(val_fraction * len(files)), 1) if val_fraction > 0 else 0
-        count = min(count, max(len(files) - 1, 0))
-        shuffled = sorted(files, key=lambda file: shuffle_key("val", seed, file))
-        yield from class_images("train", {name: shuffled[count:]})
-        yield from class_images("val", {name: shuffled[:count]})

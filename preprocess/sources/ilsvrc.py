@@ -15,13 +15,12 @@ import posixpath
 import tarfile
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from itertools import chain
 from pathlib import Path
 
 from errors import InputError
-from preprocess.sources.catalogue import IMAGE_ENDINGS, ArchiveRef, Catalogue, Found, printable
+from preprocess.sources.catalogue import IMAGE_ENDINGS, ArchiveRef, Found, printable
 from preprocess.sources.labels import check_same
-from preprocess.sources.source import Source
+from preprocess.sources.source import Listing
 from preprocess.sources.tar_headers import Member, open_tar, read_members
 
 TRAIN = "ILSVRC2012_img_train.tar"
@@ -36,7 +35,7 @@ def detect(root: Path) -> bool:
     return any((root / name).is_file() for name in (TRAIN, VAL))
 
 
-def read(root: Path) -> Source:
+def read(root: Path) -> Listing:
     """List the images of the official archives.
 
     Raises:
@@ -46,7 +45,7 @@ def read(root: Path) -> Source:
         if not (root / name).is_file():
             raise InputError(f"{root / name} is missing: the official archives are {TRAIN}, {VAL} and {DEVKIT}")
     names, truth = _read_devkit(root / DEVKIT)
-    return Source(root, Catalogue.of(names, chain(_found_val(root / VAL, truth), _found_train(root / TRAIN, names))))
+    return Listing(names, {"train": _found_train(root / TRAIN, names), "val": _found_val(root / VAL, truth)})
 
 
 def _found_train(path: Path, names: Mapping[str, str]) -> Iterator[Found]:

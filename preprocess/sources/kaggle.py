@@ -10,14 +10,12 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Collection
-from itertools import chain
 from pathlib import Path
 
 from errors import InputError
-from preprocess.sources.catalogue import Catalogue
 from preprocess.sources.folders import class_images, list_classes
 from preprocess.sources.labels import check_same, flat_val, read_lines, read_names
-from preprocess.sources.source import Source
+from preprocess.sources.source import Listing
 
 _IMAGES = "Data/CLS-LOC"
 _SOLUTION = "LOC_val_solution.csv"
@@ -29,7 +27,7 @@ def detect(root: Path) -> bool:
     return _images(root) is not None
 
 
-def read(root: Path) -> Source:
+def read(root: Path) -> Listing:
     """List the images of Kaggle's layout.
 
     Raises:
@@ -48,7 +46,7 @@ def read(root: Path) -> Source:
     class_of = _read_solution(solution, names, mapping)
     train_images = class_images("train", train, f"{images.relative_to(root).as_posix()}/")
     val_images = flat_val(root, images / "val", class_of, solution)
-    return Source(root, Catalogue.of(names, chain(train_images, val_images)))
+    return Listing(names, {"train": train_images, "val": val_images})
 
 
 def _images(root: Path) -> Path | None:

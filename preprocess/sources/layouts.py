@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import stat
 from collections.abc import Callable
+from itertools import chain
 from pathlib import Path
 
 from errors import InputError
 from preprocess.sources import cifar10, folders, ilsvrc, kaggle, parquet, tiny_imagenet
-from preprocess.sources.source import Source
+from preprocess.sources.catalogue import Catalogue
+from preprocess.sources.source import Listing, Source, SourceOptions
+from preprocess.sources.splits import assign_splits
 
 _FOLDERS = "folders"
-_OTHERS: dict[str, tuple[Callable[[Path], bool], Callable[[Path], Source]]] = {
+_OTHERS: dict[str, tuple[Callable[[Path], bool], Callable[[Path], Listing]]] = {
     "ilsvrc": (ilsvrc.detect, ilsvrc.read),
     "kaggle": (kaggle.detect, kaggle.read),
     "tiny-imagenet": (tiny_imagenet.detect, tiny_imagenet.read),
@@ -21,36 +24,34 @@ _OTHERS: dict[str, tuple[Callable[[Path], bool], Callable[[Path], Source]]] = {
 LAYOUTS = ("auto", _FOLDERS, *_OTHERS)
 
 
-def open_source(root: Path, layout: str, val_fraction: float | None, seed: int) -> Source:
+def open_source(root: Path, options: SourceOptions) -> Source:
     """List the input folder `root`; of `LAYOUTS`, `auto` detects the layout.
-
-    `val_fraction` and `seed` are as in `folders.read`, and only for class folders.
 
     Raises:
         InputError: no such folder, one that cannot be listed, one that fits several layouts, one that is
-            incomplete, or `val_fraction` where the layout has its own val split.
+            incomplete or has a single class, or options for val that do not suit it.
     """
     try:
         if not stat.S_ISDIR(root.stat().st_mode):
             raise InputError(f"input folder {root} is not a folder")
-        if layout == "auto":
-            layout = _find(root)
-        if layout == _FOLDERS:
-            return folders.read(root, val_fraction, seed)
-        if val_fraction is not None:
-            raise InputError(f"input folder {root} ({layout}) has its own val split: leave --val-fraction out")
-        return _OTHERS[layout][1](root)
+        layout = _find(root) if options.layout == "auto" else options.layout
+        listing = folders.read(root) if layout == _FOLDERS else _OTHERS[layout][1](root)
+        found = assign_splits(listing, root, options)
+        catalogue = Catalogue.of(listing.names, chain.from_iterable(found.values()))
     except FileNotFoundError:
         raise InputError(f"input folder {root} does not exist") from None
     except OSError as error:
         raise InputError(f"{error.filename or root} cannot be read: {error.strerror}") from error
+    if len(catalogue.classes) < 2:
+        raise InputError(f"input folder {root} has a single class, {catalogue.classes[0].id!r}; use at least 2 classes")
+    return Source(root, catalogue, tuple(found), listing.containers, listing.ignored)
 
 
 def _find(root: Path) -> str:
     fitting = [layout for layout, (detect, _) in _OTHERS.items() if detect(root)]
     # Tiny-ImageNet has its own folder `train`. With any other layout it is a second copy of the same images, perhaps
     # the beginning of an unpacked archive.
-    if (root / "train").is_dir() and fitting != ["tiny-imagenet"]:
+    if folders.has_train(root) and fitting != ["tiny-imagenet"]:
         fitting.append(_FOLDERS)
     if len(fitting) > 1:
         raise InputError(f"input folder {root} fits several layouts: choose one with --layout {' or '.join(fitting)}")

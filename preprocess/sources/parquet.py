@@ -18,9 +18,9 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
 from errors import InputError
-from preprocess.sources.catalogue import Catalogue, Found, RowRef
+from preprocess.sources.catalogue import Found, RowRef
 from preprocess.sources.labels import check_labels
-from preprocess.sources.source import Container, Source
+from preprocess.sources.source import Container, Listing
 
 if TYPE_CHECKING:
     import pyarrow.parquet as pq
@@ -47,7 +47,7 @@ def detect(root: Path) -> bool:
     return any(files for files in _files(root).values())
 
 
-def read(root: Path) -> Source:
+def read(root: Path) -> Listing:
     """List the images of the Parquet files.
 
     Raises:
@@ -67,7 +67,10 @@ def read(root: Path) -> Source:
             f"two classes in {files['train'][0]} have the name {twice!r}, and the paths of the images no wnids"
         )
     containers = tuple(Container(part.file, len(part.labels), read_rows) for part in rows)
-    return Source(root, Catalogue.of(dict(zip(ids, names, strict=True)), _found(rows, ids)), containers)
+    found: dict[str, list[Found]] = {split: [] for split in files}
+    for image in _found(rows, ids):
+        found[image[0]].append(image)
+    return Listing(dict(zip(ids, names, strict=True)), found, containers)
 
 
 def read_rows(path: Path) -> Iterator[bytes]:

@@ -2,11 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from preprocess.sources.catalogue import Catalogue
+from preprocess.sources.catalogue import Catalogue, Found
+
+
+@dataclass(frozen=True)
+class SourceOptions:
+    """The options that choose the images of an input folder, and their splits."""
+
+    layout: str = "auto"
+    """Layout of the folder; `auto` detects it."""
+    val_fraction: float | None = None
+    """Fraction of each class to keep for val, rounded, but at least 1 image of a class that has 2; 0 leaves val empty.
+    None where the folder has its own val split."""
+    seed: int = 0
+    """Decides which images are kept for val."""
+    test_as_val: bool = False
+    """Use the test split as val, in a folder without val."""
 
 
 @dataclass(frozen=True)
@@ -21,12 +36,27 @@ class Container:
 
 
 @dataclass(frozen=True)
+class Listing:
+    """The images of an input folder as its layout finds them, before val is divided from train."""
+
+    names: Mapping[str, str]
+    """Class id -> name."""
+    found: Mapping[str, Iterable[Found]]
+    """Split -> its images; each is iterated at most once, and checked then."""
+    containers: tuple[Container, ...] = ()
+    ignored: tuple[str, ...] = ()
+    """Ignored folders that may hold images."""
+
+
+@dataclass(frozen=True)
 class Source:
     """The content of an input folder."""
 
     root: Path
     """The input folder."""
     catalogue: Catalogue
+    splits: tuple[str, ...]
+    """The splits to build, of `SPLITS`; val may be empty."""
     containers: tuple[Container, ...] = ()
     ignored: tuple[str, ...] = ()
     """Ignored folders that may hold images."""

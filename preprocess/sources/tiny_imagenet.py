@@ -7,14 +7,12 @@ Its test split has no labels and is ignored.
 
 from __future__ import annotations
 
-from itertools import chain
 from pathlib import Path
 
 from errors import InputError
-from preprocess.sources.catalogue import Catalogue
 from preprocess.sources.folders import class_images, list_classes
 from preprocess.sources.labels import check_known, flat_val, read_lines, read_names
-from preprocess.sources.source import Source
+from preprocess.sources.source import Listing
 
 _ANNOTATIONS = "val/val_annotations.txt"
 
@@ -25,7 +23,7 @@ def detect(root: Path) -> bool:
     return (root / _ANNOTATIONS).is_file() and (root / "val" / "images").is_dir()
 
 
-def read(root: Path) -> Source:
+def read(root: Path) -> Listing:
     """List the images of Tiny-ImageNet's layout.
 
     Raises:
@@ -48,4 +46,4 @@ def read(root: Path) -> Source:
         for split, name, file, ref in class_images("train", classes)
     )
     val_images = flat_val(root, root / "val" / "images", class_of, annotations)
-    return Source(root, Catalogue.of({name: words[name] for name in classes}, chain(train_images, val_images)))
+    return Listing({name: words[name] for name in classes}, {"train": train_images, "val": val_images})

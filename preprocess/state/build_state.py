@@ -24,7 +24,7 @@ from errors import InputError
 from preprocess.images.statistics import ColorSums
 from preprocess.manifest import MANIFEST_NAME, Rejection, Shard
 from preprocess.plan import PlannedShard
-from preprocess.sources.catalogue import printable
+from preprocess.sources.catalogue import SPLITS, printable
 from preprocess.sources.raw_files import RawFiles
 from preprocess.state.fingerprint import FileFingerprint, difference
 from preprocess.state.output import UNFINISHED_NAME, remove_stray_files
@@ -236,4 +236,4 @@ def finished_shards(output: Path) -> int:
 
 def _stems(folder: Path) -> set[str]:
     names = (path.name for path in folder.iterdir())
-    return {name.removesuffix(".json") for name in names if re.fullmatch(r"(train|val)-\d+\.json", name)}
+    return {name.removesuffix(".json") for name in names if re.fullmatch(rf"({'|'.join(SPLITS)})-\d+\.json", name)}

@@ -20,12 +20,12 @@ from atomic_files import PARTIAL_PATTERN, flush, remove_partial_files
 from errors import InputError
 from preprocess.manifest import MANIFEST_NAME, MEAN_IMAGE_NAME, Manifest, Shard, parse_manifest, read_index
 from preprocess.plan import Plan
-from preprocess.sources.catalogue import printable
+from preprocess.sources.catalogue import SPLITS, printable
 from preprocess.verify import ShardCheck, check_mean_image, check_shards, shard_faults
 
 LOCK_NAME = ".build.lock"
 UNFINISHED_NAME = ".unfinished"
-_FINAL = rf"(train|val)-\d{{6,}}\.(tar|idx)|{re.escape(MEAN_IMAGE_NAME)}|{re.escape(MANIFEST_NAME)}"
+_FINAL = rf"({'|'.join(SPLITS)})-\d{{6,}}\.(tar|idx)|{re.escape(MEAN_IMAGE_NAME)}|{re.escape(MANIFEST_NAME)}"
 _PARTIAL = rf"\.({_FINAL}){PARTIAL_PATTERN}"
 _OURS = rf"{_FINAL}|{_PARTIAL}|{re.escape(LOCK_NAME)}|{re.escape(UNFINISHED_NAME)}"
 

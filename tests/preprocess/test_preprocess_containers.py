@@ -29,7 +29,7 @@ from preprocess.images.transform import UnreadableImage, decode_rgb
 from preprocess.sources.catalogue import RowRef
 from preprocess.sources.layouts import open_source
 from preprocess.sources.raw_files import RawFiles
-from preprocess.sources.source import Source
+from preprocess.sources.source import Source, SourceOptions
 
 TRAIN, VAL = "train-00000-of-00001.parquet", "validation-00000-of-00001.parquet"
 
@@ -42,7 +42,7 @@ class CountOnly:
 
 
 def opened(root: Path) -> Source:
-    return open_source(root, "auto", None, seed=0)
+    return open_source(root, SourceOptions())
 
 
 def unpacked(source: Source, scratch: Path) -> int:
@@ -95,9 +95,9 @@ def test_what_is_not_unpacked_is_unreadable(tmp_path: Path) -> None:
 
 
 def test_a_container_that_changes_after_the_listing_is_an_error(tmp_path: Path) -> None:
-    rows = [(b"1", "a.png", 0), (b"2", "b.png", 0)]
-    source = opened(write_tables(tmp_path / "in", ["x"], train=rows, validation=rows))
-    write_tables(tmp_path / "in", ["x"], train=rows[:1])
+    rows = [(b"1", "a.png", 0), (b"2", "b.png", 1)]
+    source = opened(write_tables(tmp_path / "in", ["x", "y"], train=rows, validation=rows))
+    write_tables(tmp_path / "in", ["x", "y"], train=rows[:1])
     with pytest.raises(InputError, match=rf"/{TRAIN} has 1 rows instead of 2: it changed during the build; start"):
         unpacked(source, tmp_path / "scratch")
     (tmp_path / "in" / TRAIN).write_bytes(b"PAR1")
@@ -121,11 +121,12 @@ def test_without_wnids_in_the_paths_classes_are_names_sorted_and_labels_follow(t
 
 @pytest.mark.parametrize("path", [None, "same.png"])
 def test_images_without_names_of_their_own_are_named_after_their_rows(tmp_path: Path, path: str | None) -> None:
-    train = [(b"1", path, 0), (b"2", path, 0)]
-    source = opened(write_tables(tmp_path / "in", ["x"], train=train, validation=[(b"3", "c.png", 0)]))
+    train = [(b"1", path, 0), (b"2", path, 0), (b"3", path, 1)]
+    source = opened(write_tables(tmp_path / "in", ["x", "y"], train=train, validation=[(b"3", "c.png", 0)]))
     assert [image.canonical_name for image in source.catalogue.images] == [
         "train/x/train-00000-of-00001_000000",
         "train/x/train-00000-of-00001_000001",
+        "train/y/train-00000-of-00001_000002",
         "val/x/validation-00000-of-00001_000000",
     ]
 

@@ -8,6 +8,7 @@ from preprocess.images.transform import UnreadableImage
 from preprocess.sources.catalogue import IMAGE_ENDINGS, Catalogue, FileRef
 from preprocess.sources.layouts import open_source
 from preprocess.sources.raw_files import RawFiles
+from preprocess.sources.source import SourceOptions
 
 
 def fill(root: Path, *files: str) -> Path:
@@ -17,8 +18,8 @@ def fill(root: Path, *files: str) -> Path:
     return root
 
 
-def catalogue(root: Path, val_fraction: float | None = None, seed: int = 0) -> Catalogue:
-    return open_source(root, "auto", val_fraction, seed).catalogue
+def catalogue(root: Path, val_fraction: float | None = None, **options: object) -> Catalogue:
+    return open_source(root, SourceOptions(val_fraction=val_fraction, **options)).catalogue
 
 
 def ids(found: Catalogue) -> list[str]:
@@ -30,7 +31,7 @@ def placed(found: Catalogue) -> set[tuple[str, str, str]]:
     return {(image.split, found.classes[image.label].id, image.canonical_name) for image in found.images}
 
 
-def test_train_and_val_folders(tmp_path: Path) -> None:
+def test_train_val_and_test_folders(tmp_path: Path) -> None:
     fill(tmp_path, "train/b/1.jpg", "train/a/2.JPEG", "train/a/deep/er/3.PnG", "val/a/1.jpg", "val/b/9.webp")
     fill(tmp_path, "train/stray.jpg", "train/a/notes.txt", "train/a/sums.md5", "test/a/1.jpg", "other/c/1.jpg")
     found = catalogue(tmp_path)
@@ -41,12 +42,67 @@ def test_train_and_val_folders(tmp_path: Path) -> None:
         ("train", "b", "train/b/1.jpg"),
         ("val", "a", "val/a/1.jpg"),
         ("val", "b", "val/b/9.webp"),
+        ("test", "a", "test/a/1.jpg"),
     }
 
 
+@pytest.mark.parametrize("train", ["train", "Training", "training_set", "TRAIN"])
+@pytest.mark.parametrize("val", ["val", "valid", "Validation", "dev", "val-set"])
+def test_splits_have_the_names_that_people_give_them(tmp_path: Path, train: str, val: str) -> None:
+    fill(tmp_path, *(f"{split}/{name}/1.jpg" for split in (train, val, "Testing") for name in "ab"))
+    source = open_source(tmp_path, SourceOptions())
+    assert source.splits == ("train", "val", "test")
+    assert source.ignored == ()
+    assert placed(source.catalogue) == {
+        (split, name, f"{folder}/{name}/1.jpg")
+        for split, folder in (("train", train), ("val", val), ("test", "Testing"))
+        for name in "ab"
+    }
+
+
+def test_two_folders_of_one_split_are_refused(tmp_path: Path) -> None:
+    fill(tmp_path, *(f"{split}/{name}/1.jpg" for split in ("train", "val", "valid") for name in "ab"))
+    with pytest.raises(InputError, match=r"two folders for the val split, val and valid; rename or remove one"):
+        catalogue(tmp_path)
+
+
+@pytest.mark.parametrize("images", [("test/1.jpg",), ("test/images/1.jpg",), ("test/a/1.jpg", "test/unknown/1.jpg")])
+def test_a_test_folder_without_the_classes_of_train_is_ignored_and_named(tmp_path: Path, images: tuple) -> None:
+    fill(tmp_path, *(f"{split}/{name}/1.jpg" for split in ("train", "val") for name in "ab"), *images)
+    source = open_source(tmp_path, SourceOptions())
+    assert (source.splits, source.ignored) == (("train", "val"), ("test",))
+
+
 def test_folders_that_are_not_looked_at_are_named(tmp_path: Path) -> None:
-    fill(tmp_path, "train/a/1.jpg", "val/a/1.jpg", "test/a/1.jpg", "other/c/1.jpg", ".cache/x/1.jpg", "notes.txt")
-    assert open_source(tmp_path, "auto", None, 0).ignored == ("other", "test")
+    fill(tmp_path, *(f"{split}/{name}/1.jpg" for split in ("train", "val") for name in "ab"))
+    fill(tmp_path, "other/c/1.jpg", ".cache/x/1.jpg", "notes.txt")
+    assert open_source(tmp_path, SourceOptions()).ignored == ("other",)
+
+
+@pytest.mark.parametrize(
+    ("files", "advised"),
+    [
+        (["pets/train/cat/1.jpg", "pets/train/dog/1.jpg", "pets/val/cat/1.jpg", "pets/val/dog/1.jpg"], "pets"),
+        (["pets/Training/cat/1.jpg", "docs/x/1.jpg"], "pets"),
+        (["train/train/cat/1.jpg", "train/val/cat/1.jpg"], "train"),
+        (["train/pets/train/cat/1.jpg", "train/x/1.jpg"], "train/pets"),
+        (["train/a/1.jpg", "train/b/1.jpg", "val/a/test/1.jpg", "val/b/1.jpg"], "val/a"),
+        (["images/cat/1.jpg", "images/dog/1.jpg"], "images"),
+        (["a/b/c/cat/1.jpg", "a/b/c/dog/1.jpg"], "a/b/c"),
+    ],
+)
+def test_a_folder_around_the_data_set_is_refused_and_the_right_one_is_named(
+    tmp_path: Path, files: list[str], advised: str
+) -> None:
+    with pytest.raises(InputError, match=rf"; use {tmp_path / advised} as --input$"):
+        catalogue(fill(tmp_path, *files), None if files[0].startswith("train") else 0.1)
+
+
+def test_a_single_class_is_refused(tmp_path: Path) -> None:
+    fill(tmp_path, "cat/1.jpg", "cat/2.jpg")
+    (tmp_path / "cat" / "itself").symlink_to(tmp_path / "cat")
+    with pytest.raises(InputError, match=r"has a single class folder, 'cat'; use a folder with at least 2$"):
+        catalogue(tmp_path, 0.1)
 
 
 def test_class_folders_whose_names_are_one_in_text_are_refused(tmp_path: Path) -> None:
@@ -55,9 +111,22 @@ def test_class_folders_whose_names_are_one_in_text_are_refused(tmp_path: Path) -
         catalogue(tmp_path, val_fraction=0.0)
 
 
-def test_a_test_folder_is_the_val_split_when_there_is_no_val(tmp_path: Path) -> None:
-    fill(tmp_path, "train/a/1.jpg", "test/a/2.jpg")
-    assert placed(catalogue(tmp_path)) == {("train", "a", "train/a/1.jpg"), ("val", "a", "test/a/2.jpg")}
+def test_a_test_folder_is_the_val_split_only_where_the_command_line_says_so(tmp_path: Path) -> None:
+    fill(tmp_path, *(f"{split}/{name}/{split}.jpg" for split in ("train", "test") for name in "ab"))
+    with pytest.raises(
+        InputError, match=r"has train and test, but no val split: add --val-fraction 0\.1 .*test-as-val"
+    ):
+        catalogue(tmp_path)
+    found = catalogue(tmp_path, test_as_val=True)
+    assert {(split, name) for split, _, name in placed(found)} == {
+        *(("train", f"train/{name}/train.jpg") for name in "ab"),
+        *(("val", f"test/{name}/test.jpg") for name in "ab"),
+    }
+    fill(tmp_path, "train/a/2.jpg", "train/b/2.jpg")
+    divided = catalogue(tmp_path, 0.5)
+    assert [len(divided.split(split)) for split in ("train", "val", "test")] == [2, 2, 2]
+    with pytest.raises(InputError, match=r"--test-as-val cannot be combined with --val-fraction"):
+        catalogue(tmp_path, 0.5, test_as_val=True)
 
 
 def test_class_folders_alone_are_divided(tmp_path: Path) -> None:
@@ -73,22 +142,22 @@ def test_class_folders_alone_are_divided(tmp_path: Path) -> None:
 
 
 def test_a_train_folder_alone_is_divided(tmp_path: Path) -> None:
-    fill(tmp_path, *(f"train/a/{i}.jpg" for i in range(10)))
+    fill(tmp_path, *(f"train/{name}/{i}.jpg" for name in "ab" for i in range(10)))
     found = catalogue(tmp_path, val_fraction=0.3)
-    assert (len(found.split("train")), len(found.split("val"))) == (7, 3)
+    assert (len(found.split("train")), len(found.split("val"))) == (14, 6)
 
 
 def test_no_fraction_leaves_no_val_and_the_largest_leaves_a_train_image(tmp_path: Path) -> None:
-    fill(tmp_path, "a/1.jpg", "a/2.jpg", "a/3.jpg")
-    assert len(catalogue(tmp_path, val_fraction=0.0).split("train")) == 3
-    assert len(catalogue(tmp_path, val_fraction=0.99).split("train")) == 1
+    fill(tmp_path, *(f"{name}/{i}.jpg" for name in "ab" for i in range(3)))
+    assert len(catalogue(tmp_path, val_fraction=0.0).split("train")) == 6
+    assert len(catalogue(tmp_path, val_fraction=0.99).split("train")) == 2
 
 
 def test_the_choice_for_val_is_the_seeds(tmp_path: Path) -> None:
     fill(tmp_path, *(f"{name}/{i}.jpg" for name in "ab" for i in range(50)))
 
     def kept(seed: int) -> set[str]:
-        return {image.canonical_name for image in catalogue(tmp_path, 0.2, seed).split("val")}
+        return {image.canonical_name for image in catalogue(tmp_path, 0.2, seed=seed).split("val")}
 
     assert kept(1) == kept(1)
     assert kept(1) != kept(2)
@@ -108,10 +177,10 @@ def test_loops_of_links_end_and_other_links_are_followed(tmp_path: Path) -> None
 
 
 def test_a_broken_link_is_a_broken_image_and_a_pipe_is_none(tmp_path: Path) -> None:
-    root = fill(tmp_path, "a/1.jpg")
+    root = fill(tmp_path, "a/1.jpg", "b/1.jpg")
     (root / "a" / "gone.jpg").symlink_to("nowhere")
     os.mkfifo(root / "a" / "pipe.jpg")
-    assert [image.canonical_name for image in catalogue(root, 0.0).images] == ["a/1.jpg", "a/gone.jpg"]
+    assert [image.canonical_name for image in catalogue(root, 0.0).images] == ["a/1.jpg", "a/gone.jpg", "b/1.jpg"]
     with pytest.raises(UnreadableImage, match=r"^cannot be read: No such file or directory$"):
         RawFiles(root, tmp_path).read(FileRef("a/gone.jpg"))
 
@@ -126,18 +195,20 @@ def test_a_file_too_large_for_a_workers_memory_is_refused_unread(tmp_path: Path)
 @pytest.mark.parametrize(
     ("files", "val_fraction", "message"),
     [
-        ([], None, r"has no train and val folders: add --val-fraction"),
-        ([], 0.1, r"holds no class folders"),
-        (["a/1.jpg"], None, r"has no train and val folders: add --val-fraction"),
-        (["train/a/1.jpg"], None, r"has a train folder, but no val or test folder: add --val-fraction"),
-        (["train/a/1.jpg", "val/a/1.jpg"], 0.1, r"has its own val split, .*/val: leave --val-fraction out"),
+        ([], None, r"holds no class folders"),
+        (["a/1.jpg", "b/1.jpg"], None, r"has train, but no val split: add --val-fraction 0\.1"),
+        (["train/a/1.jpg", "train/b/1.jpg"], None, r"has train, but no val split: add --val-fraction 0\.1"),
+        (["train/a/1.jpg", "train/b/1.jpg", "val/a/1.jpg", "val/b/1.jpg"], 0.1, r"own val split: leave --val-fraction"),
         (["train/1.jpg", "val/a/1.jpg"], None, r"/train holds no class folders"),
-        (["train/a/1.jpg", "val/1.jpg"], None, r"/val holds no class folders"),
+        (["train/a/1.jpg", "train/b/1.jpg", "val/1.jpg"], None, r"/val holds no class folders"),
         (["val/a/1.jpg", "test/a/1.jpg"], 0.1, r"holds no class folders"),
         (["a/1.jpg", "b/1.txt"], 0.1, r"class 'b' has no image in .*\.jpg, \.jpeg"),
-        (["train/a/1.jpg", "val/a/1.gif"], None, r"class 'a' has no image in .*/val "),
-        (["train/a/1.jpg", "val/a/1.jpg", "val/b/1.jpg"], None, r"class 'b' is in .*/val but not in .*/train"),
-        (["train/a/1.jpg", "train/b/1.jpg", "val/a/1.jpg"], None, r"class 'b' is in .*/train but not in .*/val"),
+        (["train/a/1.jpg", "train/b/1.jpg", "val/a/1.gif"], None, r"class 'a' has no image in .*/val "),
+        (
+            ["train/a/1.jpg", "train/b/1.jpg", "val/a/1.jpg", "val/c/1.jpg"],
+            None,
+            r"class 'b' is in .*/train but not in",
+        ),
     ],
 )
 def test_what_is_wrong_with_a_folder_is_said(

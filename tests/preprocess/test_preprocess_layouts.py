@@ -33,7 +33,7 @@ from preprocess.manifest import ClassEntry
 from preprocess.sources.catalogue import ArchiveRef
 from preprocess.sources.layouts import open_source
 from preprocess.sources.raw_files import RawFiles
-from preprocess.sources.source import Source
+from preprocess.sources.source import Source, SourceOptions
 
 OPTIONS = ("--short-side", "16", "--max-rejected", "0.02", "--shard-samples", "40", "--workers", "1", "--name", "tiny")
 WRITERS = {
@@ -49,7 +49,7 @@ def build(source: Path, output: Path, *options: str) -> None:
 
 
 def opened(root: Path, layout: str = "auto") -> Source:
-    return open_source(root, layout, None, seed=0)
+    return open_source(root, SourceOptions(layout))
 
 
 def contents(source: Source) -> dict[tuple[str, int, str], bytes]:
@@ -326,8 +326,16 @@ def test_a_layout_that_is_named_but_not_there_is_said(tmp_path: Path, layout: st
     with pytest.raises(InputError, match=message) as caught:
         opened(tmp_path, layout)
     assert str(tmp_path) in str(caught.value)
-    with pytest.raises(InputError, match=rf"\({layout}\) has its own val split: leave --val-fraction out"):
-        open_source(tmp_path, layout, 0.1, seed=0)
+
+
+@pytest.mark.parametrize("layout", WRITERS)
+def test_a_layout_with_its_own_val_split_takes_none_from_elsewhere(
+    wnid_folders: Path, tmp_path: Path, layout: str
+) -> None:
+    WRITERS[layout](wnid_folders, tmp_path / "in")
+    for options, name in (({"val_fraction": 0.1}, "--val-fraction"), ({"test_as_val": True}, "--test-as-val")):
+        with pytest.raises(InputError, match=rf"has its own val split: leave {name} out"):
+            open_source(tmp_path / "in", SourceOptions(layout, **options))
 
 
 def test_a_layout_is_named_on_the_command_line(

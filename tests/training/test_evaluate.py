@@ -12,6 +12,7 @@ import safetensors.torch
 import torch
 import webdataset
 from commands import run_command
+from raw_data import TINY_SHORT_SIDE
 from torchvision.transforms.v2.functional import center_crop, five_crop, hflip, pil_to_tensor
 
 from preprocess.manifest import read_manifest
@@ -208,6 +209,35 @@ def other_checkpoint(checkpoint: Path, folder: Path, run_id: str = "run") -> Pat
     page["sha256"][MODEL] = hashlib.sha256((folder / MODEL).read_bytes()).hexdigest()
     (folder / "checkpoint.json").write_text(json.dumps(page | {"step": page["step"] + 1, "run_id": run_id}))
     return folder
+
+
+def test_the_test_split_is_evaluated_on_its_own(command, checkpoint: Path, raw_folder: Path, tmp_path: Path) -> None:
+    raw = tmp_path / "raw"
+    shutil.copytree(raw_folder, raw)
+    for name in (path.name for path in (raw / "val").iterdir()):
+        shutil.copytree(raw_folder / "val" / name, raw / "test" / name)
+        (raw / "val" / name / f"{name}_000.JPEG").unlink()
+    options = ("--short-side", TINY_SHORT_SIDE, "--max-rejected", 0.05, "--name", "tiny")
+    assert run_command("preprocess.build_shards", "--input", raw, "--output", tmp_path / "d", *options).returncode == 0
+    client = open_client(f"sqlite:///{tmp_path}/mlflow.db", create=True)
+    run_id = create_run(client, "twotower", "r", {})
+    client.log_artifacts(run_id, str(checkpoint), "checkpoints/last")
+    tops = {}
+    for split, samples in (("val", 39), ("test", 42)):
+        code, out, err = command(evaluate.main, "--run", run_id, "--data", tmp_path / "d", "--split", split)
+        assert code == 0, err
+        assert f" on {samples} samples of {split}" in out
+        page = Path(re.search(r"report (\S+)", out)[1])
+        assert f"-{split}-1crop" in page.parent.name
+        report = json.loads(page.with_name("report.json").read_text())
+        assert (report["split"], report["samples"]) == (split, samples)
+        tops[split] = report["top1"]
+    metrics = client.get_run(run_id).data.metrics
+    assert (metrics["eval/top1"], metrics["eval/test/top1"]) == (tops["val"], tops["test"])
+    code, _, err = command(evaluate.main, "--run", run_id, "--data", tmp_path / "d", "--split", "dev")
+    assert (code, err.count("\n")) == (2, 1)
+    assert "split is 'dev'" in err
+    assert "use train, val, test" in err
 
 
 def test_weights_with_a_recipe_are_the_same_network(

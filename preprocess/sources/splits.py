@@ -1,0 +1,82 @@
+"""The splits of a source: the names that folders and files have for them, and where val comes from."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from itertools import chain
+from pathlib import Path
+
+from errors import InputError
+from preprocess.sources.catalogue import SPLITS, Found, shuffle_key
+from preprocess.sources.source import Listing, SourceOptions
+
+_NAMES = {
+    "train": "train",
+    "training": "train",
+    "val": "val",
+    "valid": "val",
+    "validation": "val",
+    "dev": "val",
+    "test": "test",
+    "testing": "test",
+}
+SPLIT_NAMES = tuple(_NAMES)
+"""The names of splits that are understood, in any case, also with `set` at the end (`test_set`)."""
+
+
+def split_of(name: str) -> str | None:
+    """Return the split (of `SPLITS`) that a folder or file of this name holds; None if it names none."""
+    lower = name.lower()
+    return _NAMES.get(lower) or _NAMES.get(lower.removesuffix("set").rstrip("_- "))
+
+
+def assign_splits(listing: Listing, root: Path, options: SourceOptions) -> dict[str, Iterable[Found]]:
+    """Return the images of each split to build, in the order of `SPLITS`; val may be taken from train or test.
+
+    Raises:
+        InputError: there is no train split, no way to val was chosen, or one although the folder has its own val.
+    """
+    found = dict(listing.found)
+    if "train" not in found:
+        raise InputError(f"input folder {root} has no train split, only {' and '.join(found) or 'other files'}")
+    for option, given in (("--val-fraction", options.val_fraction is not None), ("--test-as-val", options.test_as_val)):
+        if given and "val" in found:
+            raise InputError(f"input folder {root} has its own val split: leave {option} out")
+    if options.test_as_val:
+        if options.val_fraction is not None:
+            raise InputError("--test-as-val cannot be combined with --val-fraction; use one of them")
+        if "test" not in found:
+            raise InputError(f"input folder {root} has no test split for --test-as-val; use --val-fraction 0.1")
+        found["val"] = _moved("val", found.pop("test"))
+    elif options.val_fraction is not None:
+        found.update(_divided(found["train"], options.val_fraction, options.seed))
+    elif "val" not in found:
+        _refuse_without_val(root, found)
+    return {split: found[split] for split in SPLITS if split in found}
+
+
+def _refuse_without_val(root: Path, found: Mapping[str, object]) -> None:
+    there = " and test" if "test" in found else ""
+    other = ", or --test-as-val to select models on the test images" if there else ""
+    raise InputError(
+        f"input folder {root} has train{there}, but no val split: "
+        f"add --val-fraction 0.1 to keep a tenth of train for validation{other}"
+    )
+
+
+def _moved(split: str, images: Iterable[Found]) -> Iterator[Found]:
+    return ((split, class_id, name, ref) for _, class_id, name, ref in images)
+
+
+def _divided(train: Iterable[Found], val_fraction: float, seed: int) -> dict[str, Iterable[Found]]:
+    by_class: dict[str, list[Found]] = {}
+    for image in train:
+        by_class.setdefault(image[1], []).append(image)
+    kept: list[Found] = []
+    for images in by_class.values():
+        count = max(round(val_fraction * len(images)), 1) if val_fraction > 0 else 0
+        count = min(count, max(len(images) - 1, 0))
+        images.sort(key=lambda image: shuffle_key("val", seed, image[2]))
+        kept += _moved("val", images[:count])
+        del images[:count]
+    return {"train": chain.from_iterable(by_class.values()), "val": kept}

@@ -1,0 +1,71 @@
+"""The splits of a data set, from folders as people have them to the manifest."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+from shard_reading import read_json, read_samples
+
+from preprocess.build_shards import main
+from preprocess.manifest import read_manifest
+
+OPTIONS = ("--short-side", "16", "--max-rejected", "0.05", "--shard-samples", "20", "--workers", "1")
+
+
+def build(source: Path, output: Path, *options: object) -> int:
+    return main([str(part) for part in ("--input", source, "--output", output, *OPTIONS, *options)])
+
+
+@pytest.fixture
+def three_splits(raw_folder: Path, tmp_path: Path) -> Path:
+    """Return a folder with `train`, `valid` and `test`: test has other images than valid."""
+    root = tmp_path / "in" / "tiny"
+    shutil.copytree(raw_folder / "train", root / "train")
+    for name in sorted(path.name for path in (raw_folder / "val").iterdir()):
+        for number, path in enumerate(sorted((raw_folder / "val" / name).iterdir())):
+            target = root / ("test" if number < 5 else "valid") / name
+            target.mkdir(parents=True, exist_ok=True)
+            shutil.copy(path, target)
+    return root
+
+
+def test_a_test_folder_becomes_a_split_of_its_own(
+    three_splits: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = tmp_path / "out"
+    assert build(three_splits, output) == 0
+    printed = capsys.readouterr()
+    assert "106 train + 27 val + 15 test samples" in printed.out
+    assert printed.err == ""
+    splits = read_json(output)["splits"]
+    assert {name: split["samples"] for name, split in splits.items()} == {"train": 106, "val": 27, "test": 15}
+    assert [shard["tar"] for shard in splits["test"]["shards"]] == ["test-000000.tar"]
+    keys = {split: {key for key, _, _ in read_samples(output, split)} for split in splits}
+    assert {key.split("/")[0] for key in keys["val"]} == {"valid"}
+    assert {key.split("/")[0] for key in keys["test"]} == {"test"}
+    assert main(["--verify", "--deep", "--output", str(output)]) == 0
+    (output / "test-000000.tar").write_bytes(b"")
+    assert build(three_splits, output) == 0
+    assert read_manifest(output).split("test").samples == 15
+
+
+def test_the_statistics_are_those_of_train_only(three_splits: Path, tmp_path: Path) -> None:
+    assert build(three_splits, tmp_path / "all") == 0
+    shutil.rmtree(three_splits / "test")
+    assert build(three_splits, tmp_path / "two") == 0
+    both, two = read_json(tmp_path / "all"), read_json(tmp_path / "two")
+    assert both["rgb"] == two["rgb"]
+    assert both["splits"].pop("test")
+    assert both["splits"] == two["splits"]
+
+
+def test_the_folder_above_a_data_set_is_refused_whatever_the_options(
+    three_splits: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert build(three_splits.parent, tmp_path / "out", "--val-fraction", 0.1) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert error.endswith(f"has a single class folder, 'tiny'; use {three_splits} as --input\n")
+    assert not (tmp_path / "out").exists()
