@@ -163,6 +163,7 @@ def _finish(plan: Plan, build_state: BuildState) -> Manifest:
         color_stats=sums.finish(MEAN_IMAGE_NAME),
         rejected=tuple(rejected),
         apply_exif=options.apply_exif,
+        skipped={} if plan.source is None else dict(sorted(plan.source.skipped.items())),
     )
     manifest.check_files(options.output)
     flush(options.output)

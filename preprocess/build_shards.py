@@ -18,12 +18,13 @@ from pathlib import Path
 from errors import InputError
 from interrupts import Interrupted, raise_on_signals
 from machine_limits import cpu_count
-from preprocess.build import Outcome, build
+from preprocess.build import build
 from preprocess.plan import BuildOptions
 from preprocess.run.pool import WorkerDiedError
 from preprocess.sources.catalogue import printable
 from preprocess.sources.layouts import LAYOUTS
 from preprocess.state.build_state import finished_shards
+from preprocess.summary import build_summary
 from preprocess.verify import Fault, verify
 
 
@@ -59,7 +60,9 @@ def _build(options: BuildOptions) -> int:
     if outcome.nothing_to_do:
         print(f"{place} is complete ({outcome.manifest.name}): nothing to do")
     else:
-        print(f"{_summary(outcome, seconds)}: {place}")
+        built = "" if outcome.built == outcome.shards else f"{outcome.built} of {outcome.shards} shards built, "
+        lines = build_summary(outcome.manifest, outcome.counts, built, seconds)
+        print(*lines, sep="\n", end=f": {place}\n")
     return 0
 
 
@@ -126,16 +129,6 @@ def _write_any_name() -> None:
     # A name that stdout's encoding lacks must not fail a finished build; stderr escapes it by itself.
     assert isinstance(sys.stdout, io.TextIOWrapper)
     sys.stdout.reconfigure(errors="backslashreplace")
-
-
-def _summary(outcome: Outcome, seconds: float) -> str:
-    manifest, counts = outcome.manifest, outcome.counts
-    parts = " + ".join(f"{split.samples:,} {name}" for name, split in manifest.splits.items())
-    built = "" if outcome.built == outcome.shards else f"{outcome.built} of {outcome.shards} shards built, "
-    return (
-        f"{manifest.name}: {parts} samples of {len(manifest.classes)} classes, {len(manifest.rejected)} rejected, "
-        f"{built}{seconds:.1f} s, {counts.images / seconds:.0f} images/s, {counts.bytes / 1e6 / seconds:.1f} MB/s"
-    )
 
 
 def _left(options: BuildOptions) -> str:

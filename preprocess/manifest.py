@@ -9,7 +9,7 @@ import hashlib
 import json
 import os
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, NamedTuple
 
@@ -26,6 +26,8 @@ INDEX_VERSION = "v1.2"
 """Of the format that DALI's `wds2idx` writes."""
 
 _Count = Annotated[int, pydantic.Field(ge=0)]
+_LEFT_OUT_IF_EMPTY = ("skipped",)
+"""Fields of the manifest that came later: without them, its bytes are those of earlier versions."""
 
 
 @dataclass(frozen=True)
@@ -110,6 +112,8 @@ class Manifest:
     rejected: tuple[Rejection, ...]
     apply_exif: bool = False
     """True if images were turned as their EXIF orientation says."""
+    skipped: Mapping[str, _Count] = field(default_factory=dict)
+    """Number of files of the input that are no images, by ending."""
 
     def __post_init__(self) -> None:
         """Raise `InputError` for the name of a file that is not in the folder itself."""
@@ -150,7 +154,11 @@ def _check_file(path: Path, expected_bytes: int | None) -> None:
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:
     """Commit `folder` as a data set: write `manifest.json` aside, flush it to disk, rename it."""
-    page = json.dumps(to_json_values(manifest), indent=1, ensure_ascii=False)
+    values = to_json_values(manifest)
+    for name in _LEFT_OUT_IF_EMPTY:
+        if not values[name]:
+            del values[name]
+    page = json.dumps(values, indent=1, ensure_ascii=False)
     atomic_write(folder / MANIFEST_NAME, f"{page}\n".encode())
 
 

@@ -3,9 +3,9 @@
     IN/train/<class>/**  IN/val/<class>/**  IN/test/<class>/**     (or other names that `splits.split_of` knows)
     IN/<class>/**
 
-IN's own folders with the name of a split are never classes; a build names the folders of IN that it ignores. A file
-counts as an image by its ending (`IMAGE_ENDINGS`, in any case), hidden or not, at any depth; all other files are
-ignored. Symbolic links are followed, loops are not.
+IN's own folders with the name of a split are never classes; a build names the folders of IN that it ignores. A file at
+any depth is an image if its ending says so (`IMAGE_ENDINGS`, in any case) or its first bytes do; others are counted.
+What file managers and editors leave is skipped. Symbolic links are followed, loops are not.
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from errors import InputError
-from preprocess.sources.catalogue import IMAGE_ENDINGS, FileRef, Found, printable
+from preprocess.sources.catalogue import FileRef, Found, printable
+from preprocess.sources.skipping import Skipped, ending_of, holds_image, is_image_name, is_left_folder
 from preprocess.sources.source import Listing
 from preprocess.sources.splits import split_of
 
@@ -34,23 +35,25 @@ def read(root: Path) -> Listing:
         InputError: no class folders, only one, or what looks like a data set in the place of a class; a class folder
             without an image; or one that the val split has and the train split has not, or the other way round.
     """
-    folders = split_folders(root)
-    others = sorted(entry.name for entry in scan(root) if _is_folder(entry) and not entry.name.startswith("."))
+    folders, skipped = split_folders(root), Skipped()
+    others = [name for name in folder_names(root) if not is_left_folder(name)]
     if "train" not in folders:
-        classes = list_classes(root, "", ignored=[folder.name for folder in folders.values()], least=2)
+        classes = list_classes(root, "", skipped, ignored=[folder.name for folder in folders.values()], least=2)
         ignored = tuple(name for name in others if name not in classes)
-        return Listing({name: name for name in classes}, {"train": class_images("train", classes)}, ignored=ignored)
-    found = {"train": list_classes(folders["train"], f"{folders['train'].name}/", least=2)}
+        names = {name: name for name in classes}
+        return Listing(names, {"train": class_images("train", classes)}, ignored=ignored, skipped=skipped)
+    found = {"train": list_classes(folders["train"], f"{folders['train'].name}/", skipped, least=2)}
     if "val" in folders:
-        found["val"] = list_classes(folders["val"], f"{folders['val'].name}/")
+        found["val"] = list_classes(folders["val"], f"{folders['val'].name}/", skipped)
         _check_same_classes(folders, found["train"], found["val"])
     if "test" in folders and _holds_classes_of(folders["test"], found["train"]):
-        found["test"] = list_classes(folders["test"], f"{folders['test'].name}/")
+        found["test"] = list_classes(folders["test"], f"{folders['test'].name}/", skipped)
     used = {folders[split].name for split in found}
     return Listing(
         {name: name for name in found["train"]},
         {split: class_images(split, classes) for split, classes in found.items()},
         ignored=tuple(name for name in others if name not in used),
+        skipped=skipped,
     )
 
 
@@ -74,16 +77,19 @@ def split_folders(root: Path) -> dict[str, Path]:
     return folders
 
 
-def list_classes(folder: Path, prefix: str, ignored: Sequence[str] = (), least: int = 1) -> dict[str, list[str]]:
-    """List the images of each class folder in `folder`.
+def list_classes(
+    folder: Path, prefix: str, skipped: Skipped, ignored: Sequence[str] = (), least: int = 1
+) -> dict[str, list[str]]:
+    """List the images of each class folder in `folder`, and count the other files in `skipped`.
 
-    The images are paths relative to `folder` after `prefix`; folders named in `ignored` are not classes.
+    The images are paths relative to `folder` after `prefix`; folders named in `ignored` are not classes. Images in
+    `folder` itself have no class: they are skipped, too.
 
     Raises:
         InputError: fewer class folders than `least`, one without images, one that holds the folders of splits or is
             named like one, or one that cannot be listed.
     """
-    names = sorted(entry.name for entry in scan(folder) if _is_folder(entry) and entry.name not in ignored)
+    names = [name for name in folder_names(folder, skipped) if name not in ignored]
     if not names:
         raise InputError(f"input folder {folder} holds no class folders (images are looked for in <class>/**)")
     if all(split_of(name) for name in names):
@@ -92,13 +98,12 @@ def list_classes(folder: Path, prefix: str, ignored: Sequence[str] = (), least: 
         _refuse_single_class(folder, names[0])
     classes = {}
     for name in names:
-        files, inner = _list_images(folder / name, f"{prefix}{name}")
+        files, inner = _list_images(folder / name, f"{prefix}{name}", skipped)
         _check_no_splits(folder / name, inner)
         if not files:
-            raise InputError(
-                f"class {printable(name)!r} has no image in {folder} (endings that count: {', '.join(IMAGE_ENDINGS)})"
-            )
+            raise InputError(f"class {printable(name)!r} has no image in {folder}; add images, or remove the folder")
         classes[name] = sorted(files)
+    skipped.update(f"{ending_of(name)} outside the class folders" for name in list_images(folder, Skipped()))
     return classes
 
 
@@ -116,7 +121,7 @@ def _refuse_single_class(folder: Path, name: str) -> None:
     """Raise `InputError`, with the folder further inwards that holds several folders, if there is one."""
     inner, advice = folder / name, "use a folder with at least 2"
     for _ in range(_DEPTH):
-        folders = [entry.name for entry in scan(inner) if _is_folder(entry) and not entry.name.startswith(".")]
+        folders = [name for name in folder_names(inner) if not is_left_folder(name)]
         if len(folders) != 1:
             advice = f"use {inner} as --input" if folders else advice
             break
@@ -134,7 +139,7 @@ def _check_same_classes(folders: Mapping[str, Path], train: Mapping[str, object]
 
 def _holds_classes_of(folder: Path, classes: Mapping[str, object]) -> bool:
     """Return True if a test folder has class folders, all of them known; often it holds images without labels."""
-    names = {entry.name for entry in scan(folder) if _is_folder(entry)}
+    names = {name for name in folder_names(folder) if not is_left_folder(name)}
     return bool(names) and names <= classes.keys()
 
 
@@ -145,9 +150,21 @@ def class_images(split: str, classes: Mapping[str, Sequence[str]], folder: str =
             yield split, name, file, FileRef(f"{folder}{file}")
 
 
-def list_images(folder: Path) -> list[str]:
-    """Return the names of the images that lie in `folder` itself, sorted."""
-    return sorted(entry.name for entry in scan(folder) if _is_image(entry))
+def list_images(folder: Path, skipped: Skipped) -> list[str]:
+    """Return the names of the images that lie in `folder` itself, sorted; count other files in `skipped`."""
+    return sorted(entry.name for entry in scan(folder) if not _is_folder(entry) and _is_image(entry, skipped))
+
+
+def folder_names(folder: Path, skipped: Skipped | None = None) -> list[str]:
+    """Return the names of the folders in `folder`, sorted.
+
+    With `skipped`, those that hold no data are counted there and left out.
+    """
+    names = sorted(entry.name for entry in scan(folder) if _is_folder(entry))
+    if skipped is None:
+        return names
+    skipped.update(f"{name}/" for name in names if is_left_folder(name))
+    return [name for name in names if not is_left_folder(name)]
 
 
 def scan(folder: Path) -> list[os.DirEntry[str]]:
@@ -159,7 +176,7 @@ def scan(folder: Path) -> list[os.DirEntry[str]]:
         raise InputError(f"input folder {folder} cannot be listed: {error.strerror}") from error
 
 
-def _list_images(top: Path, path: str) -> tuple[list[str], list[str]]:
+def _list_images(top: Path, path: str, skipped: Skipped) -> tuple[list[str], list[str]]:
     """Return the path of each image under `top`, with `path` for that of `top`, and the folders in `top` itself."""
     # A folder is identified by device and inode; one that is its own ancestor is a loop of symbolic links.
     pending: list[tuple[Path, str, frozenset[tuple[int, int]]]] = [(top, path, frozenset())]
@@ -171,12 +188,15 @@ def _list_images(top: Path, path: str) -> tuple[list[str], list[str]]:
         if identity in ancestors:
             continue
         for entry in scan(folder):
-            if _is_folder(entry):
+            if not _is_folder(entry):
+                if _is_image(entry, skipped):
+                    images.append(f"{path}/{entry.name}")
+            elif is_left_folder(entry.name):
+                skipped[f"{entry.name}/"] += 1
+            else:
                 pending.append((folder / entry.name, f"{path}/{entry.name}", ancestors | {identity}))
                 if not ancestors:
                     inner.append(entry.name)
-            elif _is_image(entry):
-                images.append(f"{path}/{entry.name}")
     return images, inner
 
 
@@ -185,11 +205,16 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
     return entry.is_dir(follow_symlinks=False) or (entry.is_symlink() and Path(entry.path).is_dir())
 
 
-def _is_image(entry: os.DirEntry[str]) -> bool:
-    if not entry.name.lower().endswith(IMAGE_ENDINGS):
-        return False
+def _is_image(entry: os.DirEntry[str], skipped: Skipped) -> bool:
+    """Return True for an image; count any other file in `skipped`. Only one with an unusual ending is opened."""
+    verdict = is_image_name(entry.name)
     # A broken link is a broken image, to be rejected and listed. A pipe would be waited for without end.
-    if not entry.is_symlink():
-        return entry.is_file(follow_symlinks=False)
-    target = Path(entry.path)
-    return target.is_file() or not target.exists()
+    if entry.is_symlink():
+        target = Path(entry.path)
+        there = target.is_file() or not target.exists()
+    else:
+        there = entry.is_file(follow_symlinks=False)
+    if there and (holds_image(entry.path) if verdict is None else verdict):
+        return True
+    skipped[ending_of(entry.name)] += 1
+    return False

@@ -11,15 +11,19 @@ in class folders, so that both give the same shards.
 from __future__ import annotations
 
 import io
+import os
 import posixpath
 import tarfile
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import BinaryIO
 
 from errors import InputError
-from preprocess.sources.catalogue import IMAGE_ENDINGS, ArchiveRef, Found, printable
+from preprocess.images.formats import MAGIC_BYTES, format_of
+from preprocess.sources.catalogue import ArchiveRef, Found, printable
 from preprocess.sources.labels import check_same
+from preprocess.sources.skipping import Skipped, ending_of, is_image_name
 from preprocess.sources.source import Listing
 from preprocess.sources.tar_headers import Member, open_tar, read_members
 
@@ -45,10 +49,12 @@ def read(root: Path) -> Listing:
         if not (root / name).is_file():
             raise InputError(f"{root / name} is missing: the official archives are {TRAIN}, {VAL} and {DEVKIT}")
     names, truth = _read_devkit(root / DEVKIT)
-    return Listing(names, {"train": _found_train(root / TRAIN, names), "val": _found_val(root / VAL, truth)})
+    skipped = Skipped()
+    found = {"train": _found_train(root / TRAIN, names, skipped), "val": _found_val(root / VAL, truth, skipped)}
+    return Listing(names, found, skipped=skipped)
 
 
-def _found_train(path: Path, names: Mapping[str, str]) -> Iterator[Found]:
+def _found_train(path: Path, names: Mapping[str, str], skipped: Skipped) -> Iterator[Found]:
     with open_tar(path) as file:
         tars = {
             posixpath.basename(member.name).removesuffix(".tar"): member
@@ -58,27 +64,38 @@ def _found_train(path: Path, names: Mapping[str, str]) -> Iterator[Found]:
         check_same(tars, path, names, DEVKIT)
         for name, tar in tars.items():
             inner = read_members(file, path / f"{name}.tar", tar.offset, tar.offset + tar.size)
-            for image in _images(inner, path / f"{name}.tar"):
+            for image in _images(file, inner, path / f"{name}.tar", skipped):
                 canonical_name = f"train/{name}/{image.name.removeprefix('./')}"
                 yield "train", name, canonical_name, ArchiveRef(TRAIN, image.offset, image.size)
 
 
-def _found_val(path: Path, truth: Sequence[str]) -> Iterator[Found]:
+def _found_val(path: Path, truth: Sequence[str], skipped: Skipped) -> Iterator[Found]:
     with open_tar(path) as file:
-        images = {posixpath.basename(image.name): image for image in _images(read_members(file, path), path)}
+        members = _images(file, read_members(file, path), path, skipped)
+        images = {posixpath.basename(image.name): image for image in members}
     if len(images) != len(truth):
         raise InputError(f"{path} holds {len(images)} images, but the ground truth in {DEVKIT} is of {len(truth)}")
     for (file_name, image), name in zip(sorted(images.items()), truth, strict=True):
         yield "val", name, f"val/{name}/{file_name}", ArchiveRef(VAL, image.offset, image.size)
 
 
-def _images(members: Iterable[Member], path: Path) -> Iterator[Member]:
+def _images(file: BinaryIO, members: Iterable[Member], path: Path, skipped: Skipped) -> Iterator[Member]:
     for member in members:
-        if not member.name.lower().endswith(IMAGE_ENDINGS):
-            continue
-        if not member.plain:
+        name = posixpath.basename(member.name)
+        verdict = is_image_name(name)
+        if verdict and not member.plain:
             raise InputError(f"{path}: {printable(member.name)!r} is a link, a folder or sparse, not a plain file")
-        yield member
+        if not member.plain:
+            continue
+        if _holds_image(file, member) if verdict is None else verdict:
+            yield member
+        else:
+            skipped[ending_of(name)] += 1
+
+
+def _holds_image(file: BinaryIO, member: Member) -> bool:
+    head = os.pread(file.fileno(), min(MAGIC_BYTES, member.size), member.offset)
+    return format_of(head) is not None
 
 
 def _read_devkit(path: Path) -> tuple[dict[str, str], list[str]]:

@@ -15,6 +15,7 @@ from pathlib import Path
 from errors import InputError
 from preprocess.sources.folders import class_images, list_classes
 from preprocess.sources.labels import check_same, flat_val, read_lines, read_names
+from preprocess.sources.skipping import Skipped
 from preprocess.sources.source import Listing
 
 _IMAGES = "Data/CLS-LOC"
@@ -40,13 +41,13 @@ def read(root: Path) -> Listing:
         if not (images / split).is_dir():
             raise InputError(f"{images / split} is missing: Kaggle's layout has train and val there")
     mapping, solution = _label_file(root, _MAPPING), _label_file(root, _SOLUTION)
-    names = read_names(mapping, " ")
-    train = list_classes(images / "train", "train/")
+    names, skipped = read_names(mapping, " "), Skipped()
+    train = list_classes(images / "train", "train/", skipped)
     check_same(train, images / "train", names, str(mapping))
     class_of = _read_solution(solution, names, mapping)
     train_images = class_images("train", train, f"{images.relative_to(root).as_posix()}/")
-    val_images = flat_val(root, images / "val", class_of, solution)
-    return Listing(names, {"train": train_images, "val": val_images})
+    val_images = flat_val(root, images / "val", class_of, solution, skipped)
+    return Listing(names, {"train": train_images, "val": val_images}, skipped=skipped)
 
 
 def _images(root: Path) -> Path | None:

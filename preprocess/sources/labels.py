@@ -8,6 +8,7 @@ from pathlib import Path
 from errors import InputError
 from preprocess.sources.catalogue import FileRef, Found, printable
 from preprocess.sources.folders import list_images
+from preprocess.sources.skipping import Skipped
 
 
 def read_lines(path: Path) -> list[str]:
@@ -61,13 +62,15 @@ def check_labels(path: Path, labels: Iterable[object], classes: int) -> None:
             raise InputError(f"{path}, row {row} has label {label!r}; use 0 to {classes - 1}")
 
 
-def flat_val(root: Path, folder: Path, class_of: Mapping[str, str], listed: Path) -> Iterator[Found]:
+def flat_val(root: Path, folder: Path, class_of: Mapping[str, str], listed: Path, skipped: Skipped) -> Iterator[Found]:
     """Yield the images of a val split in one flat folder; `class_of` maps their names to class ids, as `listed` does.
+
+    Other files are counted in `skipped`.
 
     Raises:
         InputError: the folder holds other images than `class_of`, or cannot be listed.
     """
-    files = list_images(folder)
+    files = list_images(folder, skipped)
     for name in sorted(set(files) ^ class_of.keys()):
         if name in class_of:
             raise InputError(f"image {name!r} is not in {folder}, although {listed} lists it: incomplete?")

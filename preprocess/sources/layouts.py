@@ -44,7 +44,7 @@ def open_source(root: Path, options: SourceOptions) -> Source:
         raise InputError(f"{error.filename or root} cannot be read: {error.strerror}") from error
     if len(catalogue.classes) < 2:
         raise InputError(f"input folder {root} has a single class, {catalogue.classes[0].id!r}; use at least 2 classes")
-    return Source(root, catalogue, tuple(found), listing.containers, listing.ignored)
+    return Source(root, catalogue, tuple(found), listing.containers, listing.ignored, listing.skipped)
 
 
 def _find(root: Path) -> str:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from preprocess.sources.catalogue import Catalogue, Found
+from preprocess.sources.skipping import Skipped
 
 
 @dataclass(frozen=True)
@@ -46,6 +47,8 @@ class Listing:
     containers: tuple[Container, ...] = ()
     ignored: tuple[str, ...] = ()
     """Ignored folders that may hold images."""
+    skipped: Skipped = field(default_factory=Skipped)
+    """Files that are no images; complete once all of `found` is iterated."""
 
 
 @dataclass(frozen=True)
@@ -60,3 +63,5 @@ class Source:
     containers: tuple[Container, ...] = ()
     ignored: tuple[str, ...] = ()
     """Ignored folders that may hold images."""
+    skipped: Skipped = field(default_factory=Skipped)
+    """Files that are no images."""

@@ -69,13 +69,14 @@ def _moved(split: str, images: Iterable[Found]) -> Iterator[Found]:
 
 
 def _divided(train: Iterable[Found], val_fraction: float, seed: int) -> dict[str, Iterable[Found]]:
+    if val_fraction == 0:
+        return {"train": train, "val": ()}
     by_class: dict[str, list[Found]] = {}
     for image in train:
         by_class.setdefault(image[1], []).append(image)
     kept: list[Found] = []
     for images in by_class.values():
-        count = max(round(val_fraction * len(images)), 1) if val_fraction > 0 else 0
-        count = min(count, max(len(images) - 1, 0))
+        count = min(max(round(val_fraction * len(images)), 1), len(images) - 1)
         images.sort(key=lambda image: shuffle_key("val", seed, image[2]))
         kept += _moved("val", images[:count])
         del images[:count]

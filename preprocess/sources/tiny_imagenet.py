@@ -12,6 +12,7 @@ from pathlib import Path
 from errors import InputError
 from preprocess.sources.folders import class_images, list_classes
 from preprocess.sources.labels import check_known, flat_val, read_lines, read_names
+from preprocess.sources.skipping import Skipped
 from preprocess.sources.source import Listing
 
 _ANNOTATIONS = "val/val_annotations.txt"
@@ -32,8 +33,8 @@ def read(root: Path) -> Listing:
     train, annotations = root / "train", root / _ANNOTATIONS
     if not train.is_dir():
         raise InputError(f"{train} is missing: Tiny-ImageNet's layout has <wnid>/images there")
-    words = read_names(root / "words.txt", "\t")
-    classes = list_classes(train, "train/")
+    words, skipped = read_names(root / "words.txt", "\t"), Skipped()
+    classes = list_classes(train, "train/", skipped)
     check_known(classes, train, words, str(root / "words.txt"))
     class_of = {}
     for number, line in enumerate(read_lines(annotations), start=1):
@@ -45,5 +46,6 @@ def read(root: Path) -> Listing:
         (split, name, file.replace(f"/{name}/images/", f"/{name}/", 1), ref)
         for split, name, file, ref in class_images("train", classes)
     )
-    val_images = flat_val(root, root / "val" / "images", class_of, annotations)
-    return Listing({name: words[name] for name in classes}, {"train": train_images, "val": val_images})
+    val_images = flat_val(root, root / "val" / "images", class_of, annotations, skipped)
+    names = {name: words[name] for name in classes}
+    return Listing(names, {"train": train_images, "val": val_images}, skipped=skipped)

@@ -40,7 +40,7 @@ def test_the_manifest_has_the_fields_of_the_contract(tiny_shards: Path) -> None:
     page = read_json(tiny_shards)
     assert list(page) == [
         *("schema", "name", "short_side", "jpeg_quality", "chroma", "resample", "seed"),
-        *("classes", "splits", "rgb", "rejected", "apply_exif"),
+        *("classes", "splits", "rgb", "rejected", "apply_exif", "skipped"),
     ]
     constants = {key: page[key] for key in list(page)[:7]}
     assert constants == {

@@ -1,10 +1,15 @@
 import os
 from pathlib import Path
 
+import odd_images
 import pytest
+from PIL import Image
+from raw_data import encoded
 
 from errors import InputError
+from preprocess.images.formats import format_of
 from preprocess.images.transform import UnreadableImage
+from preprocess.sources import skipping
 from preprocess.sources.catalogue import IMAGE_ENDINGS, Catalogue, FileRef
 from preprocess.sources.layouts import open_source
 from preprocess.sources.raw_files import RawFiles
@@ -105,6 +110,59 @@ def test_a_single_class_is_refused(tmp_path: Path) -> None:
         catalogue(tmp_path, 0.1)
 
 
+IMAGE = encoded(Image.new("RGB", (20, 30), (1, 2, 3)))
+
+
+def test_images_are_told_by_their_content_where_the_ending_does_not_tell(tmp_path: Path) -> None:
+    kinds = odd_images.every_kind()
+    for name in "ab":
+        fill(tmp_path, f"{name}/1.jpg", f"{name}/3.txt", f"{name}/empty.jfif", f"{name}/README")
+        (tmp_path / name / "BMW.txt").write_text("BMW is how this text begins, and it goes on for a while")
+        (tmp_path / name / "P1").write_text("P1 is how this text begins")
+        for number, (kind, data) in enumerate(kinds.items()):
+            (tmp_path / name / f"{number} {kind}.download").write_bytes(data)
+        (tmp_path / name / "2.jfif").write_bytes(IMAGE)
+        (tmp_path / name / "none").write_bytes(IMAGE)
+        (tmp_path / name / "heic").write_bytes(b"\0\0\0\x18ftypheic\0\0\0\0mif1heic")
+    source = open_source(tmp_path, SourceOptions(val_fraction=0.0))
+    taken = {image.canonical_name for image in source.catalogue.images if image.canonical_name[0] == "a"}
+    assert taken == {
+        *("a/1.jpg", "a/2.jfif", "a/none", "a/heic"),
+        *(f"a/{number} {kind}.download" for number, kind in enumerate(kinds)),
+    }
+    assert source.skipped == {".txt": 4, ".jfif": 2, "no ending": 4}
+
+
+def test_a_pgm_of_plain_numbers_is_an_image() -> None:
+    assert format_of(b"P2\n# drawn\n2 1\n255\n0 255\n") == "PPM"
+    assert format_of(b"P6 2 1 255 ......") == "PPM"
+    assert format_of(b"") is None
+    assert format_of(b"BM") is None
+
+
+def test_what_file_managers_and_editors_leave_is_counted_and_no_class(tmp_path: Path) -> None:
+    fill(tmp_path, *(f"{split}/{name}/1.jpg" for split in ("train", "val") for name in "ab"))
+    fill(tmp_path, "train/.ipynb_checkpoints/a-checkpoint.jpg", "train/a/.ipynb_checkpoints/1-checkpoint.jpg")
+    fill(tmp_path, "__MACOSX/train/a/._1.jpg", "train/__MACOSX/._a", "train/a/._1.jpg", "train/a/.DS_Store")
+    fill(tmp_path, "val/a/Thumbs.db", "val/b/Thumbs.db", "val/@eaDir/x.jpg", "train/stray.jpg", "train/list.txt")
+    source = open_source(tmp_path, SourceOptions())
+    assert ids(source.catalogue) == ["a", "b"]
+    assert len(source.catalogue.images) == 4
+    assert source.ignored == ()
+    assert source.skipped == {
+        **{".ipynb_checkpoints/": 2, "__MACOSX/": 1, "._*": 1, ".DS_Store": 1, "Thumbs.db": 2, "@eaDir/": 1},
+        ".jpg outside the class folders": 1,
+    }
+
+
+def test_only_files_with_unusual_endings_are_opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fill(tmp_path, *(f"{name}/{number}.JPEG" for name in "ab" for number in range(9)), "a/1.jfif", "a/._2.jfif")
+    opened = []
+    monkeypatch.setattr(skipping.os, "open", lambda path, _: opened.append(path) or os.dup(0))
+    catalogue(tmp_path, 0.0)
+    assert opened == [str(tmp_path / "a" / "1.jfif")]
+
+
 def test_class_folders_whose_names_are_one_in_text_are_refused(tmp_path: Path) -> None:
     fill(tmp_path, "a\\xff/1.jpg", os.fsdecode(b"a\xff/1.jpg"))
     with pytest.raises(InputError, match=r"2 classes are 'a\\\\xff' in text"):
@@ -202,8 +260,8 @@ def test_a_file_too_large_for_a_workers_memory_is_refused_unread(tmp_path: Path)
         (["train/1.jpg", "val/a/1.jpg"], None, r"/train holds no class folders"),
         (["train/a/1.jpg", "train/b/1.jpg", "val/1.jpg"], None, r"/val holds no class folders"),
         (["val/a/1.jpg", "test/a/1.jpg"], 0.1, r"holds no class folders"),
-        (["a/1.jpg", "b/1.txt"], 0.1, r"class 'b' has no image in .*\.jpg, \.jpeg"),
-        (["train/a/1.jpg", "train/b/1.jpg", "val/a/1.gif"], None, r"class 'a' has no image in .*/val "),
+        (["a/1.jpg", "b/1.txt"], 0.1, r"class 'b' has no image in .*; add images, or remove the folder"),
+        (["train/a/1.jpg", "train/b/1.jpg", "val/a/1.gif"], None, r"class 'a' has no image in .*/val; add"),
         (
             ["train/a/1.jpg", "train/b/1.jpg", "val/a/1.jpg", "val/c/1.jpg"],
             None,

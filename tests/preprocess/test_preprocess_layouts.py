@@ -74,6 +74,10 @@ def test_the_shards_are_those_of_class_folders(
     page, reference = read_json(tmp_path / "out"), read_json(from_folders)
     assert page.pop("classes") == [{"id": wnid, "name": WORDS[wnid]} for wnid in WNIDS]
     assert reference.pop("classes") == [{"id": wnid, "name": wnid} for wnid in WNIDS]
+    # A Parquet file has rows only, and Tiny-ImageNet a file of boxes for each class.
+    skipped = {"parquet": None, "tiny-imagenet": {".txt": 1 + len(WNIDS)}}
+    assert page.pop("skipped", None) == skipped.get(layout, {".txt": 1})
+    assert reference.pop("skipped") == {".txt": 1}
     assert page == reference  # samples, statistics, and what was rejected and why
     assert len(page["rejected"]) == 3
     files, others = folder_bytes(tmp_path / "out"), folder_bytes(from_folders)

@@ -69,3 +69,20 @@ def test_the_folder_above_a_data_set_is_refused_whatever_the_options(
     assert error.count("\n") == 1
     assert error.endswith(f"has a single class folder, 'tiny'; use {three_splits} as --input\n")
     assert not (tmp_path / "out").exists()
+
+
+def test_files_that_are_no_images_are_counted_by_ending(
+    three_splits: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Most images of a download may be `.jfif`; the build takes them, and says what it leaves out."""
+    for path in (three_splits / "train" / "green-bars").glob("*.JPEG"):
+        path.rename(path.with_suffix(".jfif"))
+    for number in range(12):
+        (three_splits / "valid" / "green-bars" / f"box_{number}.xml").write_text("<annotation>")
+    (three_splits / "train" / "green-bars" / ".DS_Store").write_bytes(b"\0\0\0\1Bud1")
+    assert build(three_splits, tmp_path / "out") == 0
+    printed = capsys.readouterr().out.splitlines()
+    assert printed[-2] == "skipped, not images: 12 .xml, 1 .DS_Store, 1 .txt"
+    assert "106 train + 27 val" in printed[-1]
+    assert read_json(tmp_path / "out")["skipped"] == {".DS_Store": 1, ".txt": 1, ".xml": 12}
+    assert read_manifest(tmp_path / "out").skipped == {".DS_Store": 1, ".txt": 1, ".xml": 12}
