@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import shutil
 import sys
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -30,6 +31,7 @@ from preprocess.sources.raw_files import RawFiles
 from preprocess.state.build_state import BuildState, ShardRecord, changed_shards, resume_build
 from preprocess.state.fingerprint import build_fingerprint
 from preprocess.state.output import OutputState, claim_output, inspect_output, remove_leftovers, remove_stray_files
+from preprocess.summary import describe_counts, input_warnings
 
 
 @dataclass(frozen=True)
@@ -56,9 +58,8 @@ def build(options: BuildOptions) -> Outcome:
         OSError: the output cannot be written, e.g. a full disk.
     """
     plan = make_plan(options)
-    if plan.source is not None and plan.source.ignored:
-        names = ", ".join(map(printable, plan.source.ignored))
-        print(f"build_shards: ignored in {options.input}: the folders {names}", file=sys.stderr)
+    for warning in input_warnings(plan):
+        print(f"build_shards: {warning}", file=sys.stderr)
     existing = inspect_output(plan)
     if existing.final_manifest is not None and not existing.broken:
         remove_leftovers(options.output)
@@ -124,8 +125,10 @@ def _build_shards(
     ]
     before = [entry for record in kept.values() for entry in record.rejected]
 
+    kinds = Counter(entry.kind for entry in before)
+
     def check_counts(counts: Counts) -> None:
-        check_rejected(plan, len(before) + counts.rejected, [*(entry.describe() for entry in before), *counts.reasons])
+        check_rejected(plan, kinds + Counter(counts.kinds), [*(entry.describe() for entry in before), *counts.reasons])
 
     if pending:
         color_sums.warn_if_slow()
@@ -147,7 +150,7 @@ def _finish(plan: Plan, build_state: BuildState) -> Manifest:
         rejected.extend(record.rejected)
         if part is not None:
             sums.merge(part)
-    check_rejected(plan, len(rejected), (entry.describe() for entry in rejected))
+    check_rejected(plan, Counter(entry.kind for entry in rejected), (entry.describe() for entry in rejected))
     check_readable(plan.catalogue, rejected)
     atomic_write(options.output / MEAN_IMAGE_NAME, sums.mean_image_file())
     manifest = Manifest(
@@ -171,26 +174,31 @@ def _finish(plan: Plan, build_state: BuildState) -> Manifest:
     return manifest
 
 
-def check_rejected(plan: Plan, rejected: int, reasons: Iterable[str]) -> None:
-    """Raise `InputError`, with the first `reasons`, when more images are rejected than the options allow.
+def check_rejected(plan: Plan, kinds: Mapping[str, int], reasons: Iterable[str]) -> None:
+    """Raise `InputError` when more images are rejected than the options allow, with their number by kind of reason.
 
-    The number only grows during a build, so the result depends only on the last call.
+    The number only grows during a build, so the result depends only on the last call. `reasons` are examples.
     """
+    rejected = sum(kinds.values())
     fraction, allowed = rejected / plan.images, plan.options.max_rejected
     if fraction > allowed:
-        first = "; ".join(islice(reasons, REASONS_SHOWN))
+        skipped = {} if plan.source is None else plan.source.skipped
         raise InputError(
-            f"--max-rejected is {allowed:g}: {rejected} of {plan.images} images are rejected, {fraction:.2%}; "
-            f"repair the source, or use a larger value; e.g. {first}"
+            f"--max-rejected is {allowed:g}: {rejected} of {plan.images} images are rejected, {fraction:.2%} "
+            f"({describe_counts(kinds)}){f'; not images: {describe_counts(skipped)}' if skipped else ''}; "
+            f"repair the source, or use a larger value; e.g. {'; '.join(islice(reasons, REASONS_SHOWN))}"
         )
 
 
 def check_readable(catalogue: Catalogue, rejected: Sequence[Rejection]) -> None:
     """Raise `InputError` for a class without a readable image in the train split."""
-    reasons = {entry.source: entry.reason for entry in rejected}
+    entries = {entry.source: entry for entry in rejected}
     train = catalogue.split("train")
-    readable = {image.label for image in train if printable(image.canonical_name) not in reasons}
-    for label, entry in enumerate(catalogue.classes):
+    readable = {image.label for image in train if printable(image.canonical_name) not in entries}
+    for label, known in enumerate(catalogue.classes):
         if label not in readable:
-            first = next(printable(image.canonical_name) for image in train if image.label == label)
-            raise InputError(f"class {entry.id!r} has no readable image, e.g. {first}: {reasons[first]}")
+            lost = [entries[printable(image.canonical_name)] for image in train if image.label == label]
+            raise InputError(
+                f"class {known.id!r} has no readable image ({describe_counts(Counter(entry.kind for entry in lost))}), "
+                f"e.g. {lost[0].describe()}; repair them, or remove the class"
+            )

@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -89,6 +90,11 @@ class Rejection:
     split: str
     source: str
     reason: str
+
+    @property
+    def kind(self) -> str:
+        """Return the reason without its numbers, to count by."""
+        return re.sub(r"\d[\d.,x]*", "N", self.reason)
 
     def describe(self) -> str:
         """Return the image and the reason in one line."""

@@ -1,17 +1,39 @@
-"""The last lines of a build: what was skipped and what was made, in numbers."""
+"""What a build says: warnings about its input at the beginning, numbers at the end."""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping
 
 from preprocess.manifest import Manifest
+from preprocess.plan import Plan
 from preprocess.run.pool import Counts
+from preprocess.sources.catalogue import printable
 
 _KINDS_SHOWN = 8
 
 
+def input_warnings(plan: Plan) -> Iterator[str]:
+    """Yield a line for each property of the input that people rarely want, and that no error will tell."""
+    if plan.source is not None and plan.source.ignored:
+        yield f"ignored in {plan.options.input}: the folders {', '.join(map(printable, plan.source.ignored))}"
+    images = {split: Counter(image.label for image in plan.catalogue.split(split)) for split in plan.splits}
+    classes = plan.catalogue.classes
+    single = [entry.id for label, entry in enumerate(classes) if images["train"][label] == 1]
+    if single:
+        yield f"{len(single)} of {len(classes)} classes have a single train image, e.g. {single[0]!r}"
+    if not images["val"]:
+        yield "the val split has no image: no training can be validated on it"
+        return
+    without = [entry.id for label, entry in enumerate(classes) if not images["val"][label]]
+    if without:
+        yield f"{len(without)} of {len(classes)} classes have no val image, e.g. {without[0]!r}"
+
+
 def build_summary(manifest: Manifest, counts: Counts, built: str, seconds: float) -> Iterator[str]:
     """Yield the last lines of a build; `built` says which part of the shards this run has built, if not all."""
+    if manifest.rejected:
+        yield f"rejected: {describe_counts(Counter(entry.kind for entry in manifest.rejected))}"
     if manifest.skipped:
         yield f"skipped, not images: {describe_counts(manifest.skipped)}"
     parts = " + ".join(f"{split.samples:,} {name}" for name, split in manifest.splits.items())

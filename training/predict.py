@@ -17,7 +17,11 @@ from training.loop.step import TOP_K, log_probabilities
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Print the top-5 class names and probabilities of each image."""
+    """Print the top-5 class names and probabilities of each image that can be used, and a line for each other.
+
+    Raises:
+        SystemExit: an image cannot be used, with code 1.
+    """
     parser = argparse.ArgumentParser(prog="python -m training.predict", description="Name what images show.")
     add_model_arguments(parser)
     add_device_argument(parser)
@@ -25,11 +29,19 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("images", nargs="+", type=Path, metavar="IMAGE", help="image files")
     options = parser.parse_args(arguments)
     trained = load_model(options, Path.cwd(), options.data)
-    samples = [read_sample(path, trained) for path in options.images]
-    for path, guesses in zip(options.images, predict(trained, samples), strict=True):
-        print(path)
-        for name, probability in guesses:
-            print(f"  {probability:7.2%}  {name}")
+    usable: list[tuple[Path, bytes]] = []
+    for path in options.images:
+        try:
+            usable.append((path, read_sample(path, trained)))
+        except InputError as error:
+            print(f"error: {error}", file=sys.stderr)
+    if usable:
+        for (path, _), guesses in zip(usable, predict(trained, [sample for _, sample in usable]), strict=True):
+            print(path)
+            for name, probability in guesses:
+                print(f"  {probability:7.2%}  {name}")
+    if len(usable) < len(options.images):
+        raise SystemExit(1)
 
 
 def read_sample(path: Path, trained: LoadedModel) -> bytes:

@@ -12,10 +12,11 @@ import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Callable, Iterable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from multiprocessing.connection import wait as wait_for_connection
 from typing import Any, TypeVar
 
@@ -26,6 +27,9 @@ Result = TypeVar("Result")
 
 _REFRESH_SECONDS = 0.2
 _REASON_BYTES = 240
+_KIND_BYTES = 128
+_KINDS = 12  # of a task; further ones are counted together
+OTHER_KINDS = "other reasons"
 REASONS_SHOWN = 3
 
 
@@ -39,6 +43,8 @@ class Counts:
     rejected: int = 0
     reasons: tuple[str, ...] = ()
     """Image and reason of some of the first rejections."""
+    kinds: Mapping[str, int] = field(default_factory=dict)
+    """Number of rejections by kind of reason."""
 
 
 class WorkerDiedError(RuntimeError):
@@ -49,6 +55,10 @@ class StoppedError(Exception):
     """The parent wants no more work; raised in a worker."""
 
 
+class _KindCount(ctypes.Structure):
+    _fields_ = (("kind", ctypes.c_char * _KIND_BYTES), ("count", ctypes.c_int64))
+
+
 class TaskCounts(ctypes.Structure):
     """Counters of one task, which parent and worker share without a lock: a worker that dies cannot hold one."""
 
@@ -57,6 +67,7 @@ class TaskCounts(ctypes.Structure):
         ("bytes", ctypes.c_int64),
         ("rejected", ctypes.c_int64),
         ("reason", ctypes.c_char * _REASON_BYTES),  # of the first rejection
+        ("kinds", _KindCount * _KINDS),
     )
 
 
@@ -64,11 +75,14 @@ def add_up(tasks: Iterable[Any]) -> Counts:
     """Add up the `TaskCounts` of several tasks, running or finished."""
     images = size = rejected = 0
     reasons: list[str] = []
+    kinds: Counter[str] = Counter()
     for task in tasks:
         images, size, rejected = images + task.images, size + task.bytes, rejected + task.rejected
         if task.rejected and len(reasons) < REASONS_SHOWN:
             reasons.append(task.reason.decode("utf-8", "ignore"))
-    return Counts(images, size, rejected, tuple(reasons))
+        if task.rejected:
+            kinds.update({entry.kind.decode("utf-8", "ignore"): entry.count for entry in task.kinds if entry.count})
+    return Counts(images, size, rejected, tuple(reasons), kinds)
 
 
 class Tally:
@@ -79,16 +93,25 @@ class Tally:
         self._counts = counts
         self._stop = stop
 
-    def count(self, images: int = 1, size: int = 0, rejected: str = "") -> None:
-        """Add images (0 for a part of one), `size` bytes of input, and the image and reason of a rejection."""
+    def count(self, images: int = 1, size: int = 0, rejected: str = "", kind: str = OTHER_KINDS) -> None:
+        """Add images (0 for a part of one), `size` bytes of input, and a rejection: its image and reason, its kind."""
         if self._stop.value:
             raise StoppedError
         if rejected:
             if not self._counts.rejected:
                 self._counts.reason = rejected.encode("utf-8", "backslashreplace")[: _REASON_BYTES - 1]
             self._counts.rejected += 1
+            self._count_kind(kind.encode("utf-8", "backslashreplace")[: _KIND_BYTES - 1])
         self._counts.bytes += size
         self._counts.images += images
+
+    def _count_kind(self, kind: bytes) -> None:
+        for number, entry in enumerate(self._counts.kinds):
+            if not entry.count:
+                entry.kind = kind if number < _KINDS - 1 else OTHER_KINDS.encode()
+            if number == _KINDS - 1 or entry.kind == kind:
+                entry.count += 1
+                return
 
 
 def run_tasks(

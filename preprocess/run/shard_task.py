@@ -49,7 +49,7 @@ def build_shard(task: ShardTask, tally: Tally) -> None:
             except UnreadableImage as error:
                 rejected.append(Rejection(task.shard.split, printable(image.canonical_name), str(error)))
                 digests.append(hashlib.sha256(data).hexdigest())
-                tally.count(size=len(data), rejected=rejected[-1].describe())
+                tally.count(size=len(data), rejected=rejected[-1].describe(), kind=rejected[-1].kind)
                 continue
             if sums is not None:
                 sums.add(pixels)

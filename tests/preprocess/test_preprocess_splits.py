@@ -86,3 +86,39 @@ def test_files_that_are_no_images_are_counted_by_ending(
     assert "106 train + 27 val" in printed[-1]
     assert read_json(tmp_path / "out")["skipped"] == {".DS_Store": 1, ".txt": 1, ".xml": 12}
     assert read_manifest(tmp_path / "out").skipped == {".DS_Store": 1, ".txt": 1, ".xml": 12}
+
+
+def test_every_rejection_and_skipped_file_counts_in_the_error(
+    three_splits: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for number, path in enumerate(sorted((three_splits / "train" / "green-bars").iterdir())[:19]):
+        path.write_bytes(b"" if number < 12 else b"<html>")
+    assert build(three_splits, tmp_path / "out", "--max-rejected", 1) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith(
+        "rejected: 13 empty file, 8 not an image in a known format, 1 image file is truncated (N "
+    )
+    shutil.rmtree(tmp_path / "out")
+    assert build(three_splits, tmp_path / "out", "--max-rejected", 0.14) == 2
+    error = capsys.readouterr().err
+    assert "--max-rejected is 0.14: 22 of 151 images are rejected, 14.57% (13 empty file, 8 not an image in a" in error
+    assert "; not images: 1 .txt; repair the source" in error
+    assert error.count("\n") == 1
+
+
+def test_classes_of_one_image_and_a_val_split_without_images_are_named(
+    raw_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = tmp_path / "in"
+    shutil.copytree(raw_folder / "val", source)
+    for path in sorted((source / "green-bars").iterdir())[1:]:
+        path.unlink()
+    assert build(source, tmp_path / "one", "--val-fraction", 0.1) == 0
+    assert capsys.readouterr().err.splitlines() == [
+        "build_shards: 1 of 3 classes have a single train image, e.g. 'green-bars'",
+        "build_shards: 1 of 3 classes have no val image, e.g. 'green-bars'",
+    ]
+    assert build(source, tmp_path / "none", "--val-fraction", 0) == 0
+    assert capsys.readouterr().err.splitlines()[1:] == [
+        "build_shards: the val split has no image: no training can be validated on it",
+    ]

@@ -271,6 +271,24 @@ def test_prediction_of_a_raw_image_is_the_evaluation_of_its_sample(
     assert list(said.values()) == sorted(said.values(), reverse=True)
 
 
+def test_prediction_names_good_images_and_says_what_is_wrong_with_others(
+    command, checkpoint: Path, raw_folder: Path, tmp_path: Path
+) -> None:
+    good = tmp_path / "photo.jfif"
+    shutil.copy(raw_folder / "val" / "red-square" / "red-square_003.JPEG", good)
+    text = tmp_path / "text.JPEG"
+    text.write_text("not an image")
+    code, out, err = command(predict.main, "--checkpoint", checkpoint, text, good, tmp_path / "no.jpg", good)
+    assert code == 1
+    assert [line for line in out.splitlines() if not line.startswith("  ")] == [str(good)] * 2
+    assert err.splitlines() == [
+        f"error: image {text} cannot be used: not an image in a known format",
+        f"error: image {tmp_path / 'no.jpg'} cannot be read: No such file or directory",
+    ]
+    code, out, err = command(predict.main, "--checkpoint", checkpoint, text)
+    assert (code, out, err.count("\n")) == (1, "", 1)
+
+
 def val_samples(shards: Path):
     urls = [str(shards / shard.tar) for shard in read_manifest(shards).split("val").shards]
     return webdataset.WebDataset(urls, shardshuffle=False)
@@ -282,7 +300,6 @@ def test_bad_input_gets_code_2_and_one_line(command, checkpoint: Path, tiny_shar
     other = tmp_path / "other.pt"
     torch.save(build("alexnet-small", 3, first_kernel=7).state_dict(), other)
     text = tmp_path / "text.JPEG"
-    text.write_text("not an image")
     data = ["--data", tiny_shards]
     code, _, err = command(evaluate.main, "--run", "nope", *data)
     store = f"sqlite:///{tmp_path}/mlflow.db"
@@ -307,8 +324,6 @@ def test_bad_input_gets_code_2_and_one_line(command, checkpoint: Path, tiny_shar
         (evaluate.main, ["--weights", other, "--recipe", "tiny-imagenet", *data], "is of another network"),
         (evaluate.main, ["--weights", other, "--recipe", "cifar10", *data], "it is for a short side of 32 pixels, and"),
         (predict.main, ["--weights", other, "--recipe", "tiny-imagenet", text], "--weights needs --data"),
-        (predict.main, ["--checkpoint", checkpoint, text], f"image {text} cannot be used: not an image"),
-        (predict.main, ["--checkpoint", checkpoint, tmp_path / "no.jpg"], "no.jpg cannot be read"),
     ]
     for main, arguments, message in cases:
         code, out, err = command(main, *arguments)
