@@ -16,7 +16,6 @@ from pipeline.cache.memory import CacheKind
 from pipeline.crops import default_crop
 from pipeline.sampler import Sampling
 from pipeline.views import Mean, Units, check_units
-from training.cli import table_rows
 from training.loop.compile import Compile
 from training.loop.precision import Precision
 from training.models import NetworkArchitecture, architecture
@@ -364,3 +363,10 @@ def flatten(config: Config) -> dict[str, Any]:
     for label in ("run_name", "tag"):
         del fields[label]
     return {".".join(map(str, names)): value for *names, value in table_rows(fields)}
+
+
+def table_rows(table: Any) -> list[list[Any]]:
+    """Return the rows of nested dicts: `{"conv1": {3: 0.1}}` is `[["conv1", 3, 0.1]]`."""
+    if not isinstance(table, dict):
+        return [[table]]
+    return [[key, *rest] for key, value in table.items() for rest in table_rows(value)]

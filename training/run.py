@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import argparse
+import inspect
 import os
 import sys
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 
-import tyro
-
 from errors import InputError, check_choice
-from training.cli import run_command, table_options
+from training.cli import run_command
 from training.config import Config
+from training.options import parse_fields
 from training.recipes import RECIPES, finetune
 
 DEFAULT_RECIPE = "sample"
@@ -29,26 +30,25 @@ def parse(arguments: Sequence[str]) -> Config:
     """Return the recipe that the command line names, with its fields as the command line sets them.
 
     Raises:
-        InputError: an unknown recipe, or a value out of range.
-        SystemExit: an unknown field or a value of another type (code 2), or --help (code 0).
+        InputError: an unknown recipe or field, or a value of another type or out of range.
+        SystemExit: --help (code 0).
     """
-    arguments = list(arguments)
-    if arguments and not arguments[0].startswith("-"):
-        check_choice("recipe", arguments[0], RECIPES)
-    elif not _HELP & set(arguments):
-        # The recipe may be left out, but the parser of the recipe's fields wants it named.
-        arguments.insert(0, DEFAULT_RECIPE)
-    recipes = {name: ((make.__doc__ or "").splitlines()[0], make()) for name, make in RECIPES.items()}
-    if arguments[:1] == ["finetune"]:
-        recipes["finetune"] = (recipes["finetune"][0], _finetune(arguments))
-    return tyro.extras.overridable_config_cli(
-        recipes,
-        prog=PROGRAM,
-        description=DESCRIPTION,
-        args=arguments,
-        registry=table_options(),
-        config=(tyro.conf.UseAppendAction,),
-    )
+    recipe, fields = DEFAULT_RECIPE, list(arguments)
+    if fields and not fields[0].startswith("-"):
+        recipe = fields.pop(0)
+        check_choice("recipe", recipe, RECIPES)
+    elif _HELP & set(fields):
+        print(_overview())
+        raise SystemExit(0)
+    default = _finetune(fields) if recipe == "finetune" else RECIPES[recipe]()
+    return parse_fields(f"{PROGRAM} {recipe}", inspect.getdoc(RECIPES[recipe]) or "", fields, default)
+
+
+def _overview() -> str:
+    recipes = [f"  {name:<15}{(make.__doc__ or '').splitlines()[0]}" for name, make in RECIPES.items()]
+    usage = [f"usage: {PROGRAM} [RECIPE] [--FIELD VALUE ...]", f"       {PROGRAM} --resume RUN_ID [--FIELD VALUE ...]"]
+    fields = f"The fields of a recipe, and its values of them: {PROGRAM} RECIPE --help"
+    return "\n".join([*usage, "", *textwrap.wrap(DESCRIPTION, 100), "", "recipes:", *recipes, "", fields])
 
 
 def _finetune(arguments: list[str]) -> Config:
@@ -73,20 +73,12 @@ def parse_resumed(run_id: str, arguments: Sequence[str]) -> Config:
 
     Raises:
         InputError: there is no such run, or a field may not be changed.
-        SystemExit: as `parse`.
+        SystemExit: --help (code 0).
     """
     from training.launch.resume import check_changes, stored_config  # imports MLflow, which takes seconds
 
     stored = stored_config(run_id, Path.cwd())
-    config = tyro.cli(
-        Config,
-        prog=f"{PROGRAM} --resume {run_id}",
-        description=DESCRIPTION,
-        args=arguments,
-        default=stored,
-        registry=table_options(),
-        config=(tyro.conf.UseAppendAction,),
-    )
+    config = parse_fields(f"{PROGRAM} --resume {run_id}", DESCRIPTION, arguments, stored)
     check_changes(stored, config)
     return config
 
