@@ -61,7 +61,7 @@ def main(arguments: Sequence[str]) -> None:
 
 def bare_in_a_process(config: Config, threads: int) -> float:
     """Return images per second of `bare` in a process that starts as a worker of Ray Train does."""
-    from training.launch.ray_cluster import RAY_TRAIN_SETTINGS  # imports Ray, which takes seconds
+    from training.launch.ray_environment import RAY_TRAIN_SETTINGS
 
     kept = dict(os.environ)
     os.environ.update(RAY_TRAIN_SETTINGS, OMP_NUM_THREADS=str(threads))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import inspect
-import os
 import sys
 import textwrap
 from collections.abc import Sequence
@@ -13,6 +12,7 @@ from pathlib import Path
 from errors import InputError, check_choice
 from training.cli import run_command
 from training.config import Config
+from training.launch.ray_environment import set_ray_environment
 from training.options import parse_fields
 from training.recipes import RECIPES, finetune
 
@@ -85,8 +85,7 @@ def parse_resumed(run_id: str, arguments: Sequence[str]) -> Config:
 
 def main(arguments: Sequence[str]) -> None:
     """Train as the command line says."""
-    # Ray reads it when it is imported. `training.terminal` leaves out what several workers say.
-    os.environ.setdefault("RAY_DEDUP_LOGS", "0")
+    set_ray_environment()
     parser = argparse.ArgumentParser(prog=PROGRAM, add_help=False, allow_abbrev=False)
     parser.add_argument("--resume", metavar="RUN_ID")
     resume, rest = parser.parse_known_args(arguments)

@@ -10,8 +10,12 @@ import pytest
 from commands import run_command
 from raw_data import MAX_REJECTED
 
+from training.launch.ray_environment import set_ray_environment
+
 if TYPE_CHECKING:
     from training.load_model import LoadedModel
+
+set_ray_environment()  # Ray reads it when a test imports it
 
 
 @pytest.fixture(scope="session", autouse=True)

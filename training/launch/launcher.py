@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 import tempfile
 from dataclasses import replace
@@ -20,11 +19,12 @@ from training.cli import resolve
 from training.config import Config
 from training.launch.gpu_check import check_gpus
 from training.launch.initial import InitialWeights, read_initial, resolve_init
-from training.launch.ray_cluster import joined_ray
+from training.launch.ray_cluster import joined_ray, own_resources
+from training.launch.ray_environment import starts_own_ray
 from training.launch.ray_train import fit
 from training.launch.resources import Resources, check_data_and_network, resolve_resources
 from training.launch.resume import check_resumable
-from training.launch.store import CheckpointStore
+from training.launch.store import CheckpointStore, check_storage
 from training.loop.compile import check_compiler
 from training.report.pictures import kernels_png
 from training.serving.logged_model import check_registry, publish
@@ -58,6 +58,9 @@ def launch(config: Config, project: Path, resumed: str | None = None) -> str:
         init=None if config.init is None else resolve_init(config.init, project),
     )
     check_data_and_network(config)
+    if starts_own_ray() and not ray.is_initialized():  # what needs no cluster is found before one is started
+        resolve_resources(config, [own_resources()])
+    check_storage(config.storage)
     uri = tracking.tracking_uri(project)
     client = tracking.open_client(uri, create=True)
     if config.register is not None:
@@ -84,7 +87,7 @@ def launch(config: Config, project: Path, resumed: str | None = None) -> str:
 
 def _find_resources(config: Config) -> Resources:
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    resources = resolve_resources(config, nodes, may_grow=os.environ.get("RAY_ADDRESS", "local") != "local")
+    resources = resolve_resources(config, nodes, may_grow=not starts_own_ray())
     if resources.device == "cuda":
         check_gpus()
     check_compiler(config.compile, torch.device(resources.device))

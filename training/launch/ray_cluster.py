@@ -9,29 +9,19 @@ import socket
 from collections.abc import Iterator
 
 import ray
+import torch
 
 from errors import InputError
 from interrupts import keep_sigterm_handler
+from machine_limits import cpu_count
+from training.launch.ray_environment import set_ray_environment, starts_own_ray
 
 ANSWER_SECONDS = 5.0
-PREEMPTION_WATCHER = "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER"
-RAY_TRAIN_SETTINGS = {
-    # Interval of Ray Train's health checks in seconds; the end of a training, and of a worker, waits for one.
-    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
-    # After as many seconds without an answer a worker counts as dead: it is stopped, or its machine cannot be reached.
-    "RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S": "60",
-    # Workers' lines reach the terminal through Ray's log monitor; Ray Train would log them a second time.
-    "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
-    # Keep freed activations in the process: otherwise each step waits for zeroed pages. Glibc ignores a threshold for
-    # mapped blocks above 2^25, and would then map the loader's batches again each time.
-    "MALLOC_TRIM_THRESHOLD_": str(2**30),
-    "MALLOC_MMAP_THRESHOLD_": str(2**25),
-}
-OWN_RAY_SETTINGS = {
-    # It watches nodes that a cloud takes back, and costs a process on the cores that train.
-    PREEMPTION_WATCHER: "0",
-}
-"""Additional settings of a Ray that is started for one training."""
+
+
+def own_resources() -> dict[str, float]:
+    """Return the resources of the Ray that a training starts: the CPUs and GPUs that this process may use."""
+    return {"CPU": cpu_count(), "GPU": torch.cuda.device_count()}
 
 
 @contextlib.contextmanager
@@ -44,26 +34,39 @@ def joined_ray() -> Iterator[None]:
     Raises:
         InputError: RAY_ADDRESS is of another kind, or no cluster answers there.
     """
-    address = os.environ.get("RAY_ADDRESS", "")
-    for name, value in {**RAY_TRAIN_SETTINGS, **({} if address else OWN_RAY_SETTINGS)}.items():
-        os.environ.setdefault(name, value)
+    set_ray_environment()
     if ray.is_initialized():
         yield
         return
-    _check_address(address)
-    if not address:  # it would say that a token protects this Ray
-        logging.getLogger("ray._private.authentication.authentication_token_setup").setLevel(logging.ERROR)
     with keep_sigterm_handler():
-        ray.init(address or "local", logging_level=logging.WARNING)
+        if starts_own_ray():
+            _start_ray()
+        else:
+            address = os.environ["RAY_ADDRESS"]
+            _check_address(address)
+            ray.init(address, logging_level=logging.WARNING)
     try:
         yield
     finally:
         ray.shutdown()
 
 
+def _start_ray() -> None:
+    # It would say that a token protects this Ray.
+    logging.getLogger("ray._private.authentication.authentication_token_setup").setLevel(logging.ERROR)
+    available = own_resources()
+    ray.init(
+        "local",
+        num_cpus=int(available["CPU"]),
+        num_gpus=int(available["GPU"]),
+        include_dashboard=False,  # eleven processes, and the port that `cluster.local` asks for
+        logging_level=logging.WARNING,
+    )
+
+
 def _check_address(address: str) -> None:
     """Raise `InputError` for an address that Ray would try for minutes, without a word."""
-    if address in ("", "auto", "local"):
+    if address == "auto":
         return
     otherwise = "or unset it to train on a Ray of its own"
     host, _, port = address.rpartition(":")

@@ -16,8 +16,8 @@ from ray.train.torch import TorchTrainer
 from training.config import Config
 from training.launch.controller_watch import ControllerWatch
 from training.launch.failures import FailureReport, failure_reason
-from training.launch.ray_cluster import PREEMPTION_WATCHER
-from training.launch.request_watch import SigtermTorchConfig
+from training.launch.process_group import ProcessGroupConfig
+from training.launch.ray_environment import PREEMPTION_WATCHER
 from training.launch.resources import Resources
 from training.launch.store import CheckpointStore
 from training.launch.worker import train_worker
@@ -43,7 +43,7 @@ def fit(config: Config, resources: Resources, tracking_uri: str, run_id: str, cr
             **{"config": config, "resources": resources, "tracking_uri": tracking_uri, "run_id": run_id},
             **{"watch_preemption": watch_preemption, "created": created},
         },
-        torch_config=SigtermTorchConfig(
+        torch_config=ProcessGroupConfig(
             timeout_s=COLLECTIVE_TIMEOUT_SECONDS, grace_seconds=config.checkpoint.grace_seconds
         ),
         scaling_config=ScalingConfig(  # type: ignore[call-arg]  # as below

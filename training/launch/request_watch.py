@@ -6,12 +6,9 @@ import contextlib
 import os
 import signal
 import threading
-from dataclasses import dataclass
 from types import FrameType
-from typing import Any
 
 import ray.train
-from ray.train.torch import TorchConfig
 
 from training.launch.store import CheckpointStore
 from training.loop.request import Request
@@ -66,27 +63,9 @@ class RequestWatch:
                 self._save.set()
 
 
-@dataclass
-class SigtermTorchConfig(TorchConfig):
-    """Ray Train's set-up of torch's process group, on workers that save a checkpoint when SIGTERM comes."""
+def note_sigterm(grace_seconds: float) -> None:
+    """Let SIGTERM be a request to save, from now on; the process ends after `grace_seconds`, or at a second one."""
 
-    grace_seconds: float = 30.0
-    """Time to save; then, and at a second SIGTERM, the worker ends."""
-
-    @property
-    def backend_cls(self) -> type:
-        """The class that sets up the workers."""
-        return _SigtermBackend
-
-
-class _SigtermBackend(TorchConfig().backend_cls):  # type: ignore[misc]  # a class that has no public name
-    def on_training_start(self, worker_group: Any, backend_config: SigtermTorchConfig) -> None:
-        super().on_training_start(worker_group, backend_config)
-        # In the main threads of the workers: training runs in another one, which may not install it.
-        worker_group.execute(_note_sigterm, backend_config.grace_seconds)
-
-
-def _note_sigterm(grace_seconds: float) -> None:
     def handle(number: int, _frame: FrameType | None) -> None:
         if _sigterm.is_set():
             os._exit(128 + number)

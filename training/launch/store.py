@@ -11,12 +11,14 @@ import shutil
 import sys
 import tempfile
 import threading
+import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal
 
 import safetensors.torch
+from pyarrow import ArrowException
 from pyarrow.fs import FileSelector, FileSystem, FileType, LocalFileSystem, copy_files
 from safetensors import SafetensorError
 from torch import Tensor
@@ -37,6 +39,25 @@ _NAME = re.compile(r"step-(\d{8,})")
 _PARTIAL = ".partial-"
 INITIAL = "initial.safetensors"
 """The weights that a training with `--init` starts from: its source may be out of the workers' reach, or change."""
+
+
+def check_storage(storage: str) -> None:
+    """Raise `InputError` unless files can be written to `storage`, an absolute path or a URI; leave nothing there."""
+    try:
+        filesystem, path = FileSystem.from_uri(storage)
+        if isinstance(filesystem, LocalFileSystem):
+            # Tried where a folder is: one that a refused training would leave behind is not made.
+            folder = next(parent for parent in (Path(path), *Path(path).parents) if parent.exists())
+            with tempfile.TemporaryFile(dir=folder):
+                return
+        probe = f"{path.rstrip('/')}/.writable-{uuid.uuid4().hex}"
+        with filesystem.open_output_stream(probe) as file:
+            file.write(b"1")
+        filesystem.delete_file(probe)
+    except (OSError, ArrowException) as error:
+        reason = getattr(error, "strerror", None) or str(error).partition("\n")[0]
+        message = f"storage is {storage}: no file can be written there ({reason}); use another folder"
+        raise InputError(message) from error
 
 
 class CheckpointStore:
