@@ -136,6 +136,10 @@ class Manifest:
             )
         return self.splits[name]
 
+    def samples(self, split: str) -> int:
+        """Return the number of samples of a split; 0 if there is no such split."""
+        return self.splits[split].samples if split in self.splits else 0
+
     def check_files(self, folder: Path) -> None:
         """Raise `InputError` unless every file in the manifest exists, tars with their exact size."""
         for shard in self.shards():

@@ -61,6 +61,9 @@ def main(arguments: Sequence[str]) -> None:
     trained = load_model(options, project, data)
     manifest = read_manifest(data)
     check_data(trained, manifest, data)
+    if not manifest.split(options.split).samples:
+        others = ", ".join(name for name in manifest.splits if manifest.samples(name))
+        raise InputError(f"--split is {options.split}: {data} has no samples of it; use {others}")
     evaluated = Evaluated(
         split=options.split,
         crops=options.crops,

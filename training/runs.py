@@ -14,6 +14,7 @@ from mlflow.entities import Run
 
 from training import tracking
 from training.cli import run_command
+from training.loop.metrics import EPOCH, TOP1
 from training.tracking.claim import OWNER
 
 HEADER = ("run", "recipe", "state", "epoch", "top-1", "started", "checkpoint")
@@ -52,8 +53,9 @@ def trainings(client: MlflowClient) -> list[Run]:
 def row(client: MlflowClient, run: Run) -> tuple[str, ...]:
     """Return the cells of a run, in the order of `HEADER`."""
     tags = run.data.tags
-    epochs = len(client.get_metric_history(run.info.run_id, "val/top1"))
-    top1 = run.data.metrics.get("val/top1")
+    metrics = run.data.metrics
+    epochs = int(metrics.get(EPOCH, 0)) or len(client.get_metric_history(run.info.run_id, TOP1))
+    top1 = metrics.get(TOP1)
     return (
         run.info.run_id,
         run.data.params.get("recipe", ""),

@@ -12,7 +12,7 @@ import ray
 import torch
 from mlflow import MlflowClient
 
-from preprocess.manifest import manifest_digest
+from preprocess.manifest import manifest_digest, read_manifest
 from training import tracking
 from training.checkpoint import MODEL, read_model
 from training.cli import resolve
@@ -76,6 +76,8 @@ def launch(config: Config, project: Path, resumed: str | None = None) -> str:
                 tracking.resume_run(client, run_id, config)
             created = tracking.mark_running(client, run_id, config)
             print(f"MLflow run {run_id} in {tracking.shown_uri(uri)}", flush=True)
+            if not read_manifest(config.data).samples("val"):
+                print(f"not validated: {config.data} has no val samples; the last checkpoint is the best", flush=True)
             try:
                 _train(client, run_id, config, resources, initial, display, created)
             except BaseException:

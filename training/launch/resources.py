@@ -51,7 +51,11 @@ def check_data_and_network(config: Config) -> None:
             f"{config.data} has a short side of {manifest.short_side} pixels; "
             f"recipe {config.recipe} is for {config.short_side}"
         )
-    manifest.split("val")
+    if config.optimizer.schedule == "plateau" and not manifest.samples("val"):
+        raise InputError(
+            f"optimizer.schedule is 'plateau': it goes by the validation error, and {config.data} has no val samples; "
+            "use another schedule, or build the shards with --val-fraction 0.1"
+        )
     samples = manifest.split("train").samples
     if samples < config.batch_size:
         raise InputError(f"batch_size {config.batch_size} is more than the {samples} train samples of {config.data}")

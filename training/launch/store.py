@@ -34,6 +34,7 @@ from training.checkpoint import (
     read_description,
     write_checkpoint,
 )
+from training.loop.metrics import EPOCH, TOP1
 
 _NAME = re.compile(r"step-(\d{8,})")
 _PARTIAL = ".partial-"
@@ -112,9 +113,12 @@ class CheckpointStore:
         return None
 
     def best(self) -> int | None:
-        """Return the step of the checkpoint with the highest `val/top1`; None if no epoch was completed."""
-        top1 = {step: self._top1(step) for step in self.steps()}
-        return max((step for step in top1 if top1[step] is not None), key=lambda step: (top1[step], step), default=None)
+        """Return the step of the checkpoint with the highest `val/top1`; None if no epoch was completed.
+
+        Without validation it is the newest one at the end of an epoch.
+        """
+        ends = ((self._top1(step), step) for step in self.steps())
+        return max(((top1, step) for top1, step in ends if top1 is not None), default=(None, None))[1]
 
     def write(self, snapshot: Snapshot, keep: int) -> int | None:
         """Write a checkpoint, then remove all but the best one and the last `keep`; return the step of the best.
@@ -196,10 +200,12 @@ class CheckpointStore:
             copy_files(str(file), f"{target}/{file.name}", destination_filesystem=self._filesystem)
 
     def _top1(self, step: int) -> float | None:
+        """Return `val/top1` of a checkpoint, -1 without validation; None within an epoch."""
         try:
-            return self.describe(step).metrics.get("val/top1")
+            saved = self.describe(step)
         except InputError:  # damaged
             return None
+        return saved.metrics.get(TOP1, -1.0 if EPOCH in saved.metrics else None)
 
     def _has_page(self, step: int) -> bool:
         return self._filesystem.get_file_info(f"{self._path(step)}/{PAGE}").type == FileType.File

@@ -67,7 +67,8 @@ class TrainState:
     optimizer: Optimizer
     schedule: Schedule
     train_loader: Loader
-    val_loader: Loader
+    val_loader: Loader | None
+    """None: the data set has no val samples, and nothing is validated."""
     data: DatasetInfo
     val_samples: int
     meter: Meter
@@ -131,7 +132,7 @@ def build_state(
         train_loader=train_loader,
         val_loader=val_loader,
         data=data,
-        val_samples=read_manifest(config.data).split("val").samples,
+        val_samples=read_manifest(config.data).samples("val"),
         meter=Meter(layout),
     )
     if checkpoint is not None:
@@ -142,7 +143,7 @@ def build_state(
     return state
 
 
-def _make_loaders(config: Config, layout: Layout, num_threads: int) -> tuple[Loader, Loader]:
+def _make_loaders(config: Config, layout: Layout, num_threads: int) -> tuple[Loader, Loader | None]:
     common: dict[str, Any] = {
         "rank": layout.batch_rank,
         "world_size": layout.num_batch_ranks,
@@ -159,7 +160,8 @@ def _make_loaders(config: Config, layout: Layout, num_threads: int) -> tuple[Loa
     train = make_loader(
         config.data, "train", per_rank, augmentation=config.augmentation, sampling=config.sampling, **common
     )
-    return train, make_loader(config.data, "val", per_rank, **common)
+    has_val = read_manifest(config.data).samples("val") > 0
+    return train, make_loader(config.data, "val", per_rank, **common) if has_val else None
 
 
 def _class_weights(config: Config, layout: Layout, train_loader: Loader) -> Tensor | None:

@@ -9,6 +9,7 @@ from collections.abc import Callable
 import numpy as np
 import torch
 
+from training.loop.metrics import EPOCH, TOP1
 from training.loop.request import Request, StoppedError
 from training.loop.state import TrainState, mean_loss_of, set_random_states
 from training.loop.step import TOP_K, fill_batch, log_probabilities, score, train_step
@@ -25,6 +26,8 @@ SaveCheckpoint = Callable[[TrainState, dict[str, float]], None]
 def train(state: TrainState, log: LogMetrics, save: SaveCheckpoint) -> None:
     """Train to the configured number of epochs; after each, validate, log and save.
 
+    Without validation, `EPOCH` is logged instead.
+
     Raises:
         StoppedError: `state.take_request` of any process says so.
         DivergenceError: the loss is no longer a number.
@@ -33,11 +36,12 @@ def train(state: TrainState, log: LogMetrics, save: SaveCheckpoint) -> None:
         _freeze_due_layers(state)
         _seed(state)
         train_epoch(state, log, save)
-        metrics = validate(state)
+        metrics = {EPOCH: state.epoch + 1.0} if state.val_loader is None else validate(state)
         if state.config.on_bad_sample == "skip":
             skipped = torch.tensor(state.skipped, device=state.layout.device)
             metrics["train/skipped"] = int(state.layout.sum_over_batch_ranks(skipped))
-        state.schedule.after_epoch(1 - metrics["val/top1"])
+        if TOP1 in metrics:
+            state.schedule.after_epoch(1 - metrics[TOP1])
         state.epoch, state.batch, state.skipped = state.epoch + 1, 0, 0
         state.meter.reset()
         log(metrics, state.step)
@@ -113,17 +117,19 @@ def validate(state: TrainState) -> dict[str, float]:
 
     With `on_bad_sample` skip, also the number of samples that were left out.
     """
+    loader = state.val_loader
+    assert loader is not None
     model, layout, config = state.eval_model.eval(), state.layout, state.config
     sums = torch.zeros(5, dtype=torch.float64, device=layout.device)
-    skipped_before = state.val_loader.skipped
+    skipped_before = loader.skipped
     shape = (config.batch_size // layout.num_batch_ranks, 3, config.image_size, config.image_size)
-    for images, labels in layout.pad_to_equal_batches(state.val_loader, shape):
+    for images, labels in layout.pad_to_equal_batches(loader, shape):
         sums[:4] += score(log_probabilities(model, images, state.autocast)[: len(labels)], labels)
-    sums[4] = state.val_loader.skipped - skipped_before
+    sums[4] = loader.skipped - skipped_before
     loss, top1, top5, samples, skipped = layout.sum_over_batch_ranks(sums).tolist()
     if samples + skipped != state.val_samples:
         raise RuntimeError(f"validation saw {samples + skipped:.0f} samples; the manifest has {state.val_samples}")
-    metrics = {"val/loss": loss / samples, "val/top1": top1 / samples}
+    metrics = {"val/loss": loss / samples, TOP1: top1 / samples}
     if len(state.data.classes) >= TOP_K:
         metrics["val/top5"] = top5 / samples
     if config.on_bad_sample == "skip":

@@ -21,11 +21,11 @@ from training.checkpoint import Checkpoint, read_checkpoint
 from training.config import Config
 from training.launch.store import CheckpointStore
 from training.load_model import load_checkpoint
+from training.loop.metrics import TOP1
 from training.tracking import describe
 
 NAME = "model"
 """Name of the model within its run: `runs:/RUN_ID/model`."""
-TOP1 = "val/top1"
 VERSIONS = "mlflow.modelVersions"
 """Tag of a model by which the UI links it to its versions in the registry."""
 
@@ -53,7 +53,7 @@ def publish(client: MlflowClient, run_id: str, config: Config) -> str | None:
         print(f"warning: run {run_id} has no model: {describe(error)}", file=sys.stderr)
         return f"the training is complete, but has no model for {config.register}" if config.register else None
     uri = f"runs:/{run_id}/{NAME}"
-    print(f"model {uri}: the network of step {best.step}, {TOP1} {best.metrics[TOP1]:.4f}")
+    print(f"model {uri}: the network of step {best.step}, {_accuracy(best)}")
     if config.register is None:
         return None
     try:
@@ -114,18 +114,22 @@ def _register(client: MlflowClient, name: str, best: Checkpoint, model: LoggedMo
     except MlflowException as error:
         if error.error_code != "RESOURCE_ALREADY_EXISTS":
             raise
-    top1 = f"{best.metrics[TOP1]:.4f}"
+    measured = {TOP1: f"{best.metrics[TOP1]:.4f}"} if TOP1 in best.metrics else {}
     version: str = client.create_model_version(
         name,
         model.artifact_location,  # "models:/..." would be looked up in the store of MLFLOW_TRACKING_URI
         model.source_run_id,
-        tags={TOP1: top1, "epoch": str(best.epoch), "step": str(best.step)},
-        description=f"{best.config.recipe}, {best.config.network.name} on {best.data.name}: {TOP1} {top1}",
+        tags={**measured, "epoch": str(best.epoch), "step": str(best.step)},
+        description=f"{best.config.recipe}, {best.config.network.name} on {best.data.name}: {_accuracy(best)}",
         await_creation_for=0,
         model_id=model.model_id,
     ).version
     client.set_logged_model_tags(model.model_id, {VERSIONS: json.dumps([{"name": name, "version": version}])})
     return version
+
+
+def _accuracy(best: Checkpoint) -> str:
+    return f"{TOP1} {best.metrics[TOP1]:.4f}" if TOP1 in best.metrics else "not validated"
 
 
 def _metrics(client: MlflowClient, run_id: str, best: Checkpoint, model_id: str) -> list[Metric]:
@@ -139,8 +143,9 @@ def _metrics(client: MlflowClient, run_id: str, best: Checkpoint, model_id: str)
 
 
 def _example(data: str) -> bytes:
-    """Return the first image of the val split."""
-    samples = Samples(data, read_manifest(data), "val")
+    """Return the first image of the val split, or of the train split if that has none."""
+    manifest = read_manifest(data)
+    samples = Samples(data, manifest, "val" if manifest.samples("val") else "train")
     try:
         return samples.example(0).jpeg
     finally:

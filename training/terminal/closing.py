@@ -7,6 +7,7 @@ import shlex
 
 from training.config import Config
 from training.launch.store import CheckpointStore
+from training.loop.metrics import TOP1
 
 
 def closing_lines(run_id: str, config: Config) -> list[str]:
@@ -31,12 +32,14 @@ def _checkpoint_lines(store: CheckpointStore, run_id: str, config: Config) -> li
     if not steps:
         return [f"no checkpoint in {store.root}"]
     lines, which = [], ""
-    if best is not None:
-        saved = store.describe(best)
-        lines.append(f"top-1 {saved.metrics['val/top1']:.4f} after epoch {saved.epoch} of {config.epochs}")
+    saved = None if best is None else store.describe(best)
+    if saved is not None and TOP1 in saved.metrics:
+        lines.append(f"top-1 {saved.metrics[TOP1]:.4f} after epoch {saved.epoch} of {config.epochs}")
+    elif saved is not None:
+        lines.append(f"epoch {saved.epoch} of {config.epochs}, not validated")
     lines.append(f"checkpoint {store.location(steps[-1])}")
     if best not in (None, steps[-1]):
         lines.append(f"best checkpoint {store.location(best)}")
         which = " --which best"
-    data = shlex.quote(config.data)
+    data = "DIR" if saved is not None and TOP1 not in saved.metrics else shlex.quote(config.data)
     return [*lines, f"evaluate with: python -m training.evaluate --run {run_id}{which} --data {data}"]

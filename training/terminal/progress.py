@@ -11,6 +11,7 @@ import sys
 import threading
 from dataclasses import asdict, dataclass
 
+from training.loop.metrics import EPOCH, TOP1
 from training.loop.state import TrainState
 
 MARK = "twotower.progress "
@@ -32,7 +33,7 @@ class Report:
     train: dict[str, float]
     """The newest point of the training curves, if there is one."""
     val: dict[str, float]
-    """Metrics of the epoch that has just ended; none within an epoch."""
+    """Metrics of the epoch that has just ended, `EPOCH` if it was not validated; none within an epoch."""
     ended: bool = False
     """True in the last report of a worker."""
 
@@ -62,7 +63,7 @@ class Progress:
 
     def show(self, metrics: dict[str, float]) -> None:
         """Report these metrics: at once if an epoch has ended with them, else within a second."""
-        if "val/loss" in metrics:
+        if TOP1 in metrics or EPOCH in metrics:
             self._report(metrics)
         else:
             self._train = metrics

@@ -10,6 +10,7 @@ from mlflow.entities import Run
 from mlflow.utils.mlflow_tags import MLFLOW_RUN_NOTE
 
 from training.config import CHANGEABLE, Config, flatten
+from training.loop.metrics import EPOCH, TOP1
 from training.recipes import RECIPES, finetune
 from training.tracking.source import COMMAND
 
@@ -19,7 +20,6 @@ LINE_LENGTH = 90
 """Length from which the lines of a command are broken, in characters."""
 EPOCHS = "twotower.epochs"
 """Tag of a run: to how many epochs it is trained; its parameter keeps the number that it began with."""
-TOP1 = "val/top1"
 MARK = "<!-- twotower: below this line, the text is replaced -->"
 """Line of a description: what users write above it stays."""
 _OUTCOMES = {"RUNNING": "In training", "FINISHED": "Finished", "FAILED": "Failed", "KILLED": "Interrupted"}
@@ -72,6 +72,8 @@ def _result(client: MlflowClient, run: Run) -> str:
     state = _OUTCOMES.get(run.info.status, run.info.status.capitalize())
     epochs = run.data.tags.get(EPOCHS, "?")
     history = client.get_metric_history(run.info.run_id, TOP1)
+    if EPOCH in run.data.metrics:
+        return f"**{state}** after {run.data.metrics[EPOCH]:.0f} of {epochs} epochs, without validation."
     if not history:
         return f"**{state}** before the first of {epochs} epochs was complete."
     best = max(history, key=lambda point: (point.value, point.step))
@@ -103,7 +105,8 @@ def _place(client: MlflowClient, run: Run) -> list[str]:
 
 
 def _commands(run: Run) -> str:
-    run_id, data = run.info.run_id, shlex.quote(run.data.params.get("data", "DIR"))
+    run_id, metrics = run.info.run_id, run.data.metrics
+    data = "DIR" if EPOCH in metrics else shlex.quote(run.data.params.get("data", "DIR"))
     more = " --epochs N" if run.info.status == "FINISHED" else ""
     lines = [
         *["# evaluate", _broken(f"python -m training.evaluate --run {run_id} --which best --data {data}")],

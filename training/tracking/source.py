@@ -69,6 +69,8 @@ def dataset_inputs(data: str) -> list[DatasetInput]:
     manifest, digest = read_manifest(data), manifest_digest(data)[:DIGEST_LENGTH]
     inputs = []
     for split, context in SPLITS.items():
+        if not manifest.samples(split):
+            continue
         profile = {
             "samples": manifest.split(split).samples,
             "classes": len(manifest.classes),
