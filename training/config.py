@@ -286,7 +286,7 @@ class Config:
     register: str | None = None
     """Name in MLflow's model registry that the trained network becomes the next version of. Default: none."""
     log_every: int = 10
-    """Steps between two points of the training curves."""
+    """Steps between two points of the training curves; an epoch that is shorter has one at its end."""
 
     def __post_init__(self) -> None:
         for name in ("short_side", "crop", "epochs", "batch_size", "micro_batches", "keep_checkpoints", "log_every"):

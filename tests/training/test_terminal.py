@@ -204,7 +204,9 @@ def config(tiny_shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Confi
     return dataclasses.replace(base, data=str(tiny_shards), epochs=2, storage=storage, **small)
 
 
-def test_a_training_is_shown_as_it_is(config: Config, capfd: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("log_every", [100, 2])
+def test_a_training_is_shown_as_it_is(config: Config, capfd: pytest.CaptureFixture[str], log_every: int) -> None:
+    config = dataclasses.replace(config, log_every=log_every)
     torch.set_num_threads(1)
     store = CheckpointStore(config.storage, "a-run")
     state = build_state(config, Layout(torch.device("cpu")), 1)

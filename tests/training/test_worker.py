@@ -197,6 +197,7 @@ WITHIN: dict[str, dict[str, Any]] = {
     "balanced": {"sampling": "balanced"},
     "balanced cache": {"sampling": "balanced", "cache": "host"},
     "class weights": {"class_weights": "balanced"},
+    "one point an epoch": {"log_every": 100},
     "chunks": {"augmentation": Augmentation(granularity="chunk", lighting="code-2012")},
     "plateau": {"optimizer": {"schedule": "plateau", "patience": 0, "momentum_form": "2012", "warmup_epochs": 0.0}},
     "frozen": {"optimizer": {"freeze": {"conv1": 1}}},
@@ -283,6 +284,25 @@ def test_the_curves_have_the_contract_s_names(run: Run) -> None:
     # Three classes: top-5 means nothing.
     assert [step for step, metrics in run.metrics if set(metrics) == {"val/loss", "val/top1"}] == [6, 12]
     assert all(0 <= metrics.get("train/data_wait", 0) <= 1 for _, metrics in run.metrics)
+
+
+@pytest.mark.parametrize(
+    ("log_every", "points"),
+    [(100, [(1, 6), (7, 12), (13, 18)]), (7, [(1, 6), (7, 7), (13, 14)]), (4, [(1, 4), (7, 8), (9, 12), (13, 16)])],
+)
+def test_every_epoch_has_a_point_of_the_curves(
+    config: Config, tmp_path: Path, log_every: int, points: list[tuple[int, int]]
+) -> None:
+    """Of epochs of 6 steps; the points are means over these steps."""
+    each, some = (
+        Run(dataclasses.replace(config, epochs=3, log_every=steps), tmp_path / str(steps)) for steps in (1, log_every)
+    )
+    losses, found = (
+        {step: metrics["train/loss"] for step, metrics in run.metrics if "train/loss" in metrics}
+        for run in (each, some)
+    )
+    expected = {last: np.mean([losses[step] for step in range(first, last + 1)]) for first, last in points}
+    assert found == pytest.approx(expected, rel=1e-5)
 
 
 def test_validation_counts_every_sample_once(config: Config, run: Run) -> None:

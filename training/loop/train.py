@@ -72,7 +72,7 @@ def train_epoch(state: TrainState, log: LogMetrics, save: SaveCheckpoint) -> Non
         state.skipped += batch_size - len(labels)
         state.schedule.after_step()
         state.step, state.batch, state.batches_seen = state.step + 1, state.batch + 1, state.batches_seen + 1
-        if state.step % config.log_every == 0:
+        if _is_point_due(state):
             log({"train/lr": learning_rate, **meter.read()}, state.step)
         request = _take_request(state)
         if request or clock.is_due():
@@ -80,6 +80,12 @@ def train_epoch(state: TrainState, log: LogMetrics, save: SaveCheckpoint) -> Non
             clock.restart()
         if request > Request.SAVE:
             raise StoppedError(request)
+
+
+def _is_point_due(state: TrainState) -> bool:
+    """Tell whether a point of the curves is due: every `log_every` steps, and at the end of an epoch without one."""
+    steps_since, steps_per_epoch = state.step % state.config.log_every, len(state.train_loader)
+    return steps_since == 0 or (state.batch == steps_per_epoch and steps_since >= steps_per_epoch)
 
 
 def _take_request(state: TrainState) -> Request:
