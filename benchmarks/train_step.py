@@ -32,7 +32,7 @@ from errors import InputError
 from training.cli import run_command
 from training.config import Optimizer
 from training.loop.compile import MeanLoss, check_compiler, make_mean_loss
-from training.loop.precision import autocast, resolve_precision
+from training.loop.precision import NumberFormat, autocast, choose_format
 from training.loop.step import train_step
 from training.models import NETWORKS, build
 from training.optim.optimizer import make_optimizer
@@ -57,7 +57,7 @@ Findings = dict[str, dict[str, Any]]
 class Kind:
     """The settings of a training step."""
 
-    precision: Literal["float32", "bfloat16"] = "float32"
+    precision: NumberFormat = "float32"
     channels_last: bool = False
     fused: bool = False
     compile: Literal["off", "on", "graphs"] = "off"
@@ -190,7 +190,7 @@ def measure_steps(
 
 def choose_kinds(device: torch.device, switches: Sequence[str] | None) -> dict[str, Kind]:
     """Return the plain kind and those of `switches`, with the precision that they have on `device`."""
-    best = resolve_precision("auto", device)
+    best, _ = choose_format("auto", device)
     has_torchvision = importlib.util.find_spec("torchvision") is not None
     unavailable = {"bfloat16": best == "float32", "all-graphs": device.type == "cpu", TORCHVISION: not has_torchvision}
     if switches is None:

@@ -17,7 +17,7 @@ import json
 import pickle
 import shutil
 import warnings
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -77,6 +77,8 @@ class Continuation:
     """Number of images in these."""
     skipped: int = 0
     """Training samples left out in the epoch so far."""
+    loss_scale: dict[str, Any] = field(default_factory=dict)
+    """State of the scale of the loss, in float16."""
 
 
 @dataclass(frozen=True)

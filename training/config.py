@@ -241,7 +241,8 @@ class Config:
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """`auto`: GPUs if the cluster has any."""
     precision: Precision = "auto"
-    """`auto`: bfloat16 autocast where the hardware multiplies it (GPUs, CPUs with AMX), float32 elsewhere."""
+    """Of forward and backward. `auto`: bfloat16 where the hardware multiplies it (GPUs from Ampere on, CPUs with AMX or
+    AVX512-BF16), float32 elsewhere. GPUs without bfloat16 take float16 for it, whose loss is scaled."""
     compile: Compile = "off"
     """`torch.compile` of forward and backward: `auto` only on GPUs; `graphs` as CUDA graphs on a single GPU. The start
     takes some tens of seconds longer, and the dropout masks differ from those of `off`."""

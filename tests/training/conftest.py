@@ -22,7 +22,7 @@ set_ray_environment()  # Ray reads it when a test imports it
 def float32_on_every_processor() -> Iterator[None]:
     """Let precision `auto` be float32 in this process: with AMX it would be bfloat16, and references are float32."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("training.loop.precision._cpu_has_amx_bf16", lambda: False)
+        patch.setattr("training.loop.precision._cpu_flags", set)
         yield
 
 

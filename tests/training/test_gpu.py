@@ -16,7 +16,7 @@ from torch import Tensor
 from training.config import Optimizer
 from training.load_model import LoadedModel
 from training.loop.compile import Compile, make_mean_loss
-from training.loop.precision import autocast, resolve_precision
+from training.loop.precision import autocast, choose_format
 from training.loop.state import build_state
 from training.loop.step import log_probabilities, train_step
 from training.loop.train import train
@@ -42,7 +42,7 @@ def test_the_network_gives_the_cpu_s_answers() -> None:
 
 
 def test_auto_is_bfloat16_and_ten_crops_are_averaged_there() -> None:
-    assert resolve_precision("auto", GPU) == "bfloat16"
+    assert choose_format("auto", GPU)[0] == "bfloat16"
     network = build("alexnet-small", 10, init="he").to(GPU, memory_format=torch.channels_last).eval()
     crops = torch.randn(3, 10, 3, 28, 28, device=GPU)
     logs = log_probabilities(network, crops, autocast("bfloat16", GPU))

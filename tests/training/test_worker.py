@@ -192,6 +192,7 @@ def test_a_checkpoint_continues_as_if_nothing_had_happened(config: Config, run: 
 WITHIN: dict[str, dict[str, Any]] = {
     "plain": {},
     "bfloat16": {"precision": "bfloat16"},
+    "float16": {"precision": "float16"},
     "average and micro-batches": {"micro_batches": 2, "optimizer": {"ema_decay": 0.9}},
     "cache": {"cache": "host"},
     "balanced": {"sampling": "balanced"},

@@ -89,6 +89,8 @@ def _train_and_record(state: TrainState, store: CheckpointStore, tracking_uri: s
     """Train on the worker that logs and writes checkpoints."""
     metric_log = tracking.MetricLog(tracking_uri, run_id, state.config.storage)
     progress = Progress(state)
+    if state.format_reason:
+        print(f"precision {state.number_format}: {state.format_reason}", flush=True)
 
     def log(metrics: dict[str, float], step: int) -> None:
         metric_log.log(metrics, step)

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.amp import GradScaler
 from torch.optim import Optimizer
 from torch.optim.swa_utils import AveragedModel
 
@@ -29,7 +30,7 @@ from training.checkpoint import (
 from training.config import Config
 from training.loop.compile import MeanLoss, make_mean_loss
 from training.loop.meter import Meter
-from training.loop.precision import autocast
+from training.loop.precision import NumberFormat, agree_on_format, autocast, make_scaler
 from training.loop.request import TakeRequest
 from training.loop.step import balanced_class_weights
 from training.models import make_network
@@ -42,6 +43,7 @@ from training.optim.optimizer import (
     make_ema,
     make_optimizer,
     optimizer_state,
+    start_momentum,
 )
 from training.optim.schedules import Schedule
 from training.parallel.layout import Layout, gather_full, take_shard
@@ -55,7 +57,13 @@ class TrainState:
 
     config: Config
     layout: Layout
+    number_format: NumberFormat
+    """Of the forward and backward passes."""
+    format_reason: str
+    """Why it is not the configuration's `precision`; empty if it is."""
     autocast: torch.autocast
+    scaler: GradScaler
+    """The scale of the loss, for float16."""
     network: nn.Module
     """This device's part of the network."""
     ddp_network: nn.Module
@@ -119,10 +127,14 @@ def build_state(
     check_layers(network, config.optimizer, config.epochs)
     optimizer = make_optimizer(network, config.optimizer)
     train_loader, val_loader = _make_loaders(config, layout, num_threads)
+    number_format, reason = agree_on_format(config.precision, layout)
     state = TrainState(
         config=config,
         layout=layout,
-        autocast=autocast(config.precision, layout.device),
+        number_format=number_format,
+        format_reason=reason,
+        autocast=autocast(number_format, layout.device),
+        scaler=make_scaler(number_format, layout),
         network=network,
         ddp_network=layout.wrap_for_training(network, config.image_size),
         mean_loss=mean_loss_of(config, layout),
@@ -135,6 +147,8 @@ def build_state(
         val_samples=read_manifest(config.data).samples("val"),
         meter=Meter(layout),
     )
+    if state.scaler.is_enabled():
+        start_momentum(optimizer)
     if checkpoint is not None:
         _restore(state, checkpoint, initial)
     elif config.optimizer.ema_decay:
@@ -197,6 +211,8 @@ def _restore(state: TrainState, folder: Path, expected: dict[str, Tensor]) -> No
     load_optimizer_state(network, state.optimizer, sharded)
     load_lr(network, state.optimizer, saved.continuation.learning_rates)
     state.schedule.load_state_dict(saved.continuation.schedule)
+    if saved.continuation.loss_scale:
+        state.scaler.load_state_dict(saved.continuation.loss_scale)
     state.train_loader.load_state_dict(saved.continuation.loader)
     state.epoch, state.batch, state.step = saved.epoch, saved.batch, saved.step
     _restore_sums(state, saved.continuation)
@@ -232,6 +248,7 @@ def capture_checkpoint(state: TrainState, run_id: str, metrics: dict[str, float]
     continuation = Continuation(
         learning_rates=lr_by_parameter(network, state.optimizer),
         schedule=state.schedule.state_dict(),
+        loss_scale=state.scaler.state_dict(),
         loader={**state.train_loader.state_dict(), "epoch": state.epoch, "batch": state.batch},
         loss_sums=[loss for loss, _, _ in shares],
         image_sums=[images for _, images, _ in shares],

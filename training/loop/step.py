@@ -10,7 +10,10 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.amp import GradScaler
 from torch.optim import Optimizer
+
+from training.loop.precision import NO_SCALING
 
 TOP_K = 5
 """The k of top-k accuracy, which is left out with fewer than k classes."""
@@ -64,6 +67,7 @@ def train_step(
     micro_batches: int = 1,
     loss_function: Callable[[nn.Module, Tensor, Tensor, float, Tensor | None], Tensor] = mean_loss,
     class_weights: Tensor | None = None,
+    scaler: GradScaler = NO_SCALING,
 ) -> Tensor:
     """Take one optimizer step on the mean cross-entropy of a batch; return that loss, detached, on the device.
 
@@ -74,6 +78,7 @@ def train_step(
         micro_batches: parts in which the batch is computed; their gradients are summed and averaged over devices once.
         loss_function: `mean_loss`, or the result of `training.loop.compile.make_mean_loss`.
         class_weights: see `mean_loss`.
+        scaler: of `training.loop.precision.make_scaler`.
     """
     images = images.contiguous(memory_format=torch.channels_last)
     optimizer.zero_grad(set_to_none=True)
@@ -86,9 +91,10 @@ def train_step(
                 loss = loss_function(network, some, truth, label_smoothing, class_weights)
             # Parts may differ by an image: each is weighted by its number of images.
             loss = loss * (len(truth) / len(labels))
-            loss.backward()
+            scaler.scale(loss).backward()
         total += loss.detach()
-    optimizer.step()
+    scaler.step(optimizer)
+    scaler.update()
     return total
 
 

@@ -65,6 +65,7 @@ def train_epoch(state: TrainState, log: LogMetrics, save: SaveCheckpoint) -> Non
             config.micro_batches,
             state.mean_loss,
             state.class_weights,
+            state.scaler,
         )
         if state.ema is not None:
             state.ema.update_parameters(state.network)

@@ -118,6 +118,17 @@ def freeze_layers(model: nn.Module, config: OptimizerConfig, epoch: int) -> bool
     return frozen
 
 
+def start_momentum(optimizer: Optimizer) -> None:
+    """Begin all velocities with 0, as the first step would.
+
+    The fused SGD of torch 2.15 makes them at its first step, even at one that is left out because a gradient has
+    overflowed: they are then read before they are written.
+    """
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            optimizer.state[parameter].setdefault(MOMENTUM, torch.zeros_like(parameter))
+
+
 def optimizer_state(model: nn.Module, optimizer: Optimizer) -> dict[str, dict[str, Tensor]]:
     """Return torch's state of the parameters by state key (such as `momentum_buffer`) and parameter name.
 
