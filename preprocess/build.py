@@ -31,7 +31,7 @@ from preprocess.sources.raw_files import RawFiles
 from preprocess.state.build_state import BuildState, ShardRecord, changed_shards, resume_build
 from preprocess.state.fingerprint import build_fingerprint
 from preprocess.state.output import OutputState, claim_output, inspect_output, remove_leftovers, remove_stray_files
-from preprocess.summary import describe_counts, input_warnings
+from preprocess.summary import depth_warning, describe_counts, input_warnings
 
 
 @dataclass(frozen=True)
@@ -144,7 +144,10 @@ def _finish(plan: Plan, build_state: BuildState) -> Manifest:
     sums = ColorSums(options.short_side)
     shards: dict[str, list[Shard]] = {split: [] for split in plan.splits}
     rejected: list[Rejection] = []
+    of_16_bits = of_12_bits = 0
     for planned, record, part in build_state.load_all(plan.shards):
+        of_16_bits += record.of_16_bits
+        of_12_bits += record.of_12_bits
         if record.shard is not None:
             shards[planned.split].append(record.shard)
         rejected.extend(record.rejected)
@@ -152,6 +155,8 @@ def _finish(plan: Plan, build_state: BuildState) -> Manifest:
             sums.merge(part)
     check_rejected(plan, Counter(entry.kind for entry in rejected), (entry.describe() for entry in rejected))
     check_readable(plan.catalogue, rejected)
+    if of_12_bits:
+        print(f"build_shards: {depth_warning(of_12_bits, of_16_bits)}", file=sys.stderr)
     atomic_write(options.output / MEAN_IMAGE_NAME, sums.mean_image_file())
     manifest = Manifest(
         schema=SCHEMA,
@@ -166,6 +171,7 @@ def _finish(plan: Plan, build_state: BuildState) -> Manifest:
         color_stats=sums.finish(MEAN_IMAGE_NAME),
         rejected=tuple(rejected),
         apply_exif=options.apply_exif,
+        value_range=options.value_range,
         skipped={} if plan.source is None else dict(sorted(plan.source.skipped.items())),
     )
     manifest.check_files(options.output)

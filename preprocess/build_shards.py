@@ -38,6 +38,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         if deep and not verifying:
             raise InputError("--deep needs --verify; add it")
+        if parsed["value_range"] is not None:
+            parsed["value_range"] = tuple(parsed["value_range"])
         options = BuildOptions(**parsed)
         return _verify(options, deep) if verifying else _build(options)
     except InputError as error:
@@ -112,6 +114,9 @@ def _parser() -> argparse.ArgumentParser:
     add("--verify", action="store_true", help="build nothing: compare the files in DIR with its manifest and name "
         "the broken ones; needs only --output")  # fmt: skip
     add("--deep", action="store_true", help="with --verify: also decode every image and read every label")
+    add("--value-range", type=float, nargs=2, metavar=("LOW", "HIGH"), help="values that become black and white in "
+        "images of one channel with more than 8 bits, such as floating-point TIFFs; by default, the upper 8 of 16 bits "
+        "are kept, and others rejected")  # fmt: skip
     add("--apply-exif", action="store_true", help="turn images as their EXIF orientation says; ImageFolder does not")
     return parser
 

@@ -27,7 +27,7 @@ INDEX_VERSION = "v1.2"
 """Of the format that DALI's `wds2idx` writes."""
 
 _Count = Annotated[int, pydantic.Field(ge=0)]
-_LEFT_OUT_IF_EMPTY = ("skipped",)
+_LEFT_OUT_IF_EMPTY = ("skipped", "value_range")
 """Fields of the manifest that came later: without them, its bytes are those of earlier versions."""
 
 
@@ -120,6 +120,8 @@ class Manifest:
     """True if images were turned as their EXIF orientation says."""
     skipped: Mapping[str, _Count] = field(default_factory=dict)
     """Number of files of the input that are no images, by ending."""
+    value_range: tuple[float, float] | None = None
+    """The values that became black and white, in images of one channel of more than 8 bits; None: see `value_range`."""
 
     def __post_init__(self) -> None:
         """Raise `InputError` for the name of a file that is not in the folder itself."""

@@ -5,6 +5,7 @@ It depends only on the images' names, the options and the seed. The same plan ov
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -48,6 +49,8 @@ class BuildOptions:
     """Fraction of all images that may be rejected, 0 to 1; more is an error."""
     apply_exif: bool = False
     """Turn images as their EXIF orientation says."""
+    value_range: tuple[float, float] | None = None
+    """The values that become black and white in images of one channel of more than 8 bits."""
     test_as_val: bool = False
     """Use the input's test split as val, where it has no val split."""
 
@@ -65,6 +68,10 @@ class BuildOptions:
         check_count("--shard-samples", self.shard_samples, 1)
         if self.val_fraction is not None and not 0 <= self.val_fraction < 1:
             raise InputError(f"--val-fraction is {self.val_fraction}: it is out of range; use at least 0 and below 1")
+        if self.value_range is not None:
+            black, white = self.value_range
+            if not (math.isfinite(black) and math.isfinite(white) and black < white):
+                raise InputError(f"--value-range is {black:g} {white:g}; use two finite numbers, the smaller one first")
         if self.name is not None and not self.name.strip():
             raise InputError("--name is empty; leave it out for the input folder's")
         for option, given in (("--val-fraction", self.val_fraction is not None), ("--test-as-val", self.test_as_val)):

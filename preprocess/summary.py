@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Mapping
 
+from preprocess.images.value_range import LARGEST_OF_12_BITS
 from preprocess.manifest import Manifest
 from preprocess.plan import Plan
 from preprocess.run.pool import Counts
@@ -28,6 +29,14 @@ def input_warnings(plan: Plan) -> Iterator[str]:
     without = [entry.id for label, entry in enumerate(classes) if not images["val"][label]]
     if without:
         yield f"{len(without)} of {len(classes)} classes have no val image, e.g. {without[0]!r}"
+
+
+def depth_warning(of_12_bits: int, of_16_bits: int) -> str:
+    """Return the line about images that have lost most of their grey levels with the lower 8 of 16 bits."""
+    return (
+        f"{of_12_bits:,} of {of_16_bits:,} images of 16 bits a channel hold no value above {LARGEST_OF_12_BITS}, and "
+        f"at most 16 grey levels of them are left; if their data has 12 bits, use --value-range 0 {LARGEST_OF_12_BITS}"
+    )
 
 
 def build_summary(manifest: Manifest, counts: Counts, built: str, seconds: float) -> Iterator[str]:

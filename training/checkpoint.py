@@ -53,6 +53,8 @@ class DatasetInfo:
     """Colour statistics of the train split, in 0-255 units."""
     apply_exif: bool = False
     """Images were turned as their EXIF orientation says."""
+    value_range: tuple[float, float] | None = None
+    """The values that became black and white in images of one channel of more than 8 bits."""
 
 
 def describe_data(folder: str) -> DatasetInfo:

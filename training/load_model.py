@@ -79,6 +79,7 @@ class LoadedModel:
             short_side=known.short_side,
             jpeg_quality=known.jpeg_quality,
             apply_exif=known.apply_exif,
+            value_range=known.value_range,
             crop=view.crop,
             mean=tuple(view.channel_mean.tolist()),
             mean_image=mean,

@@ -49,7 +49,7 @@ def read_sample(path: Path, trained: LoadedModel) -> bytes:
     try:
         data = path.read_bytes()
         known = trained.data
-        return make_sample(data, known.short_side, known.jpeg_quality, known.apply_exif)[1]
+        return make_sample(data, known.short_side, known.jpeg_quality, known.apply_exif, known.value_range).jpeg
     except OSError as error:
         raise InputError(f"image {path} cannot be read: {error.strerror}") from error
     except UnreadableImage as error:

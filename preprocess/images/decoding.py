@@ -15,6 +15,7 @@ from typing import NamedTuple
 from PIL import ExifTags, Image, JpegImagePlugin
 
 from errors import InputError
+from preprocess.images.value_range import ValueRange, check_range, is_deep, largest_value, raw_mode, to_8_bits
 
 try:
     import simplejpeg
@@ -56,9 +57,13 @@ class Decoded(NamedTuple):
     """1, 2, 4 or 8: the file's pixels per decoded pixel along one side."""
     orientation: int
     """EXIF orientation, 1 to 8, if it is to be applied; else 1."""
+    largest: int | None = None
+    """The largest value, at most, of a file of 16 bits a channel whose upper 8 bits were kept; None for others."""
 
 
-def decode(data: bytes, short_side: int | None = None, apply_exif: bool = False) -> Decoded:
+def decode(
+    data: bytes, short_side: int | None = None, apply_exif: bool = False, value_range: ValueRange | None = None
+) -> Decoded:
     """Decode an image file's bytes; `preprocess.images.transform.decode_rgb` defines the pixels.
 
     Args:
@@ -66,6 +71,8 @@ def decode(data: bytes, short_side: int | None = None, apply_exif: bool = False)
         short_side: pixels after resizing; a JPEG may then be decoded at 1/2, 1/4 or 1/8 of its size. None for all
             pixels.
         apply_exif: return the EXIF orientation.
+        value_range: the values of black and white, in images of one channel of more than 8 bits; by default, those of
+            16 bits keep the upper 8, and those of 32 bits or floating point are unreadable.
 
     Raises:
         UnreadableImage: an empty file, no known image format, truncated or broken data, over `MAX_PIXELS` or
@@ -81,7 +88,7 @@ def decode(data: bytes, short_side: int | None = None, apply_exif: bool = False)
         warnings.simplefilter("ignore")  # Pillow warns of large images and broken EXIF
         try:
             with Image.open(io.BytesIO(data), formats=FORMATS) as image:
-                return _opened(image, data, short_side, apply_exif)
+                return _opened(image, data, short_side, apply_exif, value_range)
         except UnreadableImage:
             raise
         except Image.DecompressionBombError:
@@ -112,9 +119,11 @@ def _quick_jpeg(data: bytes, short_side: int | None) -> Decoded | None:
     return None if image is None else Decoded(image, (width, height), scale, 1)
 
 
-def _opened(image: Image.Image, data: bytes, short_side: int | None, apply_exif: bool) -> Decoded:
+def _opened(
+    image: Image.Image, data: bytes, short_side: int | None, apply_exif: bool, value_range: ValueRange | None
+) -> Decoded:
     size, scale = image.size, 1
-    rgb = None
+    rgb = largest = None
     if isinstance(image, JpegImagePlugin.JpegImageFile):
         assert image.fp is not None
         further_scans = data.count(_START_OF_SCAN, image.fp.tell())  # it stands where the first one begins
@@ -130,9 +139,12 @@ def _opened(image: Image.Image, data: bytes, short_side: int | None, apply_exif:
         _check_memory(image, len(data))
     orientation = _orientation(image) if apply_exif else 1
     if rgb is None:
+        raw = raw_mode(image)
         image.load()
-        rgb = _to_rgb(image)
-    return Decoded(rgb, size if scale > 1 else rgb.size, scale, orientation)
+        check_range(image, raw, value_range)
+        largest = largest_value(image, raw) if value_range is None else None
+        rgb = _to_rgb(image, value_range)
+    return Decoded(rgb, size if scale > 1 else rgb.size, scale, orientation, largest)
 
 
 def _sound_jpeg(data: bytes, width: int, height: int, scale: int) -> Image.Image | None:
@@ -179,23 +191,23 @@ def _orientation(image: Image.Image) -> int:
     return orientation if isinstance(orientation, int) and 1 <= orientation <= 8 else 1
 
 
-def _to_rgb(image: Image.Image) -> Image.Image:
+def _to_rgb(image: Image.Image, value_range: ValueRange | None) -> Image.Image:
     """Convert in strips, so that an intermediate format takes little memory."""
     if image.mode == "RGB":
         return image
     rows = max(_STRIP_PIXELS // image.width, 1)
     if rows >= image.height:
-        return _strip_to_rgb(image)
+        return _strip_to_rgb(image, value_range)
     rgb = Image.new("RGB", image.size)
     for top in range(0, image.height, rows):
         strip = image.crop((0, top, image.width, min(top + rows, image.height)))
-        rgb.paste(_strip_to_rgb(strip), (0, top))
+        rgb.paste(_strip_to_rgb(strip, value_range), (0, top))
     return rgb
 
 
-def _strip_to_rgb(image: Image.Image) -> Image.Image:
-    if image.mode.startswith("I"):
-        image = image.convert("I").point(lambda value: value * (1 / 256))
+def _strip_to_rgb(image: Image.Image, value_range: ValueRange | None) -> Image.Image:
+    if is_deep(image):
+        image = to_8_bits(image, value_range)
     return image.convert("RGB")
 
 

@@ -6,10 +6,12 @@ The build and `training.predict` share this module, so predicted and training im
 from __future__ import annotations
 
 import io
+from typing import NamedTuple
 
 from PIL import ExifTags, Image, ImageOps, __version__, features
 
 from preprocess.images.decoding import SIMPLEJPEG_VERSION, Decoded, UnreadableImage, decode
+from preprocess.images.value_range import ValueRange
 
 CHROMA = "4:2:0"
 RESAMPLE = "bicubic"
@@ -25,12 +27,22 @@ def codec_versions() -> dict[str, str]:
     }
 
 
+class Sample(NamedTuple):
+    """A raw file turned into a sample."""
+
+    pixels: Image.Image
+    """Resized, RGB or RGBX, before encoding."""
+    jpeg: bytes
+    largest: int | None
+    """As in `Decoded`."""
+
+
 def decode_rgb(data: bytes, apply_exif: bool = False) -> Image.Image:
     """Decode all pixels of an image file to RGB as torchvision's ImageFolder does.
 
     CMYK, grey, palette and alpha are converted as Pillow converts them (alpha is dropped, not composed); of
     an animation, the first frame counts. 16-bit grey keeps its upper byte, as Pillow itself does with 16-bit RGB
-    (its own conversion of grey would cut all values off at 255).
+    (its own conversion of grey would cut all values off at 255). Floating-point and 32-bit images are unreadable.
 
     `apply_exif` turns the image as its EXIF orientation says; ImageFolder does not.
 
@@ -58,8 +70,10 @@ def encode_jpeg(image: Image.Image, quality: int) -> bytes:
     return buffer.getvalue()
 
 
-def make_sample(data: bytes, short_side: int, quality: int, apply_exif: bool = False) -> tuple[Image.Image, bytes]:
-    """Turn a raw file into a sample: the resized pixels (RGB or RGBX) before encoding, and the JPEG of them.
+def make_sample(
+    data: bytes, short_side: int, quality: int, apply_exif: bool = False, value_range: ValueRange | None = None
+) -> Sample:
+    """Turn a raw file into a sample; `value_range` is as in `preprocess.images.decoding.decode`.
 
     A JPEG whose short side is at least 6, 12 or 24 times `short_side` is decoded at 1/2, 1/4 or 1/8 of its size, from
     the low frequencies of its blocks, and resized from there: the mean difference is below 1 grey level. The EXIF
@@ -68,9 +82,9 @@ def make_sample(data: bytes, short_side: int, quality: int, apply_exif: bool = F
     Raises:
         UnreadableImage: as `decode_rgb` and `resize_short_side`.
     """
-    decoded = decode(data, short_side, apply_exif)
+    decoded = decode(data, short_side, apply_exif, value_range)
     pixels = _turned(_resized(decoded, short_side), decoded.orientation)
-    return pixels, encode_jpeg(pixels, quality)
+    return Sample(pixels, encode_jpeg(pixels, quality), decoded.largest)
 
 
 def _resized(decoded: Decoded, short_side: int) -> Image.Image:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from preprocess.images.statistics import ColorSums
 from preprocess.images.transform import UnreadableImage, make_sample
+from preprocess.images.value_range import LARGEST_OF_12_BITS
 from preprocess.manifest import Rejection, Shard
 from preprocess.plan import BuildOptions, PlannedShard
 from preprocess.run.pool import Tally
@@ -39,13 +40,16 @@ def build_shard(task: ShardTask, tally: Tally) -> None:
     sums = ColorSums(options.short_side) if task.shard.split == "train" else None
     rejected: list[Rejection] = []
     digests: list[str] = []
+    of_16_bits = of_12_bits = 0
     fingerprints = task.raw.fingerprints(image.ref for image in task.shard.images)  # before they are read
     with ShardWriter(options.output, task.shard.stem) as writer:
         for key, image in task.shard.samples():
             data = b""
             try:
                 data = task.raw.read(image.ref)
-                pixels, jpeg = make_sample(data, options.short_side, options.quality, options.apply_exif)
+                pixels, jpeg, largest = make_sample(
+                    data, options.short_side, options.quality, options.apply_exif, options.value_range
+                )
             except UnreadableImage as error:
                 rejected.append(Rejection(task.shard.split, printable(image.canonical_name), str(error)))
                 digests.append(hashlib.sha256(data).hexdigest())
@@ -53,11 +57,16 @@ def build_shard(task: ShardTask, tally: Tally) -> None:
                 continue
             if sums is not None:
                 sums.add(pixels)
+            if largest is not None:
+                of_16_bits += 1
+                of_12_bits += largest <= LARGEST_OF_12_BITS
             writer.add(key, jpeg, f"{image.label:0{task.label_width}d}")
             tally.count(size=len(data))
         shard = writer.commit(task.expected) if writer.samples else None
     index_bytes = (options.output / shard.index).stat().st_size if shard else 0
-    record = ShardRecord(shard, index_bytes, tuple(rejected), tuple(digests), tuple(fingerprints.values()))
+    record = ShardRecord(
+        shard, index_bytes, tuple(rejected), tuple(digests), tuple(fingerprints.values()), of_16_bits, of_12_bits
+    )
     save_record(options.output, task.shard.stem, record, sums)
 
 

@@ -49,6 +49,10 @@ class ShardRecord:
     """SHA-256 of the files of the rejected images."""
     fingerprints: tuple[FileFingerprint, ...]
     """Of the files that it was built from, in the order in which the plan first names them."""
+    of_16_bits: int = 0
+    """Number of images of 16 bits a channel, whose upper 8 bits were kept."""
+    of_12_bits: int = 0
+    """Number of these without a value that needs more than 12 bits."""
 
     def is_complete_in(self, output: Path) -> bool:
         """Return True if tar and index are there, with their sizes."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 from dataclasses import asdict
 from pathlib import Path
@@ -13,7 +14,7 @@ from preprocess.images.transform import codec_versions
 if TYPE_CHECKING:
     from preprocess.plan import Plan
 
-BYTES_VERSION = 2
+BYTES_VERSION = 3
 """Version of our own code: one more with every change that gives different bytes for the same input and options."""
 
 _INDIFFERENT = ("input", "output", "name", "layout", "workers", "ray", "max_rejected", "test_as_val")
@@ -46,7 +47,7 @@ def build_fingerprint(plan: Plan) -> dict[str, Any]:
         images.update(f"{shard.stem}\n".encode())
         for key, image in shard.samples():
             images.update(os.fsencode(f"{key} {image.label} {image.canonical_name}\0"))
-    return {
+    fingerprint = {
         "name": plan.options.data_name,
         **options,
         "build version": BYTES_VERSION,
@@ -54,6 +55,8 @@ def build_fingerprint(plan: Plan) -> dict[str, Any]:
         "classes": hashlib.sha256(repr(plan.catalogue.classes).encode()).hexdigest(),
         "images": images.hexdigest(),
     }
+    comparable: dict[str, Any] = json.loads(json.dumps(fingerprint))  # lists for tuples, as in the file
+    return comparable
 
 
 def difference(found: dict[str, Any], wanted: dict[str, Any]) -> str | None:

@@ -86,6 +86,7 @@ def _difference(manifest: Manifest, plan: Plan) -> str | None:
         ("quality", manifest.jpeg_quality, options.quality),
         ("seed", manifest.seed, options.seed),
         ("--apply-exif", manifest.apply_exif, options.apply_exif),
+        ("--value-range", manifest.value_range, options.value_range),
     )
     for option, found, wanted in pairs:
         if found != wanted:

@@ -107,7 +107,7 @@ def test_scaled_decoding_stays_within_one_grey_level(scale: int, kind: str, jpeg
     data = encoded(photograph.convert(kind), quality=92)
     decoded = decoding.decode(data, side)
     assert (decoded.scale, decoded.image.width) == (scale, -(-size[0] // scale))
-    pixels, _ = make_sample(data, side, 95)
+    pixels, *_ = make_sample(data, side, 95)
     exact = resize_short_side(decode_rgb(data), side)
     assert pixels.size == exact.size
     difference = np.asarray(pixels.convert("RGB"), np.int16) - np.asarray(exact, np.int16)
@@ -130,7 +130,7 @@ def test_exif_orientation_is_not_applied_and_nothing_is_carried_along(picture: I
     exif = Image.Exif()
     exif[0x0112] = 6
     raw = encoded(picture, exif=exif, comment=b"by somebody", icc_profile=b"\0" * 128, dpi=(300, 300))
-    pixels, jpeg = make_sample(raw, 40, 95)
+    pixels, jpeg, _ = make_sample(raw, 40, 95)
     assert pixels.size == (60, 40)  # turned, it would be 40 x 60
     with Image.open(io.BytesIO(jpeg)) as sample:
         assert sample.size == (60, 40)
@@ -148,7 +148,7 @@ def test_exif_orientation_is_applied_when_asked_for(orientation: int, kind: str)
     with Image.open(io.BytesIO(data)) as opened:
         turned = ImageOps.exif_transpose(opened.convert("RGB"))
     assert np.array_equal(np.asarray(decode_rgb(data, apply_exif=True)), np.asarray(turned))
-    pixels, jpeg = make_sample(data, 20, 95, apply_exif=True)
+    pixels, jpeg, _ = make_sample(data, 20, 95, apply_exif=True)
     expected = resize_short_side(turned, 20)
     assert pixels.size == expected.size
     assert np.abs(np.asarray(pixels.convert("RGB"), np.int16) - np.asarray(expected, np.int16)).max() <= 1
@@ -187,7 +187,7 @@ def test_shrinking_is_antialiased() -> None:
 @pytest.mark.parametrize("side", [16, 17, 64])
 def test_an_image_of_the_right_size_keeps_its_pixels(side: int) -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (side, side + 5, 3), np.uint8)
-    resized, jpeg = make_sample(encoded(Image.fromarray(pixels), "PNG"), side, 95)
+    resized, jpeg, _ = make_sample(encoded(Image.fromarray(pixels), "PNG"), side, 95)
     assert np.array_equal(np.asarray(resized), pixels)
     with Image.open(io.BytesIO(jpeg)) as sample:
         assert sample.size == (side + 5, side)
@@ -248,7 +248,7 @@ def test_damaged_files_are_samples_or_refused() -> None:
     good, reasons = 0, []
     for data in odd_images.mutations(200, seed=1):
         try:
-            pixels, jpeg = make_sample(data, 16, 95)
+            pixels, jpeg, _ = make_sample(data, 16, 95)
         except UnreadableImage as error:
             reasons.append(str(error))
             continue
@@ -264,3 +264,71 @@ def test_absurd_aspect_ratios_are_refused() -> None:
     assert resize_short_side(Image.new("RGB", (160, 10)), 32).size == (512, 32)
     with pytest.raises(UnreadableImage, match="161x10 pixels: a long side over 16 times the short one"):
         resize_short_side(Image.new("RGB", (161, 10)), 32)
+
+
+def tiff(values: np.ndarray, big_endian: bool = False) -> bytes:
+    if not big_endian:
+        return encoded(Image.fromarray(values), "TIFF")
+    data = values.astype(">u2").tobytes()
+    tags = [(256, 3, values.shape[1]), (257, 3, values.shape[0]), (258, 3, 16), (259, 3, 1), (262, 3, 1)]
+    tags += [(273, 4, 8 + 2 + 12 * 8 + 4), (278, 3, values.shape[0]), (279, 4, len(data))]
+    entries = b"".join(
+        struct.pack(">HHI", tag, kind, 1) + struct.pack(">HH" if kind == 3 else ">I", *([value, 0][: 5 - kind]))
+        for tag, kind, value in tags
+    )
+    return b"MM\0*" + struct.pack(">IH", 8, len(tags)) + entries + bytes(4) + data
+
+
+RAMP = np.linspace(0, 1, 64 * 64, dtype=np.float32).reshape(64, 64)
+
+
+@pytest.mark.parametrize(
+    ("data", "reason"),
+    [
+        (tiff(RAMP), "floating-point values, whose range nothing tells; use --value-range LOW HIGH"),
+        (tiff((RAMP * 1e6).astype(np.int32)), "signed or 32-bit values, whose range nothing tells; use --value-range"),
+        (b"Pf 2 1 -1.0\n" + struct.pack("<ff", 0.5, 1.0), "floating-point values, whose range nothing tells"),
+    ],
+)
+def test_values_without_a_defined_range_are_refused(data: bytes, reason: str) -> None:
+    with pytest.raises(UnreadableImage, match=f"^{reason}"):
+        make_sample(data, 16, 95)
+
+
+@pytest.mark.parametrize(
+    ("data", "value_range"),
+    [
+        (tiff(RAMP), (0, 1)),
+        (tiff(RAMP * 1000 - 300), (-300, 700)),
+        (tiff((RAMP * 4095).astype(np.uint16)), (0, 4095)),
+        (tiff((RAMP * 4095).astype(np.uint16), big_endian=True), (0, 4095)),
+        (encoded(Image.fromarray((RAMP * 4095).astype(np.uint16)), "PNG"), (0, 4095)),
+        (tiff((RAMP * 1e6).astype(np.int32)), (0, 1e6)),
+    ],
+)
+def test_a_value_range_brings_deep_images_to_8_bits(data: bytes, value_range: tuple[float, float]) -> None:
+    pixels = np.asarray(make_sample(data, 64, 95, value_range=value_range).pixels)
+    assert np.abs(pixels[:, :, 0].astype(int) - np.round(RAMP * 255)).max() <= 1
+    assert (pixels == pixels[:, :, :1]).all()
+
+
+def test_a_value_range_that_does_not_suit_an_image_is_said() -> None:
+    with pytest.raises(UnreadableImage, match=r"^values 2 to 3, all outside of --value-range 0 1$"):
+        make_sample(tiff(RAMP + 2), 16, 95, value_range=(0, 1))
+    with pytest.raises(UnreadableImage, match=r"^values that are not finite numbers$"):
+        make_sample(tiff(np.where(RAMP > 0.5, np.nan, RAMP)), 16, 95, value_range=(0, 1))
+    with pytest.raises(UnreadableImage, match=r"^16-bit colours, of which Pillow keeps 8 bits"):
+        make_sample(KINDS["16-bit rgb png"], 16, 95, value_range=(0, 4095))
+    assert make_sample(KINDS["png"], 16, 95, value_range=(0, 1)).jpeg == make_sample(KINDS["png"], 16, 95).jpeg
+
+
+def test_12_bit_data_in_16_bit_files_is_noticed() -> None:
+    narrow = Image.fromarray(np.asarray(odd_images.picture()) // 16)
+    for data, largest in (
+        (tiff((RAMP * 4095).astype(np.uint16)), 4095),
+        (tiff((RAMP * 65535).astype(np.uint16), big_endian=True), 65535),
+        (odd_images.rgb16_png(narrow), 256 * int(np.asarray(narrow).max()) + 255),
+        (KINDS["png"], None),
+        (KINDS["jpeg"], None),
+    ):
+        assert make_sample(data, 16, 95).largest == largest

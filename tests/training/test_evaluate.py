@@ -1,6 +1,8 @@
 """Evaluation and prediction as commands, against Pillow, torchvision and webdataset on the same files."""
 
+import dataclasses
 import hashlib
+import io
 import json
 import re
 import shutil
@@ -12,6 +14,7 @@ import safetensors.torch
 import torch
 import webdataset
 from commands import run_command
+from PIL import Image
 from raw_data import TINY_SHORT_SIDE
 from torchvision.transforms.v2.functional import center_crop, five_crop, hflip, pil_to_tensor
 
@@ -19,7 +22,9 @@ from preprocess.manifest import read_manifest
 from training import evaluate, predict
 from training.checkpoint import MODEL, read_checkpoint, read_model
 from training.cli import run_command as run_in_process
+from training.load_model import load_checkpoint
 from training.models import build, make_network
+from training.serving.image_classifier import Preprocessing
 from training.tracking import create_run, open_client
 
 
@@ -269,6 +274,18 @@ def test_prediction_of_a_raw_image_is_the_evaluation_of_its_sample(
     said = {line.split()[1]: float(line.split()[0].rstrip("%")) / 100 for line in lines[1:]}
     assert said == pytest.approx(dict(zip(names, expected, strict=True)), abs=5e-3)
     assert list(said.values()) == sorted(said.values(), reverse=True)
+
+
+def test_prediction_brings_deep_images_to_8_bits_as_the_build_did(checkpoint: Path, tmp_path: Path) -> None:
+    trained = load_checkpoint(checkpoint, torch.device("cpu"), "it")
+    trained = dataclasses.replace(trained, data=dataclasses.replace(trained.data, value_range=(0.0, 2.0)))
+    values = np.linspace(0, 2, 70 * 70, dtype=np.float32).reshape(70, 70)
+    Image.fromarray(values).save(tmp_path / "cell.tif")
+    sample = predict.read_sample(tmp_path / "cell.tif", trained)
+    assert np.asarray(Image.open(io.BytesIO(sample))).mean() == pytest.approx(127.5, abs=3)
+    assert trained.preprocessing((tmp_path / "cell.tif").read_bytes()).std() > 0.1
+    description = json.loads(json.dumps(dataclasses.asdict(trained.preprocessing)))
+    assert Preprocessing(**description)((tmp_path / "cell.tif").read_bytes()).std() > 0.1
 
 
 def test_prediction_names_good_images_and_says_what_is_wrong_with_others(

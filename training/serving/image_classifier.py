@@ -50,11 +50,13 @@ class Preprocessing:
     """Subtracted too, if there is one: float32 3,crop,crop in grey levels, little-endian, as base64."""
     divisor: tuple[float, ...]
     """Divisor of red, green and blue after that."""
+    value_range: tuple[float, float] | None = None
+    """The values of black and white in images of one channel of more than 8 bits; None: the upper 8 of 16 bits."""
 
     def __call__(self, file: bytes) -> np.ndarray:
         """Return the input, float32 3,crop,crop; raise `UnreadableImage` if the build would reject the file."""
-        _, jpeg = make_sample(file, self.short_side, self.jpeg_quality, self.apply_exif)
-        pixels = np.asarray(decode_rgb(jpeg), np.float32)
+        sample = make_sample(file, self.short_side, self.jpeg_quality, self.apply_exif, self.value_range)
+        pixels = np.asarray(decode_rgb(sample.jpeg), np.float32)
         ((top, left),) = centre_corners(np.array([pixels.shape[:2]]), self.short_side, self.crop)
         return self.normalise(pixels[top : top + self.crop, left : left + self.crop].transpose(2, 0, 1))
 

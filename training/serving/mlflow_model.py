@@ -27,6 +27,7 @@ CODE = (
     "preprocess/images/__init__.py",
     "preprocess/images/decoding.py",
     "preprocess/images/transform.py",
+    "preprocess/images/value_range.py",
     "training/__init__.py",
     "training/serving/__init__.py",
     "training/serving/image_classifier.py",
