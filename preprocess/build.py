@@ -10,7 +10,7 @@ import shutil
 import sys
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import islice
 
@@ -26,7 +26,7 @@ from preprocess.run.pool import REASONS_SHOWN, Counts
 from preprocess.run.progress import BuildProgress, run_with_progress
 from preprocess.run.shard_task import ShardTask, build_shard, still_rejected
 from preprocess.shards import label_width
-from preprocess.sources.catalogue import Catalogue, printable
+from preprocess.sources.catalogue import printable
 from preprocess.sources.raw_files import RawFiles
 from preprocess.state.build_state import BuildState, ShardRecord, changed_shards, resume_build
 from preprocess.state.fingerprint import build_fingerprint
@@ -154,7 +154,7 @@ def _finish(plan: Plan, build_state: BuildState) -> Manifest:
         if part is not None:
             sums.merge(part)
     check_rejected(plan, Counter(entry.kind for entry in rejected), (entry.describe() for entry in rejected))
-    check_readable(plan.catalogue, rejected)
+    check_readable(plan, rejected)
     if of_12_bits:
         print(f"build_shards: {depth_warning(of_12_bits, of_16_bits)}", file=sys.stderr)
     atomic_write(options.output / MEAN_IMAGE_NAME, sums.mean_image_file())
@@ -168,7 +168,7 @@ def _finish(plan: Plan, build_state: BuildState) -> Manifest:
         seed=options.seed,
         classes=plan.catalogue.classes,
         splits={name: Split(sum(shard.samples for shard in listed), tuple(listed)) for name, listed in shards.items()},
-        color_stats=sums.finish(MEAN_IMAGE_NAME),
+        color_stats=replace(sums.finish(MEAN_IMAGE_NAME), split=plan.splits[0]),
         rejected=tuple(rejected),
         apply_exif=options.apply_exif,
         value_range=options.value_range,
@@ -196,13 +196,16 @@ def check_rejected(plan: Plan, kinds: Mapping[str, int], reasons: Iterable[str])
         )
 
 
-def check_readable(catalogue: Catalogue, rejected: Sequence[Rejection]) -> None:
-    """Raise `InputError` for a class without a readable image in the train split."""
+def check_readable(plan: Plan, rejected: Sequence[Rejection]) -> None:
+    """Raise `InputError` if the first split has no readable image, or none of a class that train is to have."""
     entries = {entry.source: entry for entry in rejected}
-    train = catalogue.split("train")
+    train = plan.catalogue.split(plan.splits[0])
     readable = {image.label for image in train if printable(image.canonical_name) not in entries}
-    for label, known in enumerate(catalogue.classes):
-        if label not in readable:
+    if not readable:
+        raise InputError(f"no image of {plan.splits[0]} is readable, e.g. {rejected[0].describe()}; repair the source")
+    there = {image.label for image in train} if plan.splits[0] == "train" else ()
+    for label, known in enumerate(plan.catalogue.classes):
+        if label in there and label not in readable:
             lost = [entries[printable(image.canonical_name)] for image in train if image.label == label]
             raise InputError(
                 f"class {known.id!r} has no readable image ({describe_counts(Counter(entry.kind for entry in lost))}), "

@@ -21,7 +21,7 @@ from machine_limits import cpu_count
 from preprocess.build import build
 from preprocess.plan import BuildOptions
 from preprocess.run.pool import WorkerDiedError
-from preprocess.sources.catalogue import printable
+from preprocess.sources.catalogue import SPLITS, printable
 from preprocess.sources.layouts import LAYOUTS
 from preprocess.state.build_state import finished_shards
 from preprocess.summary import build_summary
@@ -38,8 +38,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         if deep and not verifying:
             raise InputError("--deep needs --verify; add it")
-        if parsed["value_range"] is not None:
-            parsed["value_range"] = tuple(parsed["value_range"])
+        parsed |= {name: tuple(parsed[name]) for name in ("value_range", "splits") if parsed[name] is not None}
         options = BuildOptions(**parsed)
         return _verify(options, deep) if verifying else _build(options)
     except InputError as error:
@@ -109,6 +108,11 @@ def _parser() -> argparse.ArgumentParser:
     add("--val-fraction", type=float, metavar="F", help="fraction of each class to keep for val, if IN has no val")
     add("--test-as-val", action="store_true", help="use IN's test split as val, if IN has no val: models are then "
         "selected on the test images")  # fmt: skip
+    add(
+        "--splits", nargs="+", choices=SPLITS, help="build only these splits, such as val to evaluate published weights"
+    )
+    add("--classes", type=Path, metavar="PATH", help="folder of shards, or file with a class id on each line, whose "
+        "classes and labels the images get: IN may have only some of them")  # fmt: skip
     add("--shard-samples", type=int, default=1000, help="maximum number of images in a shard")
     add("--max-rejected", type=float, metavar="F", default=0.01, help="fraction of all images that may be unreadable")
     add("--verify", action="store_true", help="build nothing: compare the files in DIR with its manifest and name "

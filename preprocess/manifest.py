@@ -60,7 +60,7 @@ class Split:
 
 @dataclass(frozen=True)
 class ColorStats:
-    """Colour statistics of all pixels of the train split after resizing, before encoding, in 0-255 units.
+    """Colour statistics of all pixels of one split after resizing, before encoding, in 0-255 units.
 
     Column j of `eigenvectors` (3x3, row-major) belongs to `eigenvalues[j]`; eigenvalues descend.
     `mean_image` names a float32 file of short_side x short_side x 3 (HWC).
@@ -74,6 +74,8 @@ class ColorStats:
     mean_image: str
     mean_image_sha256: str | None = None
     """SHA-256 of that file in hex; None in a manifest of an earlier version."""
+    split: str = "train"
+    """The split whose pixels these are; another than train only where the data set has no train split."""
 
     def __post_init__(self) -> None:
         """Raise `InputError` unless there are three channels."""
@@ -170,6 +172,8 @@ def write_manifest(folder: Path, manifest: Manifest) -> None:
     for name in _LEFT_OUT_IF_EMPTY:
         if not values[name]:
             del values[name]
+    if values["rgb"]["split"] == "train":
+        del values["rgb"]["split"]
     page = json.dumps(values, indent=1, ensure_ascii=False)
     atomic_write(folder / MANIFEST_NAME, f"{page}\n".encode())
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 from errors import InputError, check_choice, check_count
@@ -53,6 +53,10 @@ class BuildOptions:
     """The values that become black and white in images of one channel of more than 8 bits."""
     test_as_val: bool = False
     """Use the input's test split as val, where it has no val split."""
+    splits: tuple[str, ...] | None = None
+    """The splits to build; None for all of the input, which must then have train and val."""
+    classes: Path | None = None
+    """A data set, or a file of class ids, whose classes and labels the images get; None for the input's own."""
 
     def __post_init__(self) -> None:
         """Raise `InputError` for a value out of range."""
@@ -74,9 +78,14 @@ class BuildOptions:
                 raise InputError(f"--value-range is {black:g} {white:g}; use two finite numbers, the smaller one first")
         if self.name is not None and not self.name.strip():
             raise InputError("--name is empty; leave it out for the input folder's")
-        for option, given in (("--val-fraction", self.val_fraction is not None), ("--test-as-val", self.test_as_val)):
+        for option, given in (
+            ("--val-fraction", self.val_fraction is not None),
+            ("--test-as-val", self.test_as_val),
+            ("--splits", self.splits is not None),
+            ("--classes", self.classes is not None),
+        ):
             if self.input is None and given:
-                raise InputError(f"{option} needs --input: the embedded sample has its own val split; leave it out")
+                raise InputError(f"{option} needs --input: the embedded sample has its own splits; leave it out")
         check_choice("--layout", self.layout, LAYOUTS)
         if self.input is None and self.layout != "auto":
             raise InputError("--layout needs --input: the embedded sample is drawn; leave it out")
@@ -97,6 +106,8 @@ class PlannedShard:
     split: str
     images: tuple[RawImage, ...]
     keys: tuple[str, ...]
+    in_statistics: bool
+    """True if its images count in the colour statistics: those of train, or of the first split without train."""
 
     def samples(self) -> Iterator[tuple[str, RawImage]]:
         """Yield each image with its key; not stored as pairs, since a plan may hold a million."""
@@ -140,7 +151,8 @@ def make_plan(options: BuildOptions) -> Plan:
             raise InputError(
                 f"--output is {options.output}: it lies in the input folder {options.input}; use another folder"
             )
-        chosen = SourceOptions(options.layout, options.val_fraction, options.seed, options.test_as_val)
+        shared = [field.name for field in fields(SourceOptions)]
+        chosen = SourceOptions(**{name: getattr(options, name) for name in shared})
         source = open_source(options.input, chosen)
         catalogue = source.catalogue
     return Plan(options, source, catalogue, divide(catalogue, options.seed, options.shard_samples))
@@ -151,12 +163,14 @@ def divide(catalogue: Catalogue, seed: int, shard_samples: int) -> tuple[Planned
     images = catalogue.images
     keys = sample_keys([image.canonical_name for image in images])
     shards = []
+    there = {image.split for image in images}
+    of_statistics = next((split for split in SPLITS if split in there), None)
     for split in SPLITS:
         order = [number for number, image in enumerate(images) if image.split == split]
         order.sort(key=lambda number: shuffle_key("order", seed, images[number].canonical_name))
         for number, part in enumerate(_even_parts(order, shard_samples)):
             chosen = tuple(images[index] for index in part), tuple(keys[index] for index in part)
-            shards.append(PlannedShard(shard_stem(split, number), split, *chosen))
+            shards.append(PlannedShard(shard_stem(split, number), split, *chosen, split == of_statistics))
     return tuple(shards)
 
 

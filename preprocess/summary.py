@@ -20,6 +20,12 @@ def input_warnings(plan: Plan) -> Iterator[str]:
         yield f"ignored in {plan.options.input}: the folders {', '.join(map(printable, plan.source.ignored))}"
     images = {split: Counter(image.label for image in plan.catalogue.split(split)) for split in plan.splits}
     classes = plan.catalogue.classes
+    numbers = [entry.id for entry in classes if entry.id.isdecimal()]
+    if len(numbers) == len(classes) and numbers != sorted(numbers, key=int):
+        label = next(label for label, number in enumerate(numbers) if label != int(number))
+        yield f"classes are sorted as text: class {numbers[label]!r} gets label {label}; --classes gives other labels"
+    if "train" not in images:
+        return
     single = [entry.id for label, entry in enumerate(classes) if images["train"][label] == 1]
     if single:
         yield f"{len(single)} of {len(classes)} classes have a single train image, e.g. {single[0]!r}"

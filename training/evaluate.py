@@ -125,7 +125,7 @@ def check_data(trained: LoadedModel, manifest: Manifest, folder: str) -> None:
         label, (found, expected) = next((label, pair) for label, pair in pairs if pair[0] != pair[1])
         raise InputError(
             f"{folder} has other classes ({len(theirs)}) than {trained.name} ({len(ours)}): "
-            f"class {label} is {found}, not {expected}"
+            f"class {label} is {found}, not {expected}; build it with --classes and the shards of the training"
         )
     if manifest.short_side != trained.data.short_side:
         raise InputError(

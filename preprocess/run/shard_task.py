@@ -37,7 +37,7 @@ def build_shard(task: ShardTask, tally: Tally) -> None:
         OSError: it cannot be written, e.g. on a full disk.
     """
     options = task.options
-    sums = ColorSums(options.short_side) if task.shard.split == "train" else None
+    sums = ColorSums(options.short_side) if task.shard.in_statistics else None
     rejected: list[Rejection] = []
     digests: list[str] = []
     of_16_bits = of_12_bits = 0

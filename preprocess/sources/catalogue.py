@@ -72,15 +72,16 @@ class Catalogue:
     images: tuple[RawImage, ...]
 
     @staticmethod
-    def of(names: Mapping[str, str], found: Iterable[Found]) -> Catalogue:
+    def of(names: Mapping[str, str], found: Iterable[Found], required: str | None = "train") -> Catalogue:
         """Number the classes and sort the images.
 
         Args:
             names: class id -> name; every class of `found` is in it.
             found: the images, in any order.
+            required: the split in which every class must have an image, if there is one.
 
         Raises:
-            InputError: a duplicate canonical name, two classes with the same text, or a class without a train image.
+            InputError: a duplicate canonical name, two classes with the same text, or a class without a required image.
         """
         ids = sorted(names)
         label = {name: number for number, name in enumerate(ids)}
@@ -89,10 +90,10 @@ class Catalogue:
         for number in range(1, len(images)):
             if images[number].canonical_name == images[number - 1].canonical_name:
                 raise InputError(f"image {printable(images[number].canonical_name)!r} is there twice")
-        there = {image.label for image in images if image.split == "train"}
+        there = {image.label for image in images if image.split == required}
         for name in ids:
-            if label[name] not in there:
-                raise InputError(f"class {printable(name)!r} has no image in the train split")
+            if required is not None and label[name] not in there:
+                raise InputError(f"class {printable(name)!r} has no image in the {required} split")
         entries = tuple(ClassEntry(id=printable(name), name=printable(names[name])) for name in ids)
         for entry, times in Counter(entry.id for entry in entries).items():
             if times > 1:

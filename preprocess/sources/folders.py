@@ -11,11 +11,11 @@ What file managers and editors leave is skipped. Symbolic links are followed, lo
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from errors import InputError
-from preprocess.sources.catalogue import FileRef, Found, printable
+from preprocess.sources.catalogue import SPLITS, FileRef, Found, printable
 from preprocess.sources.skipping import Skipped, ending_of, holds_image, is_image_name, is_left_folder
 from preprocess.sources.source import Listing
 from preprocess.sources.splits import split_of
@@ -28,30 +28,36 @@ def has_train(root: Path) -> bool:
     return "train" in split_folders(root)
 
 
-def read(root: Path) -> Listing:
-    """Find the class folders and images under `root`; without a train folder, they are the train split.
+def read(root: Path, wanted: Sequence[str] | None = None) -> Listing:
+    """Find the class folders and images under `root`; without folders of splits, they are of none.
+
+    Folders of splits that are not `wanted` are not listed if all wanted ones are there.
 
     Raises:
         InputError: no class folders, only one, or what looks like a data set in the place of a class; a class folder
-            without an image; or one that the val split has and the train split has not, or the other way round.
+            without an image; or one that the val split has and the train split has not.
     """
     folders, skipped = split_folders(root), Skipped()
     others = [name for name in folder_names(root) if not is_left_folder(name)]
-    if "train" not in folders:
+    if wanted is not None and set(wanted) <= folders.keys():
+        folders = {split: folder for split, folder in folders.items() if split in wanted}
+    elif "train" not in folders and len(others) > len(folders):
         classes = list_classes(root, "", skipped, ignored=[folder.name for folder in folders.values()], least=2)
         ignored = tuple(name for name in others if name not in classes)
-        names = {name: name for name in classes}
-        return Listing(names, {"train": class_images("train", classes)}, ignored=ignored, skipped=skipped)
-    found = {"train": list_classes(folders["train"], f"{folders['train'].name}/", skipped, least=2)}
-    if "val" in folders:
-        found["val"] = list_classes(folders["val"], f"{folders['val'].name}/", skipped)
-        _check_same_classes(folders, found["train"], found["val"])
-    if "test" in folders and _holds_classes_of(folders["test"], found["train"]):
-        found["test"] = list_classes(folders["test"], f"{folders['test'].name}/", skipped)
-    used = {folders[split].name for split in found}
+        names, found = {name: name for name in classes}, {"train": class_images("train", classes)}
+        return Listing(names, found, ignored=ignored, skipped=skipped, is_split=False)
+    listed: dict[str, dict[str, list[str]]] = {}
+    for split in (name for name in SPLITS if name in folders):
+        folder, train = folders[split], listed.get("train")
+        if split == "test" and train is not None and not (wanted or _holds_classes_of(folder, train)):
+            continue
+        listed[split] = list_classes(folder, f"{folder.name}/", skipped, least=2 if not listed else 1)
+        if train is not None:
+            _check_known_classes(folder, listed[split], folders["train"], train)
+    used = {folders[split].name for split in listed}
     return Listing(
-        {name: name for name in found["train"]},
-        {split: class_images(split, classes) for split, classes in found.items()},
+        {name: name for classes in listed.values() for name in classes},
+        {split: class_images(split, classes) for split, classes in listed.items()},
         ignored=tuple(name for name in others if name not in used),
         skipped=skipped,
     )
@@ -129,12 +135,9 @@ def _refuse_single_class(folder: Path, name: str) -> None:
     raise InputError(f"input folder {folder} has a single class folder, {printable(name)!r}; {advice}")
 
 
-def _check_same_classes(folders: Mapping[str, Path], train: Mapping[str, object], val: Mapping[str, object]) -> None:
-    for name in sorted(train.keys() ^ val.keys()):
-        there, absent = ("train", "val") if name in train else ("val", "train")
-        raise InputError(
-            f"class {printable(name)!r} is in {folders[there]} but not in {folders[absent]}: both need the same classes"
-        )
+def _check_known_classes(folder: Path, classes: Iterable[str], train: Path, known: Mapping[str, object]) -> None:
+    for name in sorted(set(classes) - known.keys()):
+        raise InputError(f"class {printable(name)!r} is in {folder} but not in {train}; add it there, or remove it")
 
 
 def _holds_classes_of(folder: Path, classes: Mapping[str, object]) -> bool:

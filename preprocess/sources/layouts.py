@@ -10,6 +10,7 @@ from pathlib import Path
 from errors import InputError
 from preprocess.sources import cifar10, folders, ilsvrc, kaggle, parquet, tiny_imagenet
 from preprocess.sources.catalogue import Catalogue
+from preprocess.sources.known_classes import with_classes
 from preprocess.sources.source import Listing, Source, SourceOptions
 from preprocess.sources.splits import assign_splits
 
@@ -35,9 +36,12 @@ def open_source(root: Path, options: SourceOptions) -> Source:
         if not stat.S_ISDIR(root.stat().st_mode):
             raise InputError(f"input folder {root} is not a folder")
         layout = _find(root) if options.layout == "auto" else options.layout
-        listing = folders.read(root) if layout == _FOLDERS else _OTHERS[layout][1](root)
+        listing = folders.read(root, options.splits) if layout == _FOLDERS else _OTHERS[layout][1](root)
+        if options.classes is not None:
+            listing = with_classes(listing, options.classes, root)
         found = assign_splits(listing, root, options)
-        catalogue = Catalogue.of(listing.names, chain.from_iterable(found.values()))
+        required = "train" if "train" in found and options.classes is None else None
+        catalogue = Catalogue.of(listing.names, chain.from_iterable(found.values()), required)
     except FileNotFoundError:
         raise InputError(f"input folder {root} does not exist") from None
     except OSError as error:

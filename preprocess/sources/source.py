@@ -23,6 +23,10 @@ class SourceOptions:
     """Decides which images are kept for val."""
     test_as_val: bool = False
     """Use the test split as val, in a folder without val."""
+    splits: tuple[str, ...] | None = None
+    """The splits to build; None for all that are there, with train and val among them."""
+    classes: Path | None = None
+    """A data set, or a file of class ids, whose classes the images get."""
 
 
 @dataclass(frozen=True)
@@ -49,6 +53,10 @@ class Listing:
     """Ignored folders that may hold images."""
     skipped: Skipped = field(default_factory=Skipped)
     """Files that are no images; complete once all of `found` is iterated."""
+    is_split: bool = True
+    """False if nothing says of which split the images are; `found` then has them as train."""
+    missing: Mapping[str, str] = field(default_factory=dict)
+    """Split -> what would have to be there for it."""
 
 
 @dataclass(frozen=True)

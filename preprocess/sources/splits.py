@@ -33,12 +33,15 @@ def split_of(name: str) -> str | None:
 def assign_splits(listing: Listing, root: Path, options: SourceOptions) -> dict[str, Iterable[Found]]:
     """Return the images of each split to build, in the order of `SPLITS`; val may be taken from train or test.
 
+    A data set with train has val, too, perhaps an empty one.
+
     Raises:
-        InputError: there is no train split, no way to val was chosen, or one although the folder has its own val.
+        InputError: a split is missing, no way to val was chosen, or one although the folder has its own val.
     """
     found = dict(listing.found)
-    if "train" not in found:
-        raise InputError(f"input folder {root} has no train split, only {' and '.join(found) or 'other files'}")
+    wanted = options.splits
+    if not listing.is_split and wanted is not None and len(wanted) == 1 and options.val_fraction is None:
+        found = {wanted[0]: _moved(wanted[0], found["train"])}
     for option, given in (("--val-fraction", options.val_fraction is not None), ("--test-as-val", options.test_as_val)):
         if given and "val" in found:
             raise InputError(f"input folder {root} has its own val split: leave {option} out")
@@ -48,20 +51,29 @@ def assign_splits(listing: Listing, root: Path, options: SourceOptions) -> dict[
         if "test" not in found:
             raise InputError(f"input folder {root} has no test split for --test-as-val; use --val-fraction 0.1")
         found["val"] = _moved("val", found.pop("test"))
-    elif options.val_fraction is not None:
+    elif options.val_fraction is not None and "train" in found:
         found.update(_divided(found["train"], options.val_fraction, options.seed))
-    elif "val" not in found:
-        _refuse_without_val(root, found)
+    for split in wanted or ("train", "val"):
+        if split not in found:
+            _refuse_without(split, listing, root, found)
+    if wanted is not None:
+        found = {split: images for split, images in found.items() if split in wanted}
+    if "train" in found:
+        found.setdefault("val", ())
     return {split: found[split] for split in SPLITS if split in found}
 
 
-def _refuse_without_val(root: Path, found: Mapping[str, object]) -> None:
-    there = " and test" if "test" in found else ""
-    other = ", or --test-as-val to select models on the test images" if there else ""
-    raise InputError(
-        f"input folder {root} has train{there}, but no val split: "
-        f"add --val-fraction 0.1 to keep a tenth of train for validation{other}"
-    )
+def _refuse_without(split: str, listing: Listing, root: Path, found: Mapping[str, object]) -> None:
+    there = " and ".join(name for name in SPLITS if name in found) or "no images"
+    lacks = f"input folder {root} has {there}, but no {split} split"
+    if split in listing.missing:
+        lacks = f"{lacks}: {listing.missing[split]}"
+    elif split == "val" and "train" in found:
+        other = ", or --test-as-val to select models on the test images" if "test" in found else ""
+        lacks = f"{lacks}: add --val-fraction 0.1 to keep a tenth of train for validation{other}"
+    if split == "train" and found:
+        lacks = f"{lacks}; to build the rest only, for training.evaluate, add --splits {' '.join(found)}"
+    raise InputError(lacks)
 
 
 def _moved(split: str, images: Iterable[Found]) -> Iterator[Found]:

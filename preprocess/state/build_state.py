@@ -1,7 +1,7 @@
 """`.unfinished`, the state that a build keeps in its output folder until the manifest is written.
 
 plan.json     fingerprint of the build, written first
-<stem>.npz    exact sums over the pixels of a shard of the train split
+<stem>.npz    exact sums over the pixels of a shard that counts in the statistics
 <stem>.json   record of a finished shard, written last: tar, index and sums are then complete and on disk
 drawn/        raw images of the embedded sample, drawn again by each run
 scratch/      unpacked containers of the input
@@ -97,7 +97,7 @@ class BuildState:
         return records
 
     def load_all(self, shards: Iterable[PlannedShard]) -> Iterator[tuple[PlannedShard, ShardRecord, ColorSums | None]]:
-        """Yield each shard with its record and, in the train split, its sums.
+        """Yield each shard with its record and, if it counts in the statistics, its sums.
 
         Raises:
             OSError: one of them is not finished, or cannot be read.
@@ -151,7 +151,7 @@ class BuildState:
         path = self.folder / f"{shard.stem}.json"
         try:
             record = parse_json(ShardRecord, path.read_bytes(), str(path))
-            sums = ColorSums.load(path.with_suffix(".npz"), self._short_side) if shard.split == "train" else None
+            sums = ColorSums.load(path.with_suffix(".npz"), self._short_side) if shard.in_statistics else None
         except OSError:
             raise
         except Exception as error:  # NumPy raises nearly anything for a broken file

@@ -253,19 +253,19 @@ def test_a_file_too_large_for_a_workers_memory_is_refused_unread(tmp_path: Path)
 @pytest.mark.parametrize(
     ("files", "val_fraction", "message"),
     [
-        ([], None, r"holds no class folders"),
+        ([], None, r"has no images, but no train split"),
         (["a/1.jpg", "b/1.jpg"], None, r"has train, but no val split: add --val-fraction 0\.1"),
         (["train/a/1.jpg", "train/b/1.jpg"], None, r"has train, but no val split: add --val-fraction 0\.1"),
         (["train/a/1.jpg", "train/b/1.jpg", "val/a/1.jpg", "val/b/1.jpg"], 0.1, r"own val split: leave --val-fraction"),
         (["train/1.jpg", "val/a/1.jpg"], None, r"/train holds no class folders"),
         (["train/a/1.jpg", "train/b/1.jpg", "val/1.jpg"], None, r"/val holds no class folders"),
-        (["val/a/1.jpg", "test/a/1.jpg"], 0.1, r"holds no class folders"),
+        (["val/a/1.jpg", "val/b/1.jpg"], None, r"has val, but no train split; .* add --splits val$"),
         (["a/1.jpg", "b/1.txt"], 0.1, r"class 'b' has no image in .*; add images, or remove the folder"),
         (["train/a/1.jpg", "train/b/1.jpg", "val/a/1.gif"], None, r"class 'a' has no image in .*/val; add"),
         (
             ["train/a/1.jpg", "train/b/1.jpg", "val/a/1.jpg", "val/c/1.jpg"],
             None,
-            r"class 'b' is in .*/train but not in",
+            r"class 'c' is in .*/val but not in .*/train",
         ),
     ],
 )

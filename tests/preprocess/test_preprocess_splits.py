@@ -6,7 +6,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from shard_reading import read_json, read_samples
+from shard_reading import folder_bytes, read_json, read_samples
 
 from preprocess.build_shards import main
 from preprocess.manifest import read_manifest
@@ -122,3 +122,100 @@ def test_classes_of_one_image_and_a_val_split_without_images_are_named(
     assert capsys.readouterr().err.splitlines()[1:] == [
         "build_shards: the val split has no image: no training can be validated on it",
     ]
+
+
+def test_a_class_without_val_images_is_a_line(
+    three_splits: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.rmtree(three_splits / "valid" / "green-bars")
+    assert build(three_splits, tmp_path / "out") == 0
+    assert capsys.readouterr().err == "build_shards: 1 of 3 classes have no val image, e.g. 'green-bars'\n"
+    assert read_json(tmp_path / "out")["splits"]["val"]["samples"] == 18
+
+
+@pytest.mark.parametrize("place", ["valid", ""])
+def test_val_is_built_on_its_own_with_its_own_statistics(
+    three_splits: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], place: str
+) -> None:
+    """From the folder around the split, or from the folder of the split."""
+    output = tmp_path / "out"
+    assert build(three_splits, tmp_path / "all") == 0
+    if not place:
+        shutil.rmtree(three_splits / "train")
+        shutil.rmtree(three_splits / "test")
+        assert build(three_splits, output) == 2
+        assert "has val, but no train split; to build the rest only, for training.evaluate" in capsys.readouterr().err
+    options = ("--splits", "val", "--name", "tiny")
+    assert build(three_splits / place, output, *options) == 0
+    page, both = read_json(output), read_json(tmp_path / "all")
+    assert {name: split["samples"] for name, split in page["splits"].items()} == {"val": 27}
+    assert page["rgb"]["split"] == "val"
+    assert "split" not in both["rgb"]
+    assert page["rgb"]["pixels"] != both["rgb"]["pixels"]
+    if not place:  # named after the same folders: the same keys, order and bytes
+        assert page["splits"]["val"] == both["splits"]["val"]
+    assert main(["--verify", "--deep", "--output", str(output)]) == 0
+    assert build(three_splits / place, output, *options) == 0
+    assert "nothing to do" in capsys.readouterr().out
+    before = folder_bytes(output)
+    (output / "mean.npy").unlink()
+    assert build(three_splits / place, output, *options) == 0
+    assert folder_bytes(output) == before
+
+
+def test_a_split_that_is_not_there_is_said(
+    raw_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert build(raw_folder, tmp_path / "out", "--splits", "test") == 2
+    assert capsys.readouterr().err.endswith(f"input folder {raw_folder} has train and val, but no test split\n")
+    assert build(raw_folder, tmp_path / "out", "--splits", "train") == 0
+    assert {name: split["samples"] for name, split in read_json(tmp_path / "out")["splits"].items()} == {
+        "train": 106,
+        "val": 0,
+    }
+
+
+def test_images_of_some_classes_get_the_labels_of_all(
+    three_splits: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As ImageNet-R has 200 of 1000 classes, and ImageNet-V2 numbers in the place of names."""
+    assert build(three_splits, tmp_path / "all") == 0
+    classes = [entry["id"] for entry in read_json(tmp_path / "all")["classes"]]
+    subset, numbered, ids = tmp_path / "in-r", tmp_path / "in-v2", tmp_path / "ids.txt"
+    for label, name in enumerate(classes):
+        shutil.copytree(three_splits / "valid" / name, numbered / str(label))
+    for name in classes[1:]:
+        shutil.copytree(three_splits / "valid" / name, subset / name)
+    ids.write_text("".join(f"{name} the {name}\n" for name in classes))
+    for source, known in ((subset, tmp_path / "all"), (numbered, tmp_path / "all"), (numbered, ids)):
+        output = tmp_path / f"{source.name}-{known.name}"
+        assert build(source, output, "--splits", "val", "--classes", known) == 0
+        assert [entry["id"] for entry in read_json(output)["classes"]] == classes
+        samples = list(read_samples(output, "val"))
+        assert len(samples) == (18 if source == subset else 27)
+        for key, _, label in samples:
+            assert key.split("/")[-1].startswith(classes[int(label)])
+    capsys.readouterr()
+    for text, message in (
+        ("b\na\n", "line 2 is 'a'; use a class id and perhaps its name on each line, sorted by id"),
+        (
+            "green-bars\nteapot\n",
+            f"class 'red-square' of {subset} is none of its 2, of which the first is 'green-bars'",
+        ),
+        ("", "it is empty"),
+    ):
+        ids.write_text(text)
+        assert build(subset, tmp_path / "x", "--splits", "val", "--classes", ids) == 2
+        error = capsys.readouterr().err
+        assert f"--classes is {ids}: {message}" in error
+        assert error.count("\n") == 1
+
+
+def test_numbers_as_class_folders_are_sorted_as_text_with_a_line(
+    raw_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for number, name in enumerate(("blue-disc", "green-bars", "red-square")):
+        shutil.copytree(raw_folder / "val" / name, tmp_path / "in" / str(9 + number))
+    assert build(tmp_path / "in", tmp_path / "out", "--val-fraction", 0.2) == 0
+    said = "classes are sorted as text: class '10' gets label 0; --classes gives other labels"
+    assert capsys.readouterr().err == f"build_shards: {said}\n"

@@ -245,6 +245,17 @@ def test_the_test_split_is_evaluated_on_its_own(command, checkpoint: Path, raw_f
     assert "use train, val, test" in err
 
 
+def test_a_val_split_of_its_own_is_evaluated(command, checkpoint: Path, raw_folder: Path, tmp_path: Path) -> None:
+    """People who have only the val images evaluate published weights, or a network that was trained elsewhere."""
+    options = ("--short-side", TINY_SHORT_SIDE, "--max-rejected", 0.05, "--splits", "val")
+    source = ("--input", raw_folder / "val", "--output", tmp_path / "d")
+    assert run_command("preprocess.build_shards", *source, *options).returncode == 0
+    for choice in (["--checkpoint", checkpoint], ["--weights", checkpoint / MODEL, "--recipe", "tiny-imagenet"]):
+        code, out, err = command(evaluate.main, *choice, "--data", tmp_path / "d", "--output", tmp_path / choice[0])
+        assert code == 0, err
+        assert " on 42 samples of val" in out
+
+
 def test_weights_with_a_recipe_are_the_same_network(
     command, checkpoint: Path, tiny_shards: Path, tmp_path: Path
 ) -> None:
@@ -359,6 +370,7 @@ def test_a_data_set_of_other_classes_is_refused(command, checkpoint: Path, tiny_
     assert code == 2
     assert "has other classes" in err
     assert "class 0 is " in err
+    assert err.endswith("; build it with --classes and the shards of the training\n")
 
 
 def test_the_commands_work_from_a_shell(checkpoint: Path, tiny_shards: Path, tmp_path: Path) -> None:
