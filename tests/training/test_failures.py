@@ -19,6 +19,7 @@ from training.loop.meter import DivergenceError
     ("error", "said"),
     [
         (SampleError("sample x of shard y does not decode", 3), "y does not decode; use --on-bad-sample skip"),
+        (SampleError("sample x of shard y does not decode", 3), "build_shards --output DIR --verify --deep"),
         (InputError("the index lists too few samples"), "the index lists too few samples"),
         (DivergenceError("the training loss is nan"), "the training loss is nan"),
         (torch.OutOfMemoryError("CUDA out of memory.\nTried"), "CUDA out of memory.; use a smaller --batch-size"),

@@ -13,7 +13,10 @@ from errors import InputError
 from pipeline.reading.samples import SampleError
 from training.loop.meter import DivergenceError
 
-_BAD_SAMPLE = "use --on-bad-sample skip, or build the shards again (python -m preprocess.build_shards)"
+_BAD_SAMPLE = (
+    "use --on-bad-sample skip, or build the shards again; all bad samples: "
+    "python -m preprocess.build_shards --output DIR --verify --deep"
+)
 _OUT_OF_MEMORY = "use a smaller --batch-size, or more --micro-batches"
 
 
