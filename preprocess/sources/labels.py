@@ -71,10 +71,15 @@ def flat_val(root: Path, folder: Path, class_of: Mapping[str, str], listed: Path
         InputError: the folder holds other images than `class_of`, or cannot be listed.
     """
     files = list_images(folder, skipped)
+    check_listed(files, folder, class_of, listed)
+    prefix = folder.relative_to(root).as_posix()
+    for name in files:
+        yield "val", class_of[name], f"val/{class_of[name]}/{name}", FileRef(f"{prefix}/{name}")
+
+
+def check_listed(files: Iterable[str], folder: Path, class_of: Mapping[str, str], listed: Path) -> None:
+    """Raise `InputError` unless the images `files` of `folder` are those of `class_of`, which `listed` lists."""
     for name in sorted(set(files) ^ class_of.keys()):
         if name in class_of:
             raise InputError(f"image {name!r} is not in {folder}, although {listed} lists it: incomplete?")
         raise InputError(f"image {printable(name)!r} in {folder} is unknown: {listed} does not list it")
-    prefix = folder.relative_to(root).as_posix()
-    for name in files:
-        yield "val", class_of[name], f"val/{class_of[name]}/{name}", FileRef(f"{prefix}/{name}")

@@ -53,9 +53,10 @@ def open_source(root: Path, options: SourceOptions) -> Source:
 
 def _find(root: Path) -> str:
     fitting = [layout for layout, (detect, _) in _OTHERS.items() if detect(root)]
-    # Tiny-ImageNet has its own folder `train`. With any other layout it is a second copy of the same images, perhaps
-    # the beginning of an unpacked archive.
-    if folders.has_train(root) and fitting != ["tiny-imagenet"]:
+    # Tiny-ImageNet has its own folder `train`, and so have archives of which only some are unpacked. With any other
+    # layout it is a second copy of the same images, perhaps the beginning of an unpacked archive.
+    own_train = fitting == ["tiny-imagenet"] or (fitting == ["ilsvrc"] and ilsvrc.is_partly_unpacked(root))
+    if folders.has_train(root) and not own_train:
         fitting.append(_FOLDERS)
     if len(fitting) > 1:
         raise InputError(f"input folder {root} fits several layouts: choose one with --layout {' or '.join(fitting)}")

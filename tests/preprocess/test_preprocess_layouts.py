@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
@@ -163,7 +164,7 @@ def linked_tar() -> bytes:
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
-        (without(DEVKIT), rf"/{DEVKIT} is missing: the official archives are"),
+        (without(DEVKIT), rf"has train, but no val split: .*/{DEVKIT} is missing; .* image-net\.org"),
         (without(TRAIN_TAR), rf"/{TRAIN_TAR} is missing"),
         (without(VAL_TAR), rf"/{VAL_TAR} is missing"),
         (cut(TRAIN_TAR, 0.6), rf"/{TRAIN_TAR} is truncated or not a tar: neither header nor end mark"),
@@ -231,9 +232,15 @@ SOLUTION, MAPPING, CLS_LOC = "LOC_val_solution.csv", "LOC_synset_mapping.txt", "
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
-        (without(SOLUTION), rf"/{SOLUTION} is missing"),
-        (without(MAPPING), rf"/{MAPPING} is missing"),
-        (lambda root, _: (root / CLS_LOC / "val").rename(root / "val"), rf"/{CLS_LOC}/val is missing"),
+        (without(SOLUTION), rf"/{SOLUTION} is missing; .*\(from Kaggle's"),
+        (
+            lambda root, _: (root / CLS_LOC / "val").rename(root / "v"),
+            rf"/{CLS_LOC}/val is missing; it is in Kaggle's",
+        ),
+        (
+            lambda root, _: (root / CLS_LOC / "train").rename(root / "t"),
+            rf"/{CLS_LOC}/train is missing; .*--splits val$",
+        ),
         (
             without(f"{CLS_LOC}/val/ILSVRC2012_val_00000007.JPEG"),
             r"'ILSVRC2012_val_00000007.JPEG' is not in .*/val, although",
@@ -259,6 +266,132 @@ def test_an_incomplete_kaggle_folder_is_said(
     write_kaggle(wnid_folders, tmp_path / "in")
     spoil(tmp_path / "in", wnid_folders)
     with pytest.raises(InputError, match=message):
+        opened(tmp_path / "in")
+
+
+def unpack(archive: str, target: str) -> Callable[[Path, Path], None]:
+    """Unpack one of the archives, and remove it."""
+
+    def step(root: Path, _: Path) -> None:
+        with tarfile.open(root / archive) as tar:
+            tar.extractall(root / target, filter="data")
+        (root / archive).unlink()
+
+    return step
+
+
+def class_folders_of_train(root: Path, folders: Path) -> None:
+    shutil.copytree(folders / "train", root / "train")
+    (root / TRAIN_TAR).unlink()
+
+
+def devkit_data_only(root: Path, _: Path) -> None:
+    (root / DEVKIT.removesuffix(".tar.gz") / "data").rename(root / "data")
+
+
+def kaggles_lists(root: Path, folders: Path) -> None:
+    write_kaggle(folders, root / "kaggle")
+    for name in (SOLUTION, MAPPING):
+        (root / "kaggle" / name).rename(root / name)
+    shutil.rmtree(root / "kaggle")
+    (root / DEVKIT).unlink()
+
+
+FLAT_VAL, UNPACKED_DEVKIT = unpack(VAL_TAR, "val"), unpack(DEVKIT, ".")
+HALF_UNPACKED = {
+    "train in class folders": [class_folders_of_train],
+    "train in class tars": [unpack(TRAIN_TAR, "train")],
+    "val side by side": [FLAT_VAL],
+    "devkit unpacked": [UNPACKED_DEVKIT],
+    "only the devkit's data": [UNPACKED_DEVKIT, devkit_data_only],
+    "all unpacked": [class_folders_of_train, FLAT_VAL, UNPACKED_DEVKIT],
+    "Kaggle's lists": [class_folders_of_train, FLAT_VAL, kaggles_lists],
+}
+
+
+@pytest.mark.parametrize("steps", HALF_UNPACKED.values(), ids=HALF_UNPACKED)
+def test_half_unpacked_archives_are_read(
+    wnid_folders: Path, tmp_path: Path, steps: list[Callable[[Path, Path], None]]
+) -> None:
+    write_ilsvrc(wnid_folders, tmp_path / "in")
+    for step in steps:
+        step(tmp_path / "in", wnid_folders)
+    source = opened(tmp_path / "in")
+    assert contents(source) == contents(opened(wnid_folders))
+    assert source.catalogue.classes == tuple(ClassEntry(wnid, WORDS[wnid]) for wnid in WNIDS)
+
+
+@pytest.mark.parametrize("target", ["val", "."])
+def test_val_images_with_the_devkit_are_a_data_set_of_their_own(
+    wnid_folders: Path, tmp_path: Path, target: str
+) -> None:
+    write_ilsvrc(wnid_folders, tmp_path / "in")
+    (tmp_path / "in" / TRAIN_TAR).unlink()
+    expected = contents(open_source(wnid_folders, SourceOptions(splits=("val",))))
+    missing = rf"has val, but no train split: .*/{TRAIN_TAR} is missing; .*image-net\.org"
+    for step in (lambda *_: None, unpack(VAL_TAR, target)):
+        step(tmp_path / "in", wnid_folders)
+        with pytest.raises(InputError, match=missing):
+            opened(tmp_path / "in")
+        assert contents(open_source(tmp_path / "in", SourceOptions(splits=("val",)))) == expected
+
+
+def with_annotations(root: Path, folders: Path) -> None:
+    (root / SOLUTION).unlink()
+    (root / XML).mkdir(parents=True)
+    for path, wnid in val_files(folders):
+        boxes = "".join(f"<object><name>{wnid}</name><bndbox><xmin>1</xmin></bndbox></object>" for _ in range(2))
+        page = f"<annotation><filename>{path.stem}</filename>{boxes}</annotation>"
+        (root / XML / f"{path.stem}.xml").write_text(page)
+
+
+def with_sorted_val(root: Path, folders: Path) -> None:
+    shutil.rmtree(root / CLS_LOC / "val")
+    shutil.copytree(folders / "val", root / CLS_LOC / "val")
+    (root / SOLUTION).unlink()
+
+
+def with_the_devkit(root: Path, folders: Path) -> None:
+    write_ilsvrc(folders, root / "official")
+    (root / "official" / DEVKIT).rename(root / DEVKIT)
+    shutil.rmtree(root / "official")
+    (root / SOLUTION).unlink()
+    (root / MAPPING).unlink()
+
+
+XML = "ILSVRC/Annotations/CLS-LOC/val"
+
+
+@pytest.mark.parametrize("change", [with_annotations, with_sorted_val, with_the_devkit])
+@pytest.mark.parametrize("inner", [".", "ILSVRC", CLS_LOC])
+def test_kaggles_folder_without_its_csv_is_read(
+    wnid_folders: Path, tmp_path: Path, change: Callable[[Path, Path], None], inner: str
+) -> None:
+    write_kaggle(wnid_folders, tmp_path / "in")
+    change(tmp_path / "in", wnid_folders)
+    source = opened(tmp_path / "in" / inner)
+    assert contents(source) == contents(opened(wnid_folders))
+    names = {wnid: wnid for wnid in WNIDS} if (inner, change) == (CLS_LOC, with_sorted_val) else WORDS  # class folders
+    assert source.catalogue.classes == tuple(ClassEntry(wnid, names[wnid]) for wnid in WNIDS)
+
+
+def test_kaggles_folder_without_the_names_of_classes_has_their_ids(wnid_folders: Path, tmp_path: Path) -> None:
+    write_kaggle(wnid_folders, tmp_path / "in")
+    (tmp_path / "in" / MAPPING).unlink()
+    source = opened(tmp_path / "in")
+    assert contents(source) == contents(opened(wnid_folders))
+    assert [entry.name for entry in source.catalogue.classes] == WNIDS
+
+
+def test_an_annotation_that_is_broken_or_of_another_class_is_said(wnid_folders: Path, tmp_path: Path) -> None:
+    write_kaggle(wnid_folders, tmp_path / "in")
+    with_annotations(tmp_path / "in", wnid_folders)
+    path = tmp_path / "in" / XML / "ILSVRC2012_val_00000003.xml"
+    path.write_text("<annotation>")
+    with pytest.raises(InputError, match=rf"{path} cannot be read as XML"):
+        opened(tmp_path / "in")
+    path.write_text("<annotation><object><name>n99999999</name></object></annotation>")
+    with pytest.raises(InputError, match=rf"{path} has class 'n99999999', which .*{MAPPING} does not list"):
         opened(tmp_path / "in")
 
 
