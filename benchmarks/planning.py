@@ -1,4 +1,4 @@
-"""Time and memory of planning ImageNet: `python -m benchmarks.planning`.
+"""`python -m benchmarks.planning`: time and memory of planning ImageNet.
 
 The list of images is generated, with the names, sizes and offsets that ILSVRC-2012 has in its official archives: as
 many images of as many classes. What follows is what every build does before it writes. Reading the headers of the

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from commands import PROJECT
+from commands import PROJECT, copy_project, new_environment
 from raw_data import MAX_REJECTED, write_raw_folder
 
 DOCUMENTS = [PROJECT / "README.md", *sorted((PROJECT / "docs").glob("*.md"))]
@@ -38,10 +38,7 @@ class Shell:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        names = subprocess.check_output(["git", "ls-files", "-z", "-co", "--exclude-standard"], cwd=PROJECT, text=True)
-        for name in filter(None, names.split("\0")):
-            (folder / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy2(PROJECT / name, folder / name)
+        copy_project(folder)
         for name in (".venv", ".uv"):
             (folder / name).symlink_to(PROJECT / name)
         self.typed: list[str] = []
@@ -112,6 +109,21 @@ def test_make_demo(shell: Shell) -> None:
     for where in ("shards", "reports/demo/report.html", "mlflow.db"):
         assert str(shell.folder / where) in output
         assert (shell.folder / where).exists()
+
+
+@pytest.mark.slow
+def test_a_notebook_s_environment(shell: Shell, tmp_path: Path) -> None:
+    environment = new_environment(tmp_path / "environment")
+    shell.type(
+        ".uv/bin/uv pip install --python ~/notebooks/.venv --editable .",
+        {"~/notebooks/.venv": str(environment)},
+        extra="--no-deps --no-build-isolation --offline",
+    )
+    imported = "import pipeline.loader, training.models; print(training.models.__file__)"
+    command = [environment / "bin" / "python", "-c", imported]
+    output = subprocess.check_output(command, cwd=tmp_path, env=shell.environment, text=True)
+    assert output.startswith(str(shell.folder))
+    assert "python -m training.runs " in shell.type("python -m training")
 
 
 @pytest.mark.slow

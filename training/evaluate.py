@@ -1,4 +1,5 @@
-"""`python -m training.evaluate (--run ID | --checkpoint PATH | --weights FILE --recipe NAME) --data DIR`: the report.
+"""`python -m training.evaluate (--run ID | --checkpoint PATH | --weights FILE --recipe NAME) --data DIR`: accuracy
+on a split, and a report.
 
 Writes report.json and report.html, and puts them into the MLflow run when it was asked for one.
 """

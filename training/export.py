@@ -1,6 +1,5 @@
-"""`python -m training.export (--run ID | --checkpoint PATH | --weights FILE --recipe NAME) --format F --output FILE`.
-
-Writes a network for another runtime: ONNX, TorchScript, safetensors or a state dict.
+"""`python -m training.export (--run ID | --checkpoint PATH | --weights FILE --recipe NAME) --format F --output FILE`:
+a network as a file for another runtime, which is ONNX, TorchScript, safetensors or a state dict.
 """
 
 from __future__ import annotations

@@ -1,4 +1,6 @@
-"""`python -m training.predict (--run ID | --checkpoint PATH | --weights FILE --recipe NAME) IMAGE...`."""
+"""`python -m training.predict (--run ID | --checkpoint PATH | --weights FILE --recipe NAME) IMAGE...`: the five
+most probable classes of each image.
+"""
 
 from __future__ import annotations
 
