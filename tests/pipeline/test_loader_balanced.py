@@ -32,8 +32,8 @@ def skewed(tmp_path_factory):
 
 @pytest.mark.usefixtures("uncompiled")
 @pytest.mark.parametrize("cache", ["none", "host"])
-def test_every_epoch_has_all_classes_equally_often(skewed, cache):
-    loader = make_loader(skewed, "train", 16, sampling="balanced", cache=cache, num_threads=1)
+def test_every_epoch_has_all_classes_equally_often(skewed, cache, device):
+    loader = make_loader(skewed, "train", 16, sampling="balanced", cache=cache, num_threads=1, device=device)
     assert len(loader) == len(make_loader(skewed, "train", 16)) == 6
     epochs = [flat(labels_of(loader)) for _ in range(4)]
     for epoch in epochs:

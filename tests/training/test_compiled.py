@@ -59,13 +59,14 @@ def freezing(data: Path) -> Config:
     )
 
 
-def test_compiled_it_has_eager_s_loss_and_gradients() -> None:
+@pytest.mark.parametrize("class_weights", [None, torch.linspace(0.2, 3.0, 12)], ids=["plain", "class weights"])
+def test_compiled_it_has_eager_s_loss_and_gradients(class_weights: Tensor | None) -> None:
     torch.manual_seed(0)
     network = build("alexnet-small", 12, **SWITCHES["alexnet-small"]).to(memory_format=torch.channels_last)
     images, labels = batch(0)
 
     def loss_and_gradients(function: object) -> tuple[Tensor, list[Tensor]]:
-        loss = function(network, images, labels, 0.1)  # type: ignore[operator]
+        loss = function(network, images, labels, 0.1, class_weights)  # type: ignore[operator]
         return loss, list(torch.autograd.grad(loss, list(network.parameters())))
 
     loss, gradients = loss_and_gradients(mean_loss)

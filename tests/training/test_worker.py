@@ -197,7 +197,7 @@ WITHIN: dict[str, dict[str, Any]] = {
     "cache": {"cache": "host"},
     "balanced": {"sampling": "balanced"},
     "balanced cache": {"sampling": "balanced", "cache": "host"},
-    "class weights": {"class_weights": "balanced"},
+    "class weights": {"class_weights": "balanced", "precision": "bfloat16"},
     "one point an epoch": {"log_every": 100},
     "chunks": {"augmentation": Augmentation(granularity="chunk", lighting="code-2012")},
     "plateau": {"optimizer": {"schedule": "plateau", "patience": 0, "momentum_form": "2012", "warmup_epochs": 0.0}},
