@@ -249,13 +249,7 @@ def make_loader(
     manifest = read_manifest(data)
     samples = Samples(data, manifest, split)
     mode = mode or ("train" if split == "train" else "eval")
-    for name, value, valid in (
-        ("mode", mode, Mode),
-        ("on_error", on_error, OnError),
-        ("cache", cache, CacheKind),
-        ("sampling", sampling, Sampling),
-    ):
-        check_choice(name, value, get_args(valid))
+    _check_choices(mode, on_error, cache, sampling)
     if mode == "train":
         check_choice("crops", crops, [1])
         check_count("seed", seed, 0)
@@ -292,6 +286,16 @@ def make_loader(
     identity |= {"global_batch_size": batch_size * world_size, "world_size": fixed_world_size, "order": plan.order}
     identity |= {"crop": view.crop, "crops": crops, "units": units, "mean": mean}
     return Loader(samples, stream, len(plan.rank_slice), identity, augmentation)
+
+
+def _check_choices(mode: Mode, on_error: OnError, cache: CacheKind, sampling: Sampling) -> None:
+    for name, value, valid in (
+        ("mode", mode, Mode),
+        ("on_error", on_error, OnError),
+        ("cache", cache, CacheKind),
+        ("sampling", sampling, Sampling),
+    ):
+        check_choice(name, value, get_args(valid))
 
 
 def _open_stream(

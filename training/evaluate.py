@@ -62,9 +62,7 @@ def main(arguments: Sequence[str]) -> None:
     trained = load_model(options, project, data)
     manifest = read_manifest(data)
     check_data(trained, manifest, data)
-    if not manifest.split(options.split).samples:
-        others = ", ".join(name for name in manifest.splits if manifest.samples(name))
-        raise InputError(f"--split is {options.split}: {data} has no samples of it; use {others}")
+    check_split(manifest, options.split, data)
     evaluated = Evaluated(
         split=options.split,
         crops=options.crops,
@@ -133,6 +131,13 @@ def check_data(trained: LoadedModel, manifest: Manifest, folder: str) -> None:
             f"{folder} has a short side of {manifest.short_side} pixels, "
             f"{trained.name} is for {trained.data.short_side}"
         )
+
+
+def check_split(manifest: Manifest, split: str, folder: str) -> None:
+    """Raise `InputError` unless the data set has samples of the split."""
+    if not manifest.split(split).samples:
+        others = ", ".join(name for name in manifest.splits if manifest.samples(name))
+        raise InputError(f"--split is {split}: {folder} has no samples of it; use {others}")
 
 
 def predict_all(trained: LoadedModel, loader: Loader) -> Predictions:
