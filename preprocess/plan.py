@@ -57,6 +57,10 @@ class BuildOptions:
     """The splits to build; None for all of the input, which must then have train and val."""
     classes: Path | None = None
     """A data set, or a file of class ids, whose classes and labels the images get; None for the input's own."""
+    image_column: str | None = None
+    """The column of a table with the images, or with the names of their files; None for one that is usual."""
+    label_column: str | None = None
+    """The column of a table with the labels; None for one that is usual."""
 
     def __post_init__(self) -> None:
         """Raise `InputError` for a value out of range."""

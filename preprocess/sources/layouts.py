@@ -14,15 +14,21 @@ from preprocess.sources.known_classes import with_classes
 from preprocess.sources.source import Listing, Source, SourceOptions
 from preprocess.sources.splits import assign_splits
 
-_FOLDERS = "folders"
-_OTHERS: dict[str, tuple[Callable[[Path], bool], Callable[[Path], Listing]]] = {
-    "ilsvrc": (ilsvrc.detect, ilsvrc.read),
-    "kaggle": (kaggle.detect, kaggle.read),
-    "tiny-imagenet": (tiny_imagenet.detect, tiny_imagenet.read),
-    "parquet": (parquet.detect, parquet.read),
-    "cifar10": (cifar10.detect, cifar10.read),
+_FOLDERS, _PARQUET = "folders", "parquet"
+_DETECT: dict[str, Callable[[Path], bool]] = {
+    "ilsvrc": ilsvrc.detect,
+    "kaggle": kaggle.detect,
+    "tiny-imagenet": tiny_imagenet.detect,
+    _PARQUET: parquet.detect,
+    "cifar10": cifar10.detect,
 }
-LAYOUTS = ("auto", _FOLDERS, *_OTHERS)
+_WITHOUT_OPTIONS: dict[str, Callable[[Path], Listing]] = {
+    "ilsvrc": ilsvrc.read,
+    "kaggle": kaggle.read,
+    "tiny-imagenet": tiny_imagenet.read,
+    "cifar10": cifar10.read,
+}
+LAYOUTS = ("auto", _FOLDERS, *_DETECT)
 
 
 def open_source(root: Path, options: SourceOptions) -> Source:
@@ -36,7 +42,7 @@ def open_source(root: Path, options: SourceOptions) -> Source:
         if not stat.S_ISDIR(root.stat().st_mode):
             raise InputError(f"input folder {root} is not a folder")
         layout = _find(root) if options.layout == "auto" else options.layout
-        listing = folders.read(root, options.splits) if layout == _FOLDERS else _OTHERS[layout][1](root)
+        listing = _read(root, layout, options)
         if options.classes is not None:
             listing = with_classes(listing, options.classes, root)
         found = assign_splits(listing, root, options)
@@ -51,12 +57,26 @@ def open_source(root: Path, options: SourceOptions) -> Source:
     return Source(root, catalogue, tuple(found), listing.containers, listing.ignored, listing.skipped)
 
 
+def _read(root: Path, layout: str, options: SourceOptions) -> Listing:
+    if layout == _FOLDERS:
+        return folders.read(root, options.splits)
+    if layout == _PARQUET:
+        return parquet.read(root, options)
+    if options.image_column or options.label_column:
+        raise InputError(f"--image-column and --label-column are for tables, not for {layout}; leave them out")
+    return _WITHOUT_OPTIONS[layout](root)
+
+
 def _find(root: Path) -> str:
-    fitting = [layout for layout, (detect, _) in _OTHERS.items() if detect(root)]
-    # Tiny-ImageNet has its own folder `train`, and so have archives of which only some are unpacked. With any other
-    # layout it is a second copy of the same images, perhaps the beginning of an unpacked archive.
-    own_train = fitting == ["tiny-imagenet"] or (fitting == ["ilsvrc"] and ilsvrc.is_partly_unpacked(root))
-    if folders.has_train(root) and not own_train:
+    fitting = [layout for layout, detect in _DETECT.items() if detect(root)]
+    own_train = {
+        "tiny-imagenet": True,
+        "ilsvrc": ilsvrc.is_partly_unpacked(root),
+        _PARQUET: parquet.is_in_folders(root),
+    }
+    # With any other layout, a folder `train` is a second copy of the same images, perhaps the beginning of an unpacked
+    # archive.
+    if folders.has_train(root) and not (len(fitting) == 1 and own_train.get(fitting[0])):
         fitting.append(_FOLDERS)
     if len(fitting) > 1:
         raise InputError(f"input folder {root} fits several layouts: choose one with --layout {' or '.join(fitting)}")

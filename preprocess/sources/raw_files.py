@@ -13,7 +13,8 @@ import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import lru_cache
-from pathlib import Path, PurePosixPath
+from pathlib import Path
+from urllib.parse import quote
 
 import numpy as np
 
@@ -104,7 +105,7 @@ class RawFiles:
 
     def _unpacked(self, container: str) -> tuple[Path, Path, Path]:
         """Return the paths of a container's records, offsets and fingerprint."""
-        name = PurePosixPath(container).name
+        name = quote(container, safe="")  # containers in different folders may have the same name
         return self.scratch / f"{name}.records", self.scratch / f"{name}.npy", self.scratch / f"{name}.json"
 
 

@@ -27,6 +27,10 @@ class SourceOptions:
     """The splits to build; None for all that are there, with train and val among them."""
     classes: Path | None = None
     """A data set, or a file of class ids, whose classes the images get."""
+    image_column: str | None = None
+    """The column of a table with the images, or the names of their files; None for one that is usual."""
+    label_column: str | None = None
+    """The column of a table with the labels; None for one that is usual."""
 
 
 @dataclass(frozen=True)
@@ -34,7 +38,7 @@ class Container:
     """A file of the input folder whose images have to be unpacked before they can be read."""
 
     file: str
-    """Relative to the input folder; no two containers have the same name."""
+    """Relative to the input folder."""
     rows: int
     read: Callable[[Path], Iterator[bytes]]
     """Function that yields the image file of each row; on module level, so that it can be pickled."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import pickle
 import shutil
@@ -82,8 +83,8 @@ def test_what_is_unpacked_is_not_unpacked_again_and_what_is_half_is(wnid_folders
     times = {path: path.stat().st_mtime_ns for path in scratch.iterdir()}
     assert unpacked(source, scratch) == images  # the progress counts them all the same
     assert {path: path.stat().st_mtime_ns for path in scratch.iterdir()} == times
-    (scratch / "train-00000-of-00002.parquet.npy").unlink()
-    records = scratch / "train-00001-of-00002.parquet.records"
+    (scratch / "data%2Ftrain-00000-of-00002.parquet.npy").unlink()
+    records = scratch / "data%2Ftrain-00001-of-00002.parquet.records"
     records.rename(partial_path(records))
     unpacked(source, scratch)
     assert folder_bytes(scratch) == before
@@ -144,8 +145,10 @@ def spoiled(root: Path, **rows: list) -> None:
     write_tables(root, ["x", "y"], **rows)
 
 
-def renamed(table: pa.Table) -> pa.Table:
-    return table.rename_columns(["img", "label"]).replace_schema_metadata(table.schema.metadata)
+def renamed(rows: list, image: str, label: str) -> pa.Table:
+    table = parquet_table(rows, ["x", "y"])
+    metadata = json.dumps(json.loads(table.schema.metadata[b"huggingface"])).replace('"label"', f'"{label}"')
+    return table.rename_columns([image, label]).replace_schema_metadata({"huggingface": metadata})
 
 
 GOOD = [(b"1", "a.png", 0), (b"2", "b.png", 1)]
@@ -154,7 +157,7 @@ GOOD = [(b"1", "a.png", 0), (b"2", "b.png", 1)]
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
-        (lambda root: (root / VAL).unlink(), r"has no validation-\*\.parquet or val-\*\.parquet"),
+        (lambda root: (root / VAL).unlink(), r"has train, but no val split: add --val-fraction 0\.1"),
         (lambda root: (root / TRAIN).write_bytes(b"PAR1"), rf"/{TRAIN} is truncated or not Parquet"),
         (
             lambda root: (root / TRAIN).rename(root / "train-00000-of-00294.parquet"),
@@ -165,15 +168,19 @@ GOOD = [(b"1", "a.png", 0), (b"2", "b.png", 1)]
             rf"/{TRAIN}, row 2 has label -1; use 0 to 1",
         ),
         (lambda root: spoiled(root, train=[*GOOD, (b"", "c.png", 2)]), rf"/{TRAIN}, row 2 has label 2; use 0 to 1"),
-        (lambda root: write_tables(root, None, train=GOOD), rf"/{TRAIN} has no class names in its schema"),
+        (lambda root: write_tables(root, None, train=[*GOOD, (b"", "c.png", None)]), rf"/{TRAIN}, row 2 has no label"),
         (
             lambda root: write_tables(root, ["x", "x"], train=GOOD),
             r"have the name 'x', and the paths of the images no wnids",
         ),
         (lambda root: write_tables(root, ["x", "y", "z"], train=GOOD), r"class 'z' has no image in the train split"),
         (
-            lambda root: pq.write_table(renamed(parquet_table(GOOD, ["x", "y"])), root / TRAIN),
-            rf"/{TRAIN} has no column image\.bytes; it has img\.bytes, img\.path, label",
+            lambda root: pq.write_table(renamed(GOOD, "scan", "label"), root / TRAIN),
+            rf"/{TRAIN} has no column 'image' or 'img': it has scan, label; use --image-column with one of them",
+        ),
+        (
+            lambda root: pq.write_table(renamed(GOOD, "image", "coarse_label"), root / TRAIN),
+            rf"/{TRAIN} has no column 'label' or 'labels': it has image, coarse_label; use --label-column",
         ),
     ],
 )
@@ -183,6 +190,52 @@ def test_what_is_wrong_with_parquet_is_said(tmp_path: Path, spoil: Callable[[Pat
     spoil(root)
     with pytest.raises(InputError, match=message):
         opened(root)
+
+
+def test_parquet_of_train_and_test_only_with_other_columns(tmp_path: Path) -> None:
+    """As most data sets on the Hub are."""
+    (tmp_path / "in").mkdir()
+    rows = [(bytes([number]), f"{number}.png", number % 2) for number in range(20)]
+    for split, part in (("train", rows[:16]), ("test", rows[16:])):
+        pq.write_table(renamed(part, "img", "labels"), tmp_path / "in" / f"{split}-00000-of-00001.parquet")
+    with pytest.raises(InputError, match=r"has train and test, but no val split: add .*--test-as-val"):
+        opened(tmp_path / "in")
+    source = open_source(tmp_path / "in", SourceOptions(val_fraction=0.25))
+    assert [len(source.catalogue.split(split)) for split in ("train", "val", "test")] == [12, 4, 4]
+    assert [entry.id for entry in source.catalogue.classes] == ["x", "y"]
+    unpacked(source, tmp_path / "scratch")
+    assert set(contents(source, tmp_path / "scratch").values()) == {data for data, _, _ in rows}
+    as_val = open_source(tmp_path / "in", SourceOptions(test_as_val=True))
+    assert [len(as_val.catalogue.split(split)) for split in ("train", "val", "test")] == [16, 4, 0]
+
+
+def test_parquet_of_bytes_and_names_in_folders_of_splits(tmp_path: Path) -> None:
+    for split, labels in (("train", ["10", "9", "9"]), ("valid", ["9", "10"])):
+        (tmp_path / "in" / split).mkdir(parents=True)
+        table = pa.table(
+            {"Image": [f"{split} {label}".encode() for label in labels], "Class": labels, "coarse": labels}
+        )
+        pq.write_table(table, tmp_path / "in" / split / "0000.parquet")
+    source, scratch = opened(tmp_path / "in"), tmp_path / "scratch"
+    assert [entry.id for entry in source.catalogue.classes] == ["09", "10"], "in the order of the numbers"
+    unpacked(source, scratch)
+    assert contents(source, scratch) == {
+        ("train", 1, "train/10/0000_000000"): b"train 10",
+        ("train", 0, "train/09/0000_000001"): b"train 9",
+        ("train", 0, "train/09/0000_000002"): b"train 9",
+        ("val", 0, "val/09/0000_000000"): b"valid 9",
+        ("val", 1, "val/10/0000_000001"): b"valid 10",
+    }
+    with pytest.raises(InputError, match=r"has no column 'fine': it has Image, Class, coarse; use --label-column"):
+        open_source(tmp_path / "in", SourceOptions(label_column="fine"))
+
+
+def test_parquet_without_names_of_splits_is_divided(tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    rows = [(bytes([number]), f"{number}.png", number % 2) for number in range(20)]
+    pq.write_table(parquet_table(rows, ["x", "y"]), tmp_path / "in" / "pets.parquet")
+    source = open_source(tmp_path / "in", SourceOptions(val_fraction=0.25))
+    assert [len(source.catalogue.split(split)) for split in ("train", "val")] == [16, 4]
 
 
 @pytest.fixture
