@@ -113,8 +113,11 @@ def _parser() -> argparse.ArgumentParser:
     )
     add("--classes", type=Path, metavar="PATH", help="folder of shards, or file with a class id on each line, whose "
         "classes and labels the images get: IN may have only some of them")  # fmt: skip
-    add("--image-column", metavar="NAME", help="column of a table with the images; by default, `image` or alike")
-    add("--label-column", metavar="NAME", help="column of a table with the labels; by default, `label` or alike")
+    add("--labels", type=Path, metavar="FILE", help="CSV, TSV or list with the name and the label of each image in IN")
+    add("--image-column", metavar="NAME", help="column of Parquet files with the images, or of --labels with "
+        "their names; by default, `image` or alike")  # fmt: skip
+    add("--label-column", metavar="NAME", help="column of the same with the labels; by default, `label` or "
+        "alike")  # fmt: skip
     add("--shard-samples", type=int, default=1000, help="maximum number of images in a shard")
     add("--max-rejected", type=float, metavar="F", default=0.01, help="fraction of all images that may be unreadable")
     add("--verify", action="store_true", help="build nothing: compare the files in DIR with its manifest and name "

@@ -57,6 +57,8 @@ class BuildOptions:
     """The splits to build; None for all of the input, which must then have train and val."""
     classes: Path | None = None
     """A data set, or a file of class ids, whose classes and labels the images get; None for the input's own."""
+    labels: Path | None = None
+    """A file with the labels of the images, in the input folder or elsewhere; None where the layout has them."""
     image_column: str | None = None
     """The column of a table with the images, or with the names of their files; None for one that is usual."""
     label_column: str | None = None
@@ -87,6 +89,7 @@ class BuildOptions:
             ("--test-as-val", self.test_as_val),
             ("--splits", self.splits is not None),
             ("--classes", self.classes is not None),
+            ("--labels", self.labels is not None),
         ):
             if self.input is None and given:
                 raise InputError(f"{option} needs --input: the embedded sample has its own splits; leave it out")

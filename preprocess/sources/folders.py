@@ -104,7 +104,7 @@ def list_classes(
         _refuse_single_class(folder, names[0])
     classes = {}
     for name in names:
-        files, inner = _list_images(folder / name, f"{prefix}{name}", skipped)
+        files, inner = walk_images(folder / name, f"{prefix}{name}/", skipped)
         _check_no_splits(folder / name, inner)
         if not files:
             raise InputError(f"class {printable(name)!r} has no image in {folder}; add images, or remove the folder")
@@ -179,8 +179,11 @@ def scan(folder: Path) -> list[os.DirEntry[str]]:
         raise InputError(f"input folder {folder} cannot be listed: {error.strerror}") from error
 
 
-def _list_images(top: Path, path: str, skipped: Skipped) -> tuple[list[str], list[str]]:
-    """Return the path of each image under `top`, with `path` for that of `top`, and the folders in `top` itself."""
+def walk_images(top: Path, path: str, skipped: Skipped) -> tuple[list[str], list[str]]:
+    """Return the path of each image under `top`, with `path` for that of `top`, and the folders in `top` itself.
+
+    Other files are counted in `skipped`.
+    """
     # A folder is identified by device and inode; one that is its own ancestor is a loop of symbolic links.
     pending: list[tuple[Path, str, frozenset[tuple[int, int]]]] = [(top, path, frozenset())]
     images, inner = [], []
@@ -193,11 +196,11 @@ def _list_images(top: Path, path: str, skipped: Skipped) -> tuple[list[str], lis
         for entry in scan(folder):
             if not _is_folder(entry):
                 if _is_image(entry, skipped):
-                    images.append(f"{path}/{entry.name}")
+                    images.append(f"{path}{entry.name}")
             elif is_left_folder(entry.name):
                 skipped[f"{entry.name}/"] += 1
             else:
-                pending.append((folder / entry.name, f"{path}/{entry.name}", ancestors | {identity}))
+                pending.append((folder / entry.name, f"{path}{entry.name}/", ancestors | {identity}))
                 if not ancestors:
                     inner.append(entry.name)
     return images, inner

@@ -8,7 +8,7 @@ from itertools import chain
 from pathlib import Path
 
 from errors import InputError
-from preprocess.sources import cifar10, folders, ilsvrc, kaggle, parquet, tiny_imagenet
+from preprocess.sources import cifar10, folders, ilsvrc, kaggle, label_file, parquet, tiny_imagenet
 from preprocess.sources.catalogue import Catalogue
 from preprocess.sources.known_classes import with_classes
 from preprocess.sources.source import Listing, Source, SourceOptions
@@ -41,8 +41,7 @@ def open_source(root: Path, options: SourceOptions) -> Source:
     try:
         if not stat.S_ISDIR(root.stat().st_mode):
             raise InputError(f"input folder {root} is not a folder")
-        layout = _find(root) if options.layout == "auto" else options.layout
-        listing = _read(root, layout, options)
+        listing = _read(root, options)
         if options.classes is not None:
             listing = with_classes(listing, options.classes, root)
         found = assign_splits(listing, root, options)
@@ -57,13 +56,19 @@ def open_source(root: Path, options: SourceOptions) -> Source:
     return Source(root, catalogue, tuple(found), listing.containers, listing.ignored, listing.skipped)
 
 
-def _read(root: Path, layout: str, options: SourceOptions) -> Listing:
-    if layout == _FOLDERS:
-        return folders.read(root, options.splits)
+def _read(root: Path, options: SourceOptions) -> Listing:
+    if options.labels is not None:
+        if options.layout != "auto":
+            raise InputError(f"--labels cannot be combined with --layout {options.layout}; leave one of them out")
+        path = root / options.labels if (root / options.labels).is_file() else options.labels
+        return label_file.read(root, path, options)
+    layout = _find(root) if options.layout == "auto" else options.layout
     if layout == _PARQUET:
         return parquet.read(root, options)
     if options.image_column or options.label_column:
         raise InputError(f"--image-column and --label-column are for tables, not for {layout}; leave them out")
+    if layout == _FOLDERS:
+        return folders.read(root, options.splits)
     return _WITHOUT_OPTIONS[layout](root)
 
 

@@ -27,6 +27,8 @@ class SourceOptions:
     """The splits to build; None for all that are there, with train and val among them."""
     classes: Path | None = None
     """A data set, or a file of class ids, whose classes the images get."""
+    labels: Path | None = None
+    """A file with the labels of the images, in the input folder or elsewhere."""
     image_column: str | None = None
     """The column of a table with the images, or the names of their files; None for one that is usual."""
     label_column: str | None = None
