@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Iterable, Sequence
 
 from errors import InputError
@@ -21,6 +22,7 @@ LABEL_COLUMNS = (
     "label_name",
     "breed",
 )
+_WNID = re.compile(r"(?<![0-9A-Za-z])n\d{8}(?!\d)")
 SPLIT_COLUMNS = ("split", "set", "subset", "partition")
 
 
@@ -51,3 +53,17 @@ def class_ids(labels: Iterable[int | str]) -> dict[int | str, str]:
         width = max((len(str(int(label))) for label in different), default=0)
         return {label: f"{int(label):0{width}d}" for label in different}
     return {label: str(label) for label in different}
+
+
+def wnids_of(images: Iterable[tuple[int | str, str]]) -> dict[int | str, str] | None:
+    """Return the wnid of each label, from pairs of a label and a file name; None unless it is in all of its names.
+
+    All labels then have different wnids.
+    """
+    there: dict[int | str, set[str]] = {}
+    for label, name in images:
+        found = set(_WNID.findall(name))
+        there.setdefault(label, set()).update(found if len(found) == 1 else {""})
+    wnids = {label: next(iter(found)) for label, found in there.items() if len(found) == 1}
+    different = set(wnids.values())
+    return wnids if "" not in different and len(different) == len(there) else None

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import posixpath
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
@@ -41,9 +42,14 @@ def is_flat_val(folder: Path) -> bool:
     return folder.is_dir() and any(entry.name.startswith(_VAL_IMAGE) for entry in scan(folder))
 
 
+def is_class_tar(path: Path) -> bool:
+    """Return True for the name of an official archive, or of a tar that the one of train unpacks to."""
+    return path.name in (TRAIN, VAL) or re.fullmatch(r"n\d{8}\.tar", path.name) is not None
+
+
 def class_tars(folder: Path) -> list[str]:
     """Return the class ids of the tars in a folder, sorted: that is what the archive of train unpacks to."""
-    return sorted(entry.name.removesuffix(".tar") for entry in scan(folder) if entry.name.endswith(".tar"))
+    return sorted(Path(entry.name).stem for entry in scan(folder) if is_class_tar(Path(entry.name)))
 
 
 def folders_of_lists(images: Path) -> tuple[Path, ...]:

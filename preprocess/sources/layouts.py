@@ -8,18 +8,19 @@ from itertools import chain
 from pathlib import Path
 
 from errors import InputError
-from preprocess.sources import cifar10, folders, ilsvrc, kaggle, label_file, parquet, tiny_imagenet
+from preprocess.sources import cifar10, folders, ilsvrc, kaggle, label_file, parquet, tiny_imagenet, webdataset_tars
 from preprocess.sources.catalogue import Catalogue
 from preprocess.sources.known_classes import with_classes
 from preprocess.sources.source import Listing, Source, SourceOptions
 from preprocess.sources.splits import assign_splits
 
-_FOLDERS, _PARQUET = "folders", "parquet"
+_FOLDERS = "folders"
 _DETECT: dict[str, Callable[[Path], bool]] = {
     "ilsvrc": ilsvrc.detect,
     "kaggle": kaggle.detect,
     "tiny-imagenet": tiny_imagenet.detect,
-    _PARQUET: parquet.detect,
+    "parquet": parquet.detect,
+    "webdataset": webdataset_tars.detect,
     "cifar10": cifar10.detect,
 }
 _WITHOUT_OPTIONS: dict[str, Callable[[Path], Listing]] = {
@@ -27,6 +28,10 @@ _WITHOUT_OPTIONS: dict[str, Callable[[Path], Listing]] = {
     "kaggle": kaggle.read,
     "tiny-imagenet": tiny_imagenet.read,
     "cifar10": cifar10.read,
+}
+_TABLES: dict[str, Callable[[Path, SourceOptions], Listing]] = {
+    "parquet": parquet.read,
+    "webdataset": webdataset_tars.read,
 }
 LAYOUTS = ("auto", _FOLDERS, *_DETECT)
 
@@ -63,8 +68,8 @@ def _read(root: Path, options: SourceOptions) -> Listing:
         path = root / options.labels if (root / options.labels).is_file() else options.labels
         return label_file.read(root, path, options)
     layout = _find(root) if options.layout == "auto" else options.layout
-    if layout == _PARQUET:
-        return parquet.read(root, options)
+    if layout in _TABLES:
+        return _TABLES[layout](root, options)
     if options.image_column or options.label_column:
         raise InputError(f"--image-column and --label-column are for tables, not for {layout}; leave them out")
     if layout == _FOLDERS:
@@ -77,7 +82,8 @@ def _find(root: Path) -> str:
     own_train = {
         "tiny-imagenet": True,
         "ilsvrc": ilsvrc.is_partly_unpacked(root),
-        _PARQUET: parquet.is_in_folders(root),
+        "parquet": parquet.is_in_folders(root),
+        "webdataset": webdataset_tars.is_in_folders(root),
     }
     # With any other layout, a folder `train` is a second copy of the same images, perhaps the beginning of an unpacked
     # archive.

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING
 
 from errors import InputError
 from preprocess.sources.catalogue import SPLITS, Found, RowRef
-from preprocess.sources.columns import IMAGE_COLUMNS, LABEL_COLUMNS, choose_column, class_ids, find_column
+from preprocess.sources.columns import IMAGE_COLUMNS, LABEL_COLUMNS, choose_column, class_ids, find_column, wnids_of
 from preprocess.sources.folders import has_train, split_folders
 from preprocess.sources.labels import check_labels
 from preprocess.sources.source import Container, Listing, SourceOptions
@@ -33,7 +33,6 @@ if TYPE_CHECKING:
     import pyarrow.parquet as pq
 
 _PART = re.compile(r"(.*)-(\d+)-of-(\d+)\b.*\.parquet")
-_WNID = re.compile(r"(?<![0-9A-Za-z])n\d{8}(?!\d)")
 _BATCH_ROWS = 16
 _BUFFER = 1 << 20  # bytes read at a time, so that a row group need not fit into memory
 _UNLABELLED = (-1, None)
@@ -228,23 +227,12 @@ def _class_ids(
     if names is None:
         ids = class_ids(label for part in rows for label in part.labels)
         return ids, ids
-    listed = _wnids(rows, len(names)) or names
+    wnids = wnids_of((label, path) for _, _, label, path in _images(rows)) or {}
+    listed = [wnids[label] for label in range(len(names))] if len(wnids) == len(names) else names
     if len(set(listed)) < len(listed):
         twice = next(name for name in listed if listed.count(name) > 1)
         raise InputError(f"two classes in {first} have the name {twice!r}, and the paths of the images no wnids")
     return dict(enumerate(listed)), dict(enumerate(names))
-
-
-def _wnids(rows: Sequence[_Rows], classes: int) -> list[str] | None:
-    """Return the wnid of each label if it is the same for all its images and unique, else None."""
-    there: list[set[str]] = [set() for _ in range(classes)]
-    for _, _, label, path in _images(rows):
-        found = set(_WNID.findall(path))
-        there[int(label)] |= found if len(found) == 1 else {""}
-    wnids = {wnid for each in there for wnid in each}
-    if "" in wnids or len(wnids) < classes or any(len(each) != 1 for each in there):
-        return None
-    return [wnid for each in there for wnid in each]
 
 
 def _found(rows: Sequence[_Rows], ids: Mapping[int | str, str]) -> Iterator[Found]:
