@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from atomic_files import atomic_write
+from machine_limits import cpu_count
 
 HOST = "127.0.0.1"
 STATE_FOLDER = ".cluster"
@@ -120,6 +121,7 @@ def _ray(cluster: Cluster) -> Service:
     command = (
         *(sys.executable, "-m", "ray.scripts.scripts", "start", "--head"),
         *("--port", str(cluster.ray_port)),
+        *("--num-cpus", str(cpu_count())),  # Ray itself does not follow `taskset`, or the quota of a systemd unit
         *("--dashboard-host", HOST, "--dashboard-port", str(cluster.dashboard_port)),
         *("--dashboard-agent-listen-port", str(cluster.agent_port)),
         *("--ray-client-server-port", str(cluster.client_port)),
