@@ -1,7 +1,7 @@
-"""`python -m benchmarks.faults --data SHARDS [--runs 20] [--seed 0]`: trainings with a fault each, and one without.
+"""`python -m benchmarks.faults --data SHARDS [--runs 20] [--seed 0] [-- --FIELD VALUE ...]`: trainings with a fault.
 
-Each training is the command as a user types it, with a fault at a random moment after its first checkpoint. A command
-that ends early is resumed with `--resume`. In the end weights, metrics and their steps must be those of the undisturbed
+Each training is the command as a user types it. The first is undisturbed, the others meet one fault each, at a random
+moment after the first checkpoint. A command that ends early is resumed with `--resume`. In the end weights, metrics and their steps must be those of the undisturbed
 training, bit for bit, and no process may be left. SHARDS have a short side of 64 pixels.
 """
 
@@ -35,6 +35,10 @@ CURVES = ("train/loss", "train/lr", "val/loss", "val/top1")
 ATTEMPTS = 4
 """Commands of one training: a fault ends at most one of them."""
 SMALL_DISK_MIB = 64
+FIELDS = (
+    *("--epochs", "2", "--checkpoint.every-steps", "20", "--device", "cpu", "--precision", "float32"),
+    *("--parallel.data", "2", "--parallel.cpus-per-worker", "1", "--network.dropout", "0.2"),
+)
 
 
 class Training:
@@ -222,9 +226,9 @@ def main(arguments: Sequence[str]) -> None:
     )
     parser.add_argument("--seed", type=int, default=0, help="of the faults and their moments (default: 0)")
     parser.add_argument("--faults", nargs="+", choices=FAULTS, default=list(FAULTS), help="(default: all)")
+    parser.add_argument("fields", nargs="*", metavar="--FIELD VALUE", help="fields of the trainings, after `--`")
     options = parser.parse_args(arguments)
-    fields = ["--epochs", "2", "--checkpoint.every-steps", "20", "--device", "cpu", "--precision", "float32"]
-    fields += ["--parallel.data", "2", "--parallel.cpus-per-worker", "1", "--network.dropout", "0.2"]
+    fields = [*FIELDS, *options.fields]
     rng, same = random.Random(options.seed), 0
     with tempfile.TemporaryDirectory() as folder:
         straight = Training(Path(folder, "undisturbed"), options.data.resolve(), fields)

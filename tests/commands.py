@@ -19,9 +19,8 @@ def run_command(*arguments: object, **options: object) -> subprocess.CompletedPr
         cwd=PROJECT,
         capture_output=True,
         text=True,
-        timeout=600,
         check=False,
-        **options,
+        **{"timeout": 600, **options},
     )
 
 
