@@ -1,8 +1,9 @@
 """`python -m benchmarks.faults --data SHARDS [--runs 20] [--seed 0] [-- --FIELD VALUE ...]`: trainings with a fault.
 
 Each training is the command as a user types it. The first is undisturbed, the others meet one fault each, at a random
-moment after the first checkpoint. A command that ends early is resumed with `--resume`. In the end weights, metrics and their steps must be those of the undisturbed
-training, bit for bit, and no process may be left. SHARDS have a short side of 64 pixels.
+moment after the first checkpoint. A command that ends early is resumed with `--resume`. In the end weights, metrics and
+their steps must be those of the undisturbed training, bit for bit, and no process may be left. SHARDS have a short side
+of 64 pixels.
 """
 
 from __future__ import annotations
