@@ -8,11 +8,13 @@ export PATH := $(CURDIR)/.venv/bin:$(PATH)
 demo: environment
 	./demo.sh
 
+# The tests of a file run in one process, one after the other: they share a Ray, or shards.
 test: lint
-	python -m pytest -m "not slow and not gpu"
+	python -m pytest -n logical --maxprocesses 4 --dist loadfile -m "not slow and not gpu"
 
-test-slow: lint
-	python -m pytest -m "not gpu"
+# Slow tests kill and time things: they run alone.
+test-slow: test
+	python -m pytest -m "slow and not gpu"
 
 lint: environment
 	ruff check .

@@ -1,6 +1,7 @@
 """Fixtures of the training tests: shards for several devices, and a trained network."""
 
 import dataclasses
+import gc
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -24,6 +25,14 @@ def float32_on_every_processor() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("training.loop.precision._cpu_flags", set)
         yield
+
+
+@pytest.fixture
+def frozen_heap() -> Iterator[None]:
+    """Let forked children not collect what this process has left, such as DALI's pipelines, whose threads they lack."""
+    gc.freeze()
+    yield
+    gc.unfreeze()
 
 
 @pytest.fixture(scope="session")

@@ -82,6 +82,7 @@ def log_and_die(store: str, storage: Path, run_id: str, first: int, last: int, p
     os.kill(os.getpid(), signal.SIGKILL)
 
 
+@pytest.mark.usefixtures("frozen_heap")
 def test_10_000_points_are_there_once_after_an_outage_and_two_dead_processes(
     store: str, storage: Path, run_id: str
 ) -> None:

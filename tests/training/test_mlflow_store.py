@@ -41,11 +41,13 @@ def create_at_once(barrier: Barrier, uri: str) -> None:
         find_experiment(client, str(number))
 
 
+@pytest.mark.usefixtures("frozen_heap")
 def test_two_processes_make_one_sqlite_store(tmp_path: Path) -> None:
     assert in_processes(2, open_at_once, f"sqlite:///{tmp_path}/new/mlflow.db") == [0, 0]
     assert [path.name for path in (tmp_path / "new").iterdir()] == ["mlflow.db"]
 
 
+@pytest.mark.usefixtures("frozen_heap")
 def test_two_processes_make_one_experiment(store: str) -> None:
     assert in_processes(2, create_at_once, store) == [0, 0]
     names = [experiment.name for experiment in MlflowClient(store).search_experiments()]

@@ -8,7 +8,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import mlflow.pyfunc
@@ -41,6 +41,14 @@ print(json.dumps({
     "modules": sorted(sys.modules),
 }))
 """
+
+
+@pytest.fixture(autouse=True)
+def restored_path() -> Iterator[None]:
+    """Undo what loading a model with its code does: that code would go before the project's own."""
+    before = list(sys.path)
+    yield
+    sys.path[:] = before
 
 
 @pytest.fixture
