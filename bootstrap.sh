@@ -109,18 +109,67 @@ install_or_fail() {
         fail "pillow-simd needs $1, and this failed: apt-get update && apt-get install -y $2"
 }
 
+# `has_library NAME`: headers and libraries with which pillow-simd reads a format; it needs libavif 1.0.
+has_library() {
+    case $1 in
+        webp) compiles $'#include <webp/encode.h>\n#include <webp/mux.h>\n#include <webp/demux.h>\nint main(void){return 0;}' -lwebp -lwebpmux -lwebpdemux ;;
+        tiff) compiles $'#include <tiff.h>\nint main(void){return 0;}' -ltiff ;;
+        avif) compiles $'#include <avif/avif.h>\n#if AVIF_VERSION_MAJOR < 1\n#error\n#endif\nint main(void){return 0;}' -lavif ;;
+    esac
+}
+
+# True for root on Debian, if the version there will do.
+may_install() {
+    [ "$(id -u)" -eq 0 ] && command -v apt-get >/dev/null &&
+        { [ "$1" != avif ] || apt-cache show libavif-dev 2>/dev/null | grep -q '^Version: [1-9]'; }
+}
+
+# Sets `formats` to what pillow-simd will read beyond JPEG and PNG. Root on Debian installs what is missing; everybody
+# else is told the command, once: these formats are not needed by all.
+find_image_formats() {
+    local name missing=() debian fedora
+    local -A packages=([webp]="libwebp-dev libwebp-devel" [tiff]="libtiff-dev libtiff-devel" [avif]="libavif-dev libavif-devel")
+    formats=""
+    for name in webp tiff avif; do
+        if ! has_library "$name" && may_install "$name"; then
+            say "installing ${packages[$name]% *}, to read ${name^^}: apt-get install -y ${packages[$name]% *}"
+            DEBIAN_FRONTEND=noninteractive apt-get install -y -qq "${packages[$name]% *}" >/dev/null 2>&1 ||
+                { apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq "${packages[$name]% *}"; } >/dev/null 2>&1 || true
+        fi
+        if has_library "$name"; then formats+=" $name"; else missing+=("$name"); fi
+    done
+    [ "${#missing[@]}" -eq 0 ] && return
+    for name in "${missing[@]}"; do
+        debian+="${debian:+ }${packages[$name]% *}"
+        fedora+="${fedora:+ }${packages[$name]#* }"
+    done
+    say "warning: images in ${missing[*]^^} (compressed ones, if TIFF; AVIF needs libavif 1.0) will not be readable; to change that: $(install_command "$debian" "$fedora"), then ./bootstrap.sh"
+}
+
+# Prints those headers that are there, where the packages of distributions put them: a look that takes no compiler.
+list_format_headers() {
+    local header
+    for header in /usr/include/{,x86_64-linux-gnu/}{webp/encode.h,tiff.h,avif/avif.h}; do
+        [ ! -e "$header" ] || echo "$header"
+    done
+}
+
 # uv keeps the wheels that it builds, and CC is no part of the key under which it finds them again: a wheel with AVX2
 # would be handed to a machine without it that shares the cache. A setting of the build is part of the key
-# (pillow-simd ignores settings that it does not know), so each instruction set has its own wheel.
+# (pillow-simd ignores settings that it does not know), so each instruction set, and each set of formats, has its own wheel.
 # Bytecode is compiled once, here: a Ray Train run starts a dozen processes, and each would compile torch, Ray and MLflow
 # where it may not write, or is told not to (PYTHONDONTWRITEBYTECODE).
 install_packages() {
-    local flags=""
+    local flags="" name settings=()
     [ "$1" = avx2 ] && flags=" -mavx2"
+    for name in webp tiff avif; do
+        [[ " $2 " == *" $name "* ]] && settings+=(--config-settings-package "pillow-simd:$name=enable") ||
+            settings+=(--config-settings-package "pillow-simd:$name=disable")
+    done
     say "installing what requirements.lock names"
     PYC_INVALIDATION_MODE=CHECKED_HASH CC="${CC:-cc}$flags" .uv/bin/uv pip sync --python .venv/bin/python --require-hashes --compile-bytecode \
         --build-constraints requirements.lock --require-build-hashes --preview-features build-dependency-hashes \
-        --config-settings-package "pillow-simd:instruction-set=$1" requirements.lock
+        --config-settings-package "pillow-simd:instruction-set=$1" "${settings[@]}" requirements.lock
 }
 
 # The colour statistics' inner loop, as a module of the environment. Moved into place: a running build may have it loaded.
@@ -131,6 +180,10 @@ print(config.get_path("include"), config.get_path("platlib") + "/twotower_color_
     say "compiling $COLOR_SUMS"
     ${CC:-cc} -O3 -shared -fPIC "-I$include" "$COLOR_SUMS" -o "$module.new" </dev/null || fail "${CC:-cc} could not compile $COLOR_SUMS, see above"
     mv "$module.new" "$module"
+}
+
+digest_contents() {
+    { cat requirements.lock pyproject.toml bootstrap.sh "$COLOR_SUMS"; list_format_headers; } | sha256sum
 }
 
 main() {
@@ -144,15 +197,19 @@ main() {
         return
     fi
 
-    local simd=sse4 identity contents previous
+    local simd=sse4 identity contents previous formats found
     grep -qw avx2 /proc/cpuinfo && simd=avx2
     # What the environment must be made anew for, and what it can be brought up to date for.
     identity="$(readlink -f .venv) | $python | $python_version | pillow-simd for $simd"
-    contents="$(cat requirements.lock pyproject.toml bootstrap.sh "$COLOR_SUMS" | sha256sum)"
-    [ "$(cat "$STAMP" 2>/dev/null)" = "$identity"$'\n'"$contents" ] && return
+    contents="$(digest_contents)"
+    found="$(cat "$STAMP" 2>/dev/null || true)"
+    [[ "$found" == "$identity with "*$'\n'"$contents" ]] && return
 
     check_build_tools
     fetch_uv
+    find_image_formats
+    identity+=" with$formats "
+    contents="$(digest_contents)"
     # Without its stamp an environment is not whole, whatever interrupts the next steps: it will be made anew.
     previous="$(head -n 1 "$STAMP" 2>/dev/null || true)"
     rm -f "$STAMP"
@@ -161,7 +218,7 @@ main() {
         rm -rf .venv
         .uv/bin/uv venv --quiet --no-project --python "$python" .venv
     fi
-    install_packages "$simd"
+    install_packages "$simd" "$formats"
     build_extension
     printf '%s\n%s\n' "$identity" "$contents" >"$STAMP.new"
     mv "$STAMP.new" "$STAMP"

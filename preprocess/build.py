@@ -31,7 +31,7 @@ from preprocess.sources.raw_files import RawFiles
 from preprocess.state.build_state import BuildState, ShardRecord, changed_shards, resume_build
 from preprocess.state.fingerprint import build_fingerprint
 from preprocess.state.output import OutputState, claim_output, inspect_output, remove_leftovers, remove_stray_files
-from preprocess.summary import depth_warning, describe_counts, input_warnings
+from preprocess.summary import depth_warning, describe_counts, format_warnings, input_warnings
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ def build(options: BuildOptions) -> Outcome:
         OSError: the output cannot be written, e.g. a full disk.
     """
     plan = make_plan(options)
-    for warning in input_warnings(plan):
+    for warning in (*input_warnings(plan), *format_warnings(plan)):
         print(f"build_shards: {warning}", file=sys.stderr)
     existing = inspect_output(plan)
     if existing.final_manifest is not None and not existing.broken:

@@ -4,14 +4,19 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 
+from preprocess.images.decoding import why_unreadable
+from preprocess.images.formats import MAGIC_BYTES
 from preprocess.images.value_range import LARGEST_OF_12_BITS
 from preprocess.manifest import Manifest
 from preprocess.plan import Plan
 from preprocess.run.pool import Counts
-from preprocess.sources.catalogue import printable
+from preprocess.sources.catalogue import RowRef, printable
+from preprocess.sources.raw_files import RawFiles
 
 _KINDS_SHOWN = 8
+_LOOKED_AT = 200  # images
 
 
 def input_warnings(plan: Plan) -> Iterator[str]:
@@ -35,6 +40,18 @@ def input_warnings(plan: Plan) -> Iterator[str]:
     without = [entry.id for label, entry in enumerate(classes) if not images["val"][label]]
     if without:
         yield f"{len(without)} of {len(classes)} classes have no val image, e.g. {without[0]!r}"
+
+
+def format_warnings(plan: Plan) -> Iterator[str]:
+    """Yield a line for each format that this environment cannot read, from the first bytes of some of the images."""
+    if plan.source is None:
+        return
+    raw, images = RawFiles(plan.source.root, Path()), plan.catalogue.images
+    chosen = images[:: max(len(images) // _LOOKED_AT, 1)]
+    heads = [raw.head(image.ref, MAGIC_BYTES) for image in chosen if not isinstance(image.ref, RowRef)]
+    for reason, count in Counter(filter(None, map(why_unreadable, heads))).items():
+        advice = "run ./bootstrap.sh, which says what it needs" if "built without" in reason else "convert them"
+        yield f"{count} of {len(heads)} images that were looked at are {reason}; {advice}"
 
 
 def depth_warning(of_12_bits: int, of_16_bits: int) -> str:

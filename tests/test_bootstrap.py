@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -167,18 +168,8 @@ def test_a_missing_cpp_compiler_is_one_warning(machine: Machine) -> None:
     assert "C++" not in machine.bootstrap().stderr
 
 
-def hide_jpeg_headers(machine: Machine, until: Path) -> None:
-    """Have a C compiler that finds jpeglib.h only once the file `until` is there."""
-    machine.program(
-        "cc",
-        f"program=$(cat)\n"
-        f'[[ "$program" != *jpeglib.h* || -e {until} ]] || exit 1\n'
-        f'exec {shutil.which("cc")} "$@" <<<"$program"',
-    )
-
-
 def test_missing_headers_are_named_with_the_command_to_type(machine: Machine, tmp_path: Path) -> None:
-    hide_jpeg_headers(machine, tmp_path / "headers")
+    hide_headers(machine, "jpeglib.h", tmp_path / "headers")
     machine.program("id", "echo 1000")
     assert refusal(machine) == (
         "pillow-simd needs libjpeg and zlib headers: sudo apt-get install -y libjpeg-dev zlib1g-dev"
@@ -187,7 +178,7 @@ def test_missing_headers_are_named_with_the_command_to_type(machine: Machine, tm
 
 def test_missing_headers_are_installed_by_root_on_debian(machine: Machine, tmp_path: Path) -> None:
     headers, log = tmp_path / "headers", tmp_path / "apt.log"
-    hide_jpeg_headers(machine, headers)
+    hide_headers(machine, "jpeglib.h", headers)
     machine.program("id", "echo 0")
     # A fresh image: nothing can be installed before the package lists are there.
     machine.program(
@@ -199,6 +190,38 @@ def test_missing_headers_are_installed_by_root_on_debian(machine: Machine, tmp_p
     assert log.read_text().splitlines()[1].startswith("update")
     assert log.read_text().splitlines()[2] == "install libjpeg-dev zlib1g-dev"
     assert machine.probe() == "1.0"
+
+
+def hide_headers(machine: Machine, header: str, until: Path) -> None:
+    """Have a C compiler that finds this header only once the file `until` is there."""
+    machine.program(
+        "cc",
+        f"program=$(cat)\n"
+        f'[[ "$program" != *{header}* || -e {until} ]] || exit 1\n'
+        f'exec {shutil.which("cc")} "$@" <<<"$program"',
+    )
+
+
+def test_missing_headers_of_formats_are_one_warning(machine: Machine, tmp_path: Path) -> None:
+    hide_headers(machine, "webp", tmp_path / "never")
+    machine.program("id", "echo 1000")
+    done = machine.bootstrap()
+    assert done.returncode == 0
+    (warning,) = [line for line in done.stderr.splitlines() if "will not be readable" in line]
+    assert warning.startswith("bootstrap: warning: images in WEBP")
+    assert re.search(r"sudo apt-get install -y libwebp-dev.*, then \./bootstrap\.sh$", warning)
+    assert " webp" not in (machine.folder / ".venv" / ".bootstrapped").read_text().splitlines()[0]
+    assert machine.bootstrap().stderr == ""
+
+
+def test_missing_headers_of_formats_are_installed_by_root_on_debian(machine: Machine, tmp_path: Path) -> None:
+    log = tmp_path / "apt.log"
+    hide_headers(machine, "webp", tmp_path / "headers")
+    machine.program("id", "echo 0")
+    machine.program("apt-get", f'echo "$1" "${{@: -1}}" >>{log}\n>{tmp_path / "headers"}')
+    assert machine.bootstrap().returncode == 0
+    assert log.read_text().splitlines()[0] == "install libwebp-dev"
+    assert " with webp" in (machine.folder / ".venv" / ".bootstrapped").read_text().splitlines()[0]
 
 
 def test_the_second_time_nothing_is_done(machine: Machine) -> None:

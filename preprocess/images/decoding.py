@@ -12,9 +12,10 @@ import warnings
 from importlib.metadata import version
 from typing import NamedTuple
 
-from PIL import ExifTags, Image, JpegImagePlugin
+from PIL import ExifTags, Image, JpegImagePlugin, features
 
 from errors import InputError
+from preprocess.images.formats import format_of
 from preprocess.images.value_range import ValueRange, check_range, is_deep, largest_value, raw_mode, to_8_bits
 
 try:
@@ -25,9 +26,9 @@ except ImportError:
     simplejpeg = None
     SIMPLEJPEG_VERSION = "none"
 
-# What ImageFolder's endings can name, and GIF, which is found under them. Pillow knows forty more, among them
-# EPS, which starts an interpreter.
-FORMATS = ("JPEG", "PNG", "PPM", "BMP", "GIF", "TIFF", "WEBP")
+# What images of data sets are in. Pillow knows forty more, among them EPS, which starts an interpreter.
+FORMATS = ("JPEG", "PNG", "PPM", "BMP", "GIF", "TIFF", "WEBP", *(("AVIF",) if "avif" in features.modules else ()))
+_OPTIONAL = {"WEBP": "webp", "AVIF": "avif"}  # format -> the feature of Pillow that reads it
 MAX_BYTES = 288 << 20  # of memory, for file, decoder and pixels of one image: a worker stays under 400 MiB
 MAX_PIXELS = 178_956_970  # seconds of decoding; Pillow raises beyond it
 MAX_SCANS = 500  # of a JPEG; each covers all of the image
@@ -94,13 +95,18 @@ def decode(
         except Image.DecompressionBombError:
             raise UnreadableImage(f"more than {MAX_PIXELS:,} pixels") from None
         except Image.UnidentifiedImageError:
-            webp = data[:4] == b"RIFF" and data[8:12] == b"WEBP"
-            raise UnreadableImage(
-                "WebP, which Pillow is built without" if webp else "not an image in a known format"
-            ) from None
+            raise UnreadableImage(why_unreadable(data) or "not an image in a known format") from None
         except Exception as error:
             # A broken file raises nearly anything in Pillow's parsers: SyntaxError, struct.error, IndexError.
             raise UnreadableImage(_reason(error)) from error
+
+
+def why_unreadable(head: bytes) -> str | None:
+    """Return the reason why an image that begins with `head` cannot be read in this environment; None for others."""
+    name = format_of(head)
+    if name in _OPTIONAL and not features.check(_OPTIONAL[name]):
+        return f"{name}, which Pillow is built without"
+    return f"{name}, which is not supported" if name is not None and name not in (*FORMATS, *_OPTIONAL) else None
 
 
 def _quick_jpeg(data: bytes, short_side: int | None) -> Decoded | None:
@@ -212,6 +218,8 @@ def _strip_to_rgb(image: Image.Image, value_range: ValueRange | None) -> Image.I
 
 
 def _reason(error: Exception) -> str:
+    if "decoder libtiff not available" in str(error):
+        return "compressed TIFF, which Pillow is built without"
     text = re.sub(r"\s+", " ", str(error)).strip()
     text = re.sub(r"<[^>]* at 0x[0-9a-fA-F]+>|0x[0-9a-fA-F]{6,}", "...", text)
     return (text or type(error).__name__)[:120]

@@ -24,6 +24,7 @@ def codec_versions() -> dict[str, str]:
         "Pillow": __version__,
         "libjpeg": str(features.version("libjpeg_turbo") or features.version("jpg")),
         "simplejpeg": SIMPLEJPEG_VERSION,
+        **{name: str(features.version(name)) for name in ("webp", "libtiff", "avif")},
     }
 
 

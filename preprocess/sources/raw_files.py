@@ -22,7 +22,7 @@ from atomic_files import atomic_write, partial_path
 from errors import InputError
 from preprocess.images.decoding import MAX_BYTES, UnreadableImage
 from preprocess.run.pool import Tally
-from preprocess.sources.catalogue import ArchiveRef, ImageRef, RowRef
+from preprocess.sources.catalogue import ArchiveRef, FileRef, ImageRef, RowRef
 from preprocess.sources.source import Container
 from preprocess.state.fingerprint import FileFingerprint, file_fingerprint
 
@@ -53,6 +53,15 @@ class RawFiles:
             return _read_span(f"{self.root}/{ref.file}")
         except OSError as error:
             raise UnreadableImage(f"cannot be read: {error.strerror}") from error
+
+    def head(self, ref: FileRef | ArchiveRef, size: int) -> bytes:
+        """Read at most the first `size` bytes of an image that need not be unpacked; nothing if it cannot be read."""
+        offset, length = (ref.offset, min(size, ref.size)) if isinstance(ref, ArchiveRef) else (0, size)
+        try:
+            with (self.root / ref.file).open("rb", buffering=0) as file:
+                return os.pread(file.fileno(), length, offset)
+        except OSError:
+            return b""
 
     def fingerprints(self, refs: Iterable[ImageRef]) -> dict[str, FileFingerprint]:
         """Return the fingerprint of each file with images; for a container, its fingerprint when it was unpacked."""

@@ -2,12 +2,13 @@ import io
 import re
 import struct
 import zlib
+from collections.abc import Callable
 
 import numpy as np
 import odd_images
 import pytest
 from odd_images import opened_rgb
-from PIL import Image, ImageOps, JpegImagePlugin
+from PIL import Image, ImageOps, JpegImagePlugin, features
 from raw_data import encoded
 
 from preprocess.images import decoding
@@ -64,14 +65,54 @@ def test_a_large_image_is_converted_in_strips_to_the_same_pixels(kind: str, monk
     assert np.array_equal(np.asarray(decode_rgb(KINDS[kind])), whole)
 
 
-def test_webp_is_read_or_refused_by_name() -> None:
-    try:
-        data = encoded(odd_images.picture(), "WEBP")
-    except (KeyError, OSError):
-        with pytest.raises(UnreadableImage, match="WebP, which Pillow is built without"):
-            decode_rgb(b"RIFF\x20\0\0\0WEBPVP8 ")
-    else:
-        assert decode_rgb(data).size == odd_images.picture().size
+WEBP, AVIF = b"RIFF\x20\0\0\0WEBPVP8 ", b"\0\0\0\x1cftypavif\0\0\0\0avifmif1miaf"
+
+
+@pytest.mark.parametrize(("kind", "feature"), [("WEBP", "webp"), ("AVIF", "avif")])
+def test_a_format_is_read_where_pillow_is_built_with_it(kind: str, feature: str) -> None:
+    if not features.check(feature):
+        pytest.skip(f"Pillow is built without {kind}")
+    data = encoded(odd_images.picture(), kind, quality=95)
+    difference = np.asarray(decode_rgb(data), np.int16) - np.asarray(odd_images.picture())
+    assert np.abs(difference).mean() < 6
+
+
+@pytest.mark.parametrize("compression", ["tiff_lzw", "tiff_adobe_deflate", "jpeg"])
+def test_compressed_tiffs_are_read_where_pillow_is_built_with_libtiff(compression: str) -> None:
+    if not features.check("libtiff"):
+        pytest.skip("Pillow is built without libtiff")
+    data = encoded(odd_images.picture(), "TIFF", compression=compression)
+    difference = np.asarray(decode_rgb(data), np.int16) - np.asarray(odd_images.picture())
+    assert np.abs(difference).mean() < 6
+
+
+@pytest.mark.parametrize(
+    ("data", "reason"),
+    [
+        (WEBP, "WEBP, which Pillow is built without"),
+        (AVIF, "AVIF, which Pillow is built without"),
+        (b"\0\0\0\x18ftypheic\0\0\0\0mif1heic", "HEIC, which is not supported"),
+        (b"\0\0\0\x0cjP  \r\n\x87\n", "JPEG 2000, which is not supported"),
+    ],
+)
+def test_a_format_that_cannot_be_read_is_named(data: bytes, reason: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(features, "check", lambda _: False)
+    monkeypatch.setattr(decoding.Image, "open", raising(Image.UnidentifiedImageError()))
+    with pytest.raises(UnreadableImage, match=f"^{reason}$"):
+        decode_rgb(data)
+
+
+def test_a_compressed_tiff_without_libtiff_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(decoding.Image, "open", raising(OSError("decoder libtiff not available")))
+    with pytest.raises(UnreadableImage, match=r"^compressed TIFF, which Pillow is built without$"):
+        decode_rgb(b"II*\0")
+
+
+def raising(error: Exception) -> Callable[..., None]:
+    def function(*_: object, **__: object) -> None:
+        raise error
+
+    return function
 
 
 def test_simplejpeg_and_pillow_decode_the_same_pixels(monkeypatch: pytest.MonkeyPatch) -> None:

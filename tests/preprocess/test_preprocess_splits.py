@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+from PIL import features
 from shard_reading import folder_bytes, read_json, read_samples
 
 from preprocess.build_shards import main
@@ -219,3 +220,21 @@ def test_numbers_as_class_folders_are_sorted_as_text_with_a_line(
     assert build(tmp_path / "in", tmp_path / "out", "--val-fraction", 0.2) == 0
     said = "classes are sorted as text: class '10' gets label 0; --classes gives other labels"
     assert capsys.readouterr().err == f"build_shards: {said}\n"
+
+
+def test_formats_that_cannot_be_read_are_said_before_the_build(
+    three_splits: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(features, "check", lambda _: False)
+    for number, path in enumerate(sorted((three_splits / "train" / "green-bars").iterdir())[:9]):
+        path.write_bytes(b"RIFF\x20\0\0\0WEBPVP8 " if number < 6 else b"\0\0\0\x18ftypheic\0\0\0\0mif1heic")
+    assert build(three_splits, tmp_path / "out") == 2
+    error = capsys.readouterr().err.splitlines()
+    assert error[0] == (
+        "build_shards: 6 of 151 images that were looked at are WEBP, which Pillow is built without; "
+        "run ./bootstrap.sh, which says what it needs"
+    )
+    assert (
+        error[1] == "build_shards: 3 of 151 images that were looked at are HEIC, which is not supported; convert them"
+    )
+    assert "12 of 151 images are rejected" in error[-1]

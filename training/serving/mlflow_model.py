@@ -26,6 +26,7 @@ CODE = (
     "preprocess/__init__.py",
     "preprocess/images/__init__.py",
     "preprocess/images/decoding.py",
+    "preprocess/images/formats.py",
     "preprocess/images/transform.py",
     "preprocess/images/value_range.py",
     "training/__init__.py",
