@@ -41,7 +41,7 @@ def read(root: Path, wanted: Sequence[str] | None = None) -> Listing:
     others = [name for name in folder_names(root) if not is_left_folder(name)]
     if wanted is not None and set(wanted) <= folders.keys():
         folders = {split: folder for split, folder in folders.items() if split in wanted}
-    elif "train" not in folders and len(others) > len(folders):
+    elif "train" not in folders and (len(others) > len(folders) or not folders):
         classes = list_classes(root, "", skipped, ignored=[folder.name for folder in folders.values()], least=2)
         ignored = tuple(name for name in others if name not in classes)
         names, found = {name: name for name in classes}, {"train": class_images("train", classes)}
@@ -97,7 +97,9 @@ def list_classes(
     """
     names = [name for name in folder_names(folder, skipped) if name not in ignored]
     if not names:
-        raise InputError(f"input folder {folder} holds no class folders (images are looked for in <class>/**)")
+        images = len(list_images(folder, Skipped()))
+        held = f"{images} images, but no class folders" if images else "no class folders"
+        raise InputError(f"input folder {folder} holds {held}; put images into <class>/, or name their --labels FILE")
     if all(split_of(name) for name in names):
         raise InputError(f"input folder {folder} holds split folders instead of classes; use {folder} as --input")
     if len(names) < least:
@@ -125,7 +127,7 @@ def _check_no_splits(folder: Path, inner: Sequence[str]) -> None:
 
 def _refuse_single_class(folder: Path, name: str) -> None:
     """Raise `InputError`, with the folder further inwards that holds several folders, if there is one."""
-    inner, advice = folder / name, "use a folder with at least 2"
+    inner, advice = folder / name, "use a folder with at least 2, or --labels FILE"
     for _ in range(_DEPTH):
         folders = [name for name in folder_names(inner) if not is_left_folder(name)]
         if len(folders) != 1:

@@ -28,7 +28,7 @@ from preprocess.sources.columns import (
 )
 from preprocess.sources.folders import walk_images
 from preprocess.sources.labels import read_lines
-from preprocess.sources.skipping import Skipped
+from preprocess.sources.skipping import Skipped, ending_of
 from preprocess.sources.source import Listing, SourceOptions
 from preprocess.sources.splits import split_of
 
@@ -72,6 +72,8 @@ def read(root: Path, path: Path, options: SourceOptions) -> Listing:
         class_id = ids[line.label]
         name = f"{f'{split}/' if is_split else ''}{class_id}/{file}"
         found[split].append((split, class_id, name, FileRef(file)))
+    if path.resolve().is_relative_to(root.resolve()):
+        skipped -= Skipped([ending_of(path.name)])  # the file of labels itself
     if len(files.paths) > len(named):
         skipped[_NOT_NAMED] = len(files.paths) - len(named)
     there = {split: images for split, images in found.items() if images}

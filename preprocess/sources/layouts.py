@@ -65,7 +65,9 @@ def _read(root: Path, options: SourceOptions) -> Listing:
     if options.labels is not None:
         if options.layout != "auto":
             raise InputError(f"--labels cannot be combined with --layout {options.layout}; leave one of them out")
-        path = root / options.labels if (root / options.labels).is_file() else options.labels
+        path = next((path for path in (options.labels, root / options.labels) if path.is_file()), None)
+        if path is None:
+            raise InputError(f"--labels is {options.labels}: it is no file, nor is {root / options.labels}; use one")
         return label_file.read(root, path, options)
     layout = _find(root) if options.layout == "auto" else options.layout
     if layout in _TABLES:

@@ -106,7 +106,9 @@ def test_a_folder_around_the_data_set_is_refused_and_the_right_one_is_named(
 def test_a_single_class_is_refused(tmp_path: Path) -> None:
     fill(tmp_path, "cat/1.jpg", "cat/2.jpg")
     (tmp_path / "cat" / "itself").symlink_to(tmp_path / "cat")
-    with pytest.raises(InputError, match=r"has a single class folder, 'cat'; use a folder with at least 2$"):
+    with pytest.raises(
+        InputError, match=r"has a single class folder, 'cat'; use a folder with at least 2, or --labels FILE$"
+    ):
         catalogue(tmp_path, 0.1)
 
 
@@ -253,12 +255,13 @@ def test_a_file_too_large_for_a_workers_memory_is_refused_unread(tmp_path: Path)
 @pytest.mark.parametrize(
     ("files", "val_fraction", "message"),
     [
-        ([], None, r"has no images, but no train split"),
+        ([], None, r"holds no class folders; put images into <class>/, or name their --labels FILE"),
+        (["1.jpg", "2.jpg", "a.txt"], None, r"holds 2 images, but no class folders; put images into <class>/"),
         (["a/1.jpg", "b/1.jpg"], None, r"has train, but no val split: add --val-fraction 0\.1"),
         (["train/a/1.jpg", "train/b/1.jpg"], None, r"has train, but no val split: add --val-fraction 0\.1"),
         (["train/a/1.jpg", "train/b/1.jpg", "val/a/1.jpg", "val/b/1.jpg"], 0.1, r"own val split: leave --val-fraction"),
-        (["train/1.jpg", "val/a/1.jpg"], None, r"/train holds no class folders"),
-        (["train/a/1.jpg", "train/b/1.jpg", "val/1.jpg"], None, r"/val holds no class folders"),
+        (["train/1.jpg", "val/a/1.jpg"], None, r"/train holds 1 images, but no class folders"),
+        (["train/a/1.jpg", "train/b/1.jpg", "val/1.jpg"], None, r"/val holds 1 images, but no class folders"),
         (["val/a/1.jpg", "val/b/1.jpg"], None, r"has val, but no train split; .* add --splits val$"),
         (["a/1.jpg", "b/1.txt"], 0.1, r"class 'b' has no image in .*; add images, or remove the folder"),
         (["train/a/1.jpg", "train/b/1.jpg", "val/a/1.gif"], None, r"class 'a' has no image in .*/val; add"),

@@ -51,7 +51,7 @@ def test_images_are_found_by_the_names_that_people_write(tmp_path: Path, name: s
     source = opened(root, name)
     assert listed(source) == EXPECTED
     assert [image.canonical_name for image in source.catalogue.images] == ["cat/train/1.jpg", "dog/train/b/2.png"]
-    assert source.skipped["images that the file of labels does not name"] == 2
+    assert source.skipped == {"images that the file of labels does not name": 2}
 
 
 def test_columns_are_chosen_by_name_and_splits_are_used(tmp_path: Path) -> None:
@@ -94,6 +94,14 @@ def test_what_is_wrong_with_a_file_of_labels_is_said(tmp_path: Path, table: str,
     with pytest.raises(InputError, match=message) as caught:
         opened(root)
     assert str(root / "labels.csv") in str(caught.value)
+
+
+def test_a_file_of_labels_that_is_not_there_is_said(tmp_path: Path) -> None:
+    write(tmp_path, "", "1.jpg")
+    with pytest.raises(
+        InputError, match=rf"--labels is none\.csv: it is no file, nor is {tmp_path}/none\.csv; use one"
+    ):
+        opened(tmp_path, "none.csv")
 
 
 def test_a_data_set_is_built_from_a_file_of_labels(
