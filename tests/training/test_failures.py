@@ -58,7 +58,10 @@ def test_the_worker_that_died_is_named_before_the_peers_it_left() -> None:
     assert summary({0: RestartError("was asked to end")}) == "worker 0 was asked to end"
 
 
-def test_a_worker_that_stands_still_is_named_with_its_stack(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_worker_that_stands_still_is_named_with_its_stack(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("training.launch.stall_watch._OWN", (__file__,))
     batches, until = iter(range(20)), threading.Event()
     seen = [0]
 

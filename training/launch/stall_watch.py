@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import threading
 import time
@@ -15,6 +16,8 @@ STALL_SECONDS = 30.0
 START_FACTOR = 4
 """The first batch may take so many times longer: there, a network is compiled."""
 _PROJECT = Path(__file__).resolve().parents[2]
+_OWN = tuple(str(_PROJECT / folder) + os.sep for folder in ("pipeline", "preprocess", "training"))
+"""Not all of the folder: the environment, or other packages, may be in it."""
 _WAITING = ("torch/distributed/", "torch/autograd/graph.py")
 """Where a training waits for its peers: in a collective, or in the backward pass, which averages the gradients."""
 
@@ -43,7 +46,7 @@ class StallWatch:
         stack = traceback.extract_stack(frame)
         if any(part in entry.filename for entry in stack for part in _WAITING):
             return f"worker {self._rank} has waited for the other workers for {seconds:.0f} s"
-        own = [entry for entry in stack if Path(entry.filename).is_relative_to(_PROJECT)]
+        own = [entry for entry in stack if entry.filename.startswith(_OWN)]
         where = f"{Path(own[-1].filename).relative_to(_PROJECT)}:{own[-1].lineno}" if own else "code of a library"
         lines = "".join(traceback.format_list(stack))
         return f"worker {self._rank} has not moved on from {where} for {seconds:.0f} s:\n{lines.rstrip()}"
