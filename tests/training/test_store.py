@@ -61,9 +61,41 @@ def test_a_damaged_newest_checkpoint_is_named_and_the_one_before_it_used(
     error = capsys.readouterr().err
     assert f"step-00000020/{name}" in error
     assert error.endswith("the checkpoint before it is used\n")
-    assert store.best() in (10, 20)
+    assert store.best() == 10, "of two that are equally good, the intact one"
     store.write(snapshot(description, 20, 0.6), KEEP)  # by the training that went on
     assert (store.newest(), store.best()) == (20, 20)
+
+
+def test_a_training_that_goes_on_before_a_damaged_checkpoint_keeps_its_own(
+    description: Checkpoint, tmp_path: Path
+) -> None:
+    store = CheckpointStore(str(tmp_path), "run")
+    for step in (10, 20):
+        store.write(snapshot(description, step, 0.5 + step / 1000), 2)
+    truncate(tmp_path / "run" / "step-00000020" / MODEL)
+    store.write(snapshot(description, 15, 0.4), 1)
+    assert store.steps() == [10, 15], "the best and the last, and not the damaged one after them"
+
+
+def test_a_damaged_best_checkpoint_is_named_and_the_next_best_used(
+    description: Checkpoint, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    store = CheckpointStore(str(tmp_path), "run")
+    for step, top1 in ((10, 0.4), (20, 0.6), (30, 0.5)):
+        store.write(snapshot(description, step, top1), 3)
+    truncate(tmp_path / "run" / "step-00000020" / MODEL)
+    assert store.best() == 30
+    assert capsys.readouterr().err.endswith("the next best is used\n")
+
+
+def test_an_error_of_another_kind_than_the_storage_s_ends_the_training(description: Checkpoint, tmp_path: Path) -> None:
+    def record(_last: str, _best: str | None) -> None:
+        raise ValueError("no such run")
+
+    writer = BackgroundWriter(CheckpointStore(str(tmp_path), "run"), KEEP, lambda: None, record)
+    writer.write(snapshot(description, 10, 0.5))
+    with pytest.raises(ValueError, match="no such run"):
+        writer.wait()
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ import sys
 import tempfile
 import threading
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal
@@ -103,22 +103,14 @@ class CheckpointStore:
 
     def newest(self) -> int | None:
         """Return the step of the newest intact checkpoint; name on stderr those that are damaged."""
-        for step in reversed(self.steps()):
-            with self.fetch(step) as folder:
-                try:
-                    read_checkpoint(folder)
-                    return step
-                except InputError as error:
-                    print(f"warning: {error}; the checkpoint before it is used", file=sys.stderr, flush=True)
-        return None
+        return self._first_intact(self.steps()[::-1], "the checkpoint before it is used")
 
     def best(self) -> int | None:
-        """Return the step of the checkpoint with the highest `val/top1`; None if no epoch was completed.
+        """Return the step of the intact checkpoint with the highest `val/top1`; None if no epoch was completed.
 
-        Without validation it is the newest one at the end of an epoch.
+        Without validation it is the newest one at the end of an epoch. Damaged ones are named on stderr.
         """
-        ends = ((self._top1(step), step) for step in self.steps())
-        return max(((top1, step) for top1, step in ends if top1 is not None), default=(None, None))[1]
+        return self._first_intact(self._by_top1(), "the next best is used")
 
     def write(self, snapshot: Snapshot, keep: int) -> int | None:
         """Write a checkpoint, then remove all but the best one and the last `keep`; return the step of the best.
@@ -133,8 +125,11 @@ class CheckpointStore:
             with tempfile.TemporaryDirectory() as folder:
                 write_checkpoint(Path(folder), snapshot)
                 self._upload(Path(folder), self._path(step))
-        steps, best = self.steps(), self.best()
-        for old in steps[:-keep]:
+        for damaged in self.steps():  # those after this one: the training has come from an earlier checkpoint
+            if damaged > step:
+                self._filesystem.delete_dir(self._path(damaged))
+        best = next(iter(self._by_top1()), None)
+        for old in self.steps()[:-keep]:
             if old != best:
                 self._filesystem.delete_dir(self._path(old))
         return best
@@ -199,6 +194,21 @@ class CheckpointStore:
         for file in sorted(folder.iterdir(), key=lambda file: file.name == PAGE):
             copy_files(str(file), f"{target}/{file.name}", destination_filesystem=self._filesystem)
 
+    def _first_intact(self, steps: Iterable[int], otherwise: str) -> int | None:
+        for step in steps:
+            with self.fetch(step) as folder:
+                try:
+                    read_checkpoint(folder)
+                    return step
+                except InputError as error:
+                    print(f"warning: {error}; {otherwise}", file=sys.stderr, flush=True)
+        return None
+
+    def _by_top1(self) -> list[int]:
+        """Return the steps of the checkpoints at the end of an epoch, the best first, by their descriptions."""
+        ends = ((self._top1(step), step) for step in self.steps())
+        return [step for _, step in sorted(((top1, step) for top1, step in ends if top1 is not None), reverse=True)]
+
     def _top1(self, step: int) -> float | None:
         """Return `val/top1` of a checkpoint, -1 without validation; None within an epoch."""
         try:
@@ -231,6 +241,7 @@ class BackgroundWriter:
         self._store, self._keep, self._prepare, self._record = store, keep, prepare, record
         self._thread: threading.Thread | None = None
         self._error: OSError | None = None
+        self._fault: Exception | None = None
 
     def write(self, snapshot: Snapshot) -> None:
         """Begin to write; wait first for the checkpoint before."""
@@ -239,19 +250,26 @@ class BackgroundWriter:
         self._thread.start()
 
     def wait(self) -> OSError | None:
-        """Wait for the checkpoint that is being written; return the error if it failed."""
+        """Wait for the checkpoint that is being written; return the error if the storage did not take it.
+
+        Raises:
+            Exception: it failed in another way, which would come again.
+        """
         if self._thread is not None:
             self._thread.join()
+        if self._fault is not None:
+            raise self._fault
         return self._error
 
     def _run(self, snapshot: Snapshot) -> None:
         self._error = None
         step = snapshot.description.step
-        self._prepare()
         try:
+            self._prepare()
             best = self._store.write(snapshot, self._keep)
+            self._record(self._store.location(step), None if best is None else self._store.location(best))
         except OSError as error:
             self._error = error
             print(f"warning: no checkpoint of step {step}: {error}; the training goes on", file=sys.stderr, flush=True)
-            return
-        self._record(self._store.location(step), None if best is None else self._store.location(best))
+        except Exception as error:
+            self._fault = error
