@@ -1,6 +1,7 @@
 """The loop in one process: exact, repeatable, and continued from a checkpoint as if nothing had happened."""
 
 import argparse
+import contextlib
 import dataclasses
 import hashlib
 import itertools
@@ -21,6 +22,7 @@ from training.config import Checkpointing, Config, Optimizer
 from training.load_model import load_model
 from training.loop.meter import DivergenceError
 from training.loop.precision import autocast
+from training.loop.request import Request, StoppedError
 from training.loop.state import TrainState, build_state, capture_checkpoint
 from training.loop.step import log_probabilities, score
 from training.loop.train import train, train_epoch, validate
@@ -47,12 +49,22 @@ def ignore(*_arguments: object) -> None:
 class Run:
     """Trains and keeps what a training gives away."""
 
-    def __init__(self, config: Config, folder: Path, checkpoint: Path | None = None, threads: int = 1) -> None:
+    def __init__(
+        self,
+        config: Config,
+        folder: Path,
+        checkpoint: Path | None = None,
+        threads: int = 1,
+        stop: "Stop | None" = None,
+    ) -> None:
         self.metrics: list[tuple[int, dict[str, float]]] = []
         self.folder = folder
         torch.set_num_threads(1)
         self.state = build_state(config, CPU, threads, checkpoint)
-        train(self.state, lambda metrics, step: self.metrics.append((step, metrics)), self.save)
+        if stop is not None:
+            self.state.take_request, stop.state = stop, self.state
+        with contextlib.suppress(StoppedError):
+            train(self.state, lambda metrics, step: self.metrics.append((step, metrics)), self.save)
 
     def save(self, state: TrainState, metrics: dict[str, float]) -> None:
         folder = self.folder / (f"step-{state.step}" if state.batch else str(state.epoch))
@@ -80,7 +92,7 @@ def test_a_cache_changes_what_is_trained_on_but_not_validation_and_is_resumed_ex
     cached = dataclasses.replace(config, cache="host")
     with torch.compiler.set_stance("force_eager"):
         plain, kept = (build_state(each, CPU, 1) for each in (config, cached))
-        assert validate(kept) == pytest.approx(validate(plain), rel=1e-6)
+        assert validate(kept, ignore) == pytest.approx(validate(plain, ignore), rel=1e-6)
         assert kept.train_loader.state_dict()["order"] == "permutation"
         straight = Run(cached, tmp_path / "straight")
         resumed = Run(cached, tmp_path / "resumed", checkpoint=tmp_path / "straight" / "1")
@@ -219,6 +231,31 @@ def test_a_checkpoint_within_an_epoch_continues_bit_for_bit(config: Config, case
             assert curves(continued) == [point for point in curves(straight) if point[0] > step]
 
 
+class Stop:
+    """Asks a training to stop when it has taken this many steps, and then validated so many batches."""
+
+    def __init__(self, steps: int, batches: int) -> None:
+        self.state: TrainState | None = None
+        self.steps, self.batches, self.seen = steps, batches, 0
+
+    def __call__(self) -> Request:
+        assert self.state is not None
+        self.seen += self.state.step == self.steps
+        return Request.STOP if self.seen > self.batches else Request.NONE
+
+
+def test_a_training_that_is_stopped_while_it_validates_saves_first_and_goes_on_bit_for_bit(
+    config: Config, run: Run, tmp_path: Path
+) -> None:
+    stop = Stop(steps=6, batches=2)  # the last step of the first epoch, and two of its three batches of val
+    stopped = Run(config, tmp_path / "stopped", stop=stop)
+    assert stopped.state.epoch == 0
+    assert stopped.state.batches_seen == 8, "validation counts as progress"
+    continued = Run(config, tmp_path / "continued", checkpoint=stopped.folder / "step-6")
+    assert_equal(continued.weights, run.weights)
+    assert curves(continued)[0] == next(point for point in curves(run) if "val/loss" in point[1])
+
+
 def curves(run: Run) -> list[tuple[int, dict[str, float]]]:
     """Return the points of the curves without those of the clock."""
     timed = {"train/images_per_second", "train/data_wait"}
@@ -275,7 +312,7 @@ def test_an_average_of_the_weights_is_what_is_validated_and_given_away(config: C
         dataclasses.replace(config, optimizer=dataclasses.replace(config.optimizer, ema_decay=0.0)), CPU, 1
     )
     plain.network.load_state_dict(given)
-    assert validate(plain) == run.metrics[-1][1]
+    assert validate(plain, ignore) == run.metrics[-1][1]
 
 
 def test_the_curves_have_the_contract_s_names(run: Run) -> None:
@@ -310,7 +347,7 @@ def test_validation_counts_every_sample_once(config: Config, run: Run) -> None:
     for batch_size in (5, 42, 64):
         state = build_state(dataclasses.replace(config, batch_size=batch_size), CPU, 1, None)
         state.network.load_state_dict(run.weights)
-        assert validate(state)["val/loss"] == pytest.approx(run.metrics[-1][1]["val/loss"], rel=1e-5)
+        assert validate(state, ignore)["val/loss"] == pytest.approx(run.metrics[-1][1]["val/loss"], rel=1e-5)
 
 
 def test_a_loss_that_is_no_number_ends_the_training(config: Config, tmp_path: Path) -> None:

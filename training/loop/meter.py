@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator
 import torch
 from torch import Tensor
 
+from errors import InputError
 from training.parallel.layout import Layout
 
 
@@ -66,12 +67,15 @@ class Meter:
 
         Raises:
             DivergenceError: the loss is infinite or not a number.
+            InputError: all samples have been left out.
         """
         elapsed = time.perf_counter() - self._since
         rest = self._loss.new_tensor([self._images, self._images_before, self._waited])
         own = torch.cat([self._loss[None], rest])
         loss, images, before, waited = self._layout.sum_over_batch_ranks(own).tolist()
         self.reset()
+        if not images:
+            raise InputError("not one of the train samples since the last point of the curves decodes")
         if not math.isfinite(loss):
             raise DivergenceError(f"the training loss is {loss}: use a lower optimizer.learning_rate")
         return {

@@ -9,12 +9,15 @@ from collections.abc import Callable
 import numpy as np
 import torch
 
+from errors import InputError
 from training.loop.metrics import EPOCH, TOP1
 from training.loop.request import Request, StoppedError
 from training.loop.state import TrainState, mean_loss_of, set_random_states
 from training.loop.step import TOP_K, fill_batch, log_probabilities, score, train_step
 from training.optim.optimizer import freeze_layers
 
+GPU_REQUEST_BATCHES = 20
+"""On GPUs, requests are looked for after so many batches."""
 LogMetrics = Callable[[dict[str, float], int], None]
 """Takes metrics by name, and their global step."""
 
@@ -36,7 +39,7 @@ def train(state: TrainState, log: LogMetrics, save: SaveCheckpoint) -> None:
         _freeze_due_layers(state)
         _seed(state)
         train_epoch(state, log, save)
-        metrics = {EPOCH: state.epoch + 1.0} if state.val_loader is None else validate(state)
+        metrics = {EPOCH: state.epoch + 1.0} if state.val_loader is None else validate(state, save)
         if state.config.on_bad_sample == "skip":
             skipped = torch.tensor(state.skipped, device=state.layout.device)
             metrics["train/skipped"] = int(state.layout.sum_over_batch_ranks(skipped))
@@ -75,7 +78,7 @@ def train_epoch(state: TrainState, log: LogMetrics, save: SaveCheckpoint) -> Non
         state.step, state.batch, state.batches_seen = state.step + 1, state.batch + 1, state.batches_seen + 1
         if _is_point_due(state):
             log({"train/lr": learning_rate, **meter.read()}, state.step)
-        request = _take_request(state)
+        request = _take_request(state, state.step)
         if request or clock.is_due():
             save(state, {})
             clock.restart()
@@ -89,10 +92,11 @@ def _is_point_due(state: TrainState) -> bool:
     return steps_since == 0 or (state.batch == steps_per_epoch and steps_since >= steps_per_epoch)
 
 
-def _take_request(state: TrainState) -> Request:
-    # A GPU would stall if every step waited for an answer.
-    interval = 1 if state.layout.device.type == "cpu" else state.config.log_every
-    if state.take_request is None or state.step % interval != 0:
+def _take_request(state: TrainState, batches: int) -> Request:
+    """Return the highest request to any process after so many batches; all must call it together."""
+    # A GPU would stall if every batch waited for an answer.
+    interval = 1 if state.layout.device.type == "cpu" else GPU_REQUEST_BATCHES
+    if state.take_request is None or batches % interval != 0:
         return Request.NONE
     return Request(state.layout.max_of(state.take_request()))
 
@@ -119,10 +123,14 @@ class CheckpointClock:
         return bool(self._state.layout.max_of(late))
 
 
-def validate(state: TrainState) -> dict[str, float]:
+def validate(state: TrainState, save: SaveCheckpoint) -> dict[str, float]:
     """Return loss, top-1 and top-5 accuracy (0 to 1) over the val split, each sample counted once.
 
     With `on_bad_sample` skip, also the number of samples that were left out.
+
+    Raises:
+        StoppedError: as `train`; the checkpoint is of the end of the epoch's last step, and validation comes again.
+        InputError: not one sample can be decoded.
     """
     loader = state.val_loader
     assert loader is not None
@@ -130,12 +138,19 @@ def validate(state: TrainState) -> dict[str, float]:
     sums = torch.zeros(5, dtype=torch.float64, device=layout.device)
     skipped_before = loader.skipped
     shape = (config.batch_size // layout.num_batch_ranks, 3, config.image_size, config.image_size)
-    for images, labels in layout.pad_to_equal_batches(loader, shape):
+    for number, (images, labels) in enumerate(layout.pad_to_equal_batches(loader, shape), 1):
         sums[:4] += score(log_probabilities(model, images, state.autocast)[: len(labels)], labels)
+        state.batches_seen += 1
+        if request := _take_request(state, number):
+            save(state, {})
+        if request > Request.SAVE:
+            raise StoppedError(request)
     sums[4] = loader.skipped - skipped_before
     loss, top1, top5, samples, skipped = layout.sum_over_batch_ranks(sums).tolist()
     if samples + skipped != state.val_samples:
         raise RuntimeError(f"validation saw {samples + skipped:.0f} samples; the manifest has {state.val_samples}")
+    if not samples:
+        raise InputError(f"data is {config.data}: not one of its {state.val_samples} val samples decodes")
     metrics = {"val/loss": loss / samples, TOP1: top1 / samples}
     if len(state.data.classes) >= TOP_K:
         metrics["val/top5"] = top5 / samples
