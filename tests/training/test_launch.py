@@ -200,6 +200,10 @@ def test_a_killed_command_is_resumed_in_its_run_and_changes_nothing(
     again = run("--resume", run_id)
     assert f"run {run_id} has completed {EPOCHS}; use --epochs with more" in again.communicate()[1]
     assert again.returncode == 2
+    client_of(tmp_path).set_terminated(run_id, "KILLED")  # as by a signal while the model was logged
+    last = run("--resume", run_id)
+    assert f"run {run_id} has completed its {EPOCHS} epochs, but was ended before" in last.communicate()[0]
+    assert (last.returncode, client_of(tmp_path).get_run(run_id).info.status) == (0, "FINISHED")
 
 
 def wait_for_checkpoint(storage: Path, process: subprocess.Popen[str], step: int) -> None:

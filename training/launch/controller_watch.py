@@ -38,7 +38,7 @@ class ControllerWatch(ControllerCallback):
         self._is_running = state == "RunningState"
         if state == "ResizingState":
             workers = current_state.scaling_decision.num_workers
-            print(f"continuing with {workers} workers, from a checkpoint of this moment", file=sys.stderr, flush=True)
+            print(f"continuing with {workers} workers, from the newest checkpoint", file=sys.stderr, flush=True)
             self._save()
 
     def _save(self) -> None:

@@ -133,7 +133,9 @@ def _train(
         try:
             _log_checkpoints(client, run_id, config)
             if status == "FINISHED":
+                status = "KILLED"  # if a signal comes meanwhile: then `--resume` logs the model
                 problem = publish(client, run_id, config)
+                status = "FINISHED"
         finally:
             tracking.finish(client, run_id, config.storage, status)
     if problem:

@@ -49,7 +49,7 @@ def check_changes(stored: Config, wanted: Config) -> None:
 
 
 def check_resumable(client: MlflowClient, run_id: str, config: Config) -> None:
-    """Raise `InputError` if the run has all its epochs, was trained on other data, or is being trained now."""
+    """Raise `InputError` if the run is finished, was trained on other data, or is being trained now."""
     run = tracking.find_run(client, run_id)
     check_unclaimed(run_id, run.data.tags)
     with tracking.store_errors(client.tracking_uri):
@@ -60,9 +60,12 @@ def check_resumable(client: MlflowClient, run_id: str, config: Config) -> None:
         print(f"no checkpoint of run {run_id} in {config.storage}: it begins again")
         return
     saved = store.describe(step)
-    if saved.epoch >= config.epochs:
+    if saved.epoch >= config.epochs and run.info.status == "FINISHED":
         raise InputError(f"epochs is {config.epochs}: run {run_id} has completed {saved.epoch}; use --epochs with more")
     if saved.data.manifest_sha256 != manifest_digest(config.data):
         raise InputError(f"data is {config.data}: run {run_id} was trained on another data set; use that one")
+    if saved.epoch >= config.epochs:
+        print(f"run {run_id} has completed its {saved.epoch} epochs, but was ended before its model was logged")
+        return
     place = f"step {step}, epoch {saved.epoch + 1} of {config.epochs}"
     print(f"run {run_id} goes on from its checkpoint of {place}: {store.location(step)}", flush=True)
