@@ -61,10 +61,10 @@ def main(arguments: Sequence[str]) -> None:
 
 def bare_in_a_process(config: Config, threads: int) -> float:
     """Return images per second of `bare` in a process that starts as a worker of Ray Train does."""
-    from training.launch.ray_environment import RAY_TRAIN_SETTINGS
+    from training.launch.ray_environment import RAY_TRAIN_SETTINGS, WORKER_SETTINGS
 
     kept = dict(os.environ)
-    os.environ.update(RAY_TRAIN_SETTINGS, OMP_NUM_THREADS=str(threads))
+    os.environ.update(RAY_TRAIN_SETTINGS | WORKER_SETTINGS, OMP_NUM_THREADS=str(threads))
     try:
         with multiprocessing.get_context("spawn").Pool(1) as pool:
             return pool.apply(bare, (config, threads))

@@ -42,9 +42,7 @@ def test_a_report_counts_the_restarts_and_ends_a_hopeless_training(capsys: pytes
     report.after_exception(run, {1: OSError("stale file handle")})
     report.after_exception(run, {1: OSError("stale file handle")})
     first, second = capsys.readouterr().err.splitlines()
-    assert first == (
-        "worker 1 failed with OSError: stale file handle; restarting from the newest checkpoint, 1 restarts left"
-    )
+    assert first == ("worker 1 failed with OSError: stale file handle; restarting from the newest checkpoint (1 of 1)")
     assert second.endswith("; giving up")
     with pytest.raises(FinalError, match="no memory"):
         report.after_exception(run, {0: RuntimeError("Connection closed by peer"), 1: FinalError("no memory")})

@@ -45,7 +45,7 @@ class FailureReport(UserCallback):
     """Prints why workers have failed, and ends a training that would fail again."""
 
     def __init__(self, max_failures: int) -> None:
-        self._left = max_failures
+        self._restarts, self._most = 0, max_failures
 
     def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:  # noqa: ARG002
         """Print the failures of one attempt; called by Ray Train in its controller.
@@ -56,9 +56,10 @@ class FailureReport(UserCallback):
         for error in worker_exceptions.values():
             if isinstance(error, FinalError):
                 raise error
-        goes_on = f"restarting from the newest checkpoint, {self._left} restarts left" if self._left else "giving up"
+        self._restarts += 1
+        goes_on = f"restarting from the newest checkpoint ({self._restarts} of {self._most})"
+        goes_on = "giving up" if self._restarts > self._most else goes_on
         print(f"{summary(worker_exceptions)}; {goes_on}", file=sys.stderr, flush=True)
-        self._left -= 1
 
 
 def failure_reason(error: TrainingFailedError) -> str:

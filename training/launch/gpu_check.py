@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 
 import ray
+from ray.exceptions import GetTimeoutError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from errors import InputError
@@ -20,7 +21,11 @@ def check_gpus() -> None:
         _cuda_problem.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)).remote()
         for node in nodes
     ]
-    for node, problem in zip(nodes, ray.get(answers, timeout=ANSWER_SECONDS), strict=True):
+    for node, answer in zip(nodes, answers, strict=True):
+        try:
+            problem = ray.get(answer, timeout=ANSWER_SECONDS)
+        except GetTimeoutError:
+            problem = f"no answer within {ANSWER_SECONDS:.0f} s"
         if problem is not None:
             raise InputError(
                 f"device is cuda: torch cannot use the GPUs of {node['NodeManagerHostname']}: {problem}; "

@@ -1,6 +1,6 @@
-"""What Ray, Ray Train and the libraries of their workers read from the environment.
+"""Environment variables of a training: for Ray, Ray Train and the libraries of their workers.
 
-Ray reads it when it is imported. This module imports no Ray, so that a command can set it before.
+Ray reads its own when it is imported. This module imports no Ray, so that a command can set them before.
 """
 
 from __future__ import annotations
@@ -19,11 +19,15 @@ RAY_TRAIN_SETTINGS = {
     "RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S": "60",
     # Workers' lines reach the terminal through Ray's log monitor; Ray Train would log them a second time.
     "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
+}
+"""Settings of the command; a Ray that it starts, and all its processes, inherit them."""
+WORKER_SETTINGS = {
     # Keep freed activations in the process: otherwise each step waits for zeroed pages. Glibc ignores a threshold for
     # mapped blocks above 2^25, and would then map the loader's batches again each time.
     "MALLOC_TRIM_THRESHOLD_": str(2**30),
     "MALLOC_MMAP_THRESHOLD_": str(2**25),
 }
+"""Settings of the workers, on any cluster; read when a process starts."""
 OWN_RAY_SETTINGS = {
     # It watches nodes that a cloud takes back, and costs a process on the cores that train.
     PREEMPTION_WATCHER: "0",
@@ -41,5 +45,6 @@ def starts_own_ray() -> bool:
 
 def set_ray_environment() -> None:
     """Set the variables that are not set, for the Ray that this process will join or start."""
-    for name, value in {**RAY_TRAIN_SETTINGS, **(OWN_RAY_SETTINGS if starts_own_ray() else {})}.items():
+    own = {**WORKER_SETTINGS, **OWN_RAY_SETTINGS} if starts_own_ray() else {}
+    for name, value in {**RAY_TRAIN_SETTINGS, **own}.items():
         os.environ.setdefault(name, value)

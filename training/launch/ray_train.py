@@ -17,7 +17,7 @@ from training.config import Config
 from training.launch.controller_watch import ControllerWatch
 from training.launch.failures import FailureReport, failure_reason
 from training.launch.process_group import ProcessGroupConfig
-from training.launch.ray_environment import PREEMPTION_WATCHER
+from training.launch.ray_environment import PREEMPTION_WATCHER, WORKER_SETTINGS, starts_own_ray
 from training.launch.resources import Resources
 from training.launch.store import CheckpointStore
 from training.launch.worker import train_worker
@@ -58,6 +58,7 @@ def fit(config: Config, resources: Resources, tracking_uri: str, run_id: str, cr
         run_config=RunConfig(  # type: ignore[call-arg]  # mypy sees the class from before Ray Train V2
             name=run_id,
             storage_path=config.storage,
+            worker_runtime_env=None if starts_own_ray() else {"env_vars": WORKER_SETTINGS},
             # It prints every report, calls a slow start of Ray's own actors a failure, and repeats `FailureReport`.
             logging_config=LoggingConfig(log_level="CRITICAL"),
             callbacks=[

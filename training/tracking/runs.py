@@ -64,8 +64,13 @@ def create_run(
     with store_errors(client.tracking_uri):
         run_id: str = client.create_run(experiment_id, run_name=name, tags=tags).info.run_id
         entries = [Param(key, str(value)) for key, value in params.items()]
-        for start in range(0, len(entries), PARAMS_LIMIT):
-            client.log_batch(run_id, params=entries[start : start + PARAMS_LIMIT])
+        try:
+            for start in range(0, len(entries), PARAMS_LIMIT):
+                client.log_batch(run_id, params=entries[start : start + PARAMS_LIMIT])
+        except Exception:
+            with contextlib.suppress(Exception):  # the store may be away by now
+                client.delete_run(run_id)
+            raise
     return run_id
 
 
