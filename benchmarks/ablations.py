@@ -8,7 +8,6 @@ it compares how fast variants learn, not where they would end.
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import json
 import statistics
@@ -21,6 +20,7 @@ from typing import Any
 import torch
 
 from benchmarks.options import positive_int
+from command_line import CommandParser
 from errors import InputError
 from preprocess.manifest import read_manifest
 from training.cli import run_command
@@ -44,7 +44,7 @@ RECIPES_BY_SIDE = {32: "cifar10", 64: "tiny-imagenet"}
 
 def main(arguments: Sequence[str]) -> None:
     """Train every variant with every seed, seeds in the outer loop; print the table, write --output."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.ablations", description=(__doc__ or "").split("\n")[0])
+    parser = CommandParser(prog="python -m benchmarks.ablations", description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--data", required=True, metavar="DIR", help="shards of short side 32 or 64")
     parser.add_argument(
         "--seeds", type=positive_int, default=3, metavar="N", help="trainings of each variant (default: 3)"

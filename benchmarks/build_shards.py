@@ -7,7 +7,6 @@ All three work on the same JPEGs with the same number of processes, in turn, sev
 
 from __future__ import annotations
 
-import argparse
 import json
 import multiprocessing
 import os
@@ -24,6 +23,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from benchmarks.options import positive_int
+from command_line import CommandParser
 from errors import InputError
 from machine_limits import cpu_count
 from preprocess.build import build
@@ -49,9 +49,7 @@ class Cost(NamedTuple):
 
 def main(arguments: Sequence[str]) -> None:
     """Measure, print a table and the ratios."""
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.build_shards", description=(__doc__ or "").split("\n")[0]
-    )
+    parser = CommandParser(prog="python -m benchmarks.build_shards", description=(__doc__ or "").split("\n")[0])
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "twotower" / "usual-build"
     parser.add_argument("--input", type=Path, required=True, help="folder of JPEGs, at any depth")
     parser.add_argument(

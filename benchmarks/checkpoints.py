@@ -9,7 +9,6 @@ Start: the command of one epoch, fresh, and that of one more epoch of a run with
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import os
 import re
@@ -24,6 +23,7 @@ from pathlib import Path
 import torch
 
 from benchmarks.options import positive_int
+from command_line import CommandParser
 from training.cli import run_command
 from training.config import Config
 from training.launch.store import BackgroundWriter, CheckpointStore
@@ -35,9 +35,7 @@ from training.recipes import RECIPES
 
 def main(arguments: Sequence[str]) -> None:
     """Measure what is asked for, and print medians and ratios."""
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.checkpoints", description=(__doc__ or "").split("\n")[0]
-    )
+    parser = CommandParser(prog="python -m benchmarks.checkpoints", description=(__doc__ or "").split("\n")[0])
     parser.add_argument("part", choices=("steps", "start"))
     parser.add_argument("--data", required=True, metavar="DIR", help="shards of the recipe's short side")
     parser.add_argument("--recipe", choices=RECIPES, default="alexnet-paper", help="(default: alexnet-paper)")

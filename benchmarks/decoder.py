@@ -7,7 +7,6 @@ GPU's JPEG engines. What the loader's own settings are chosen from (`pipeline.gr
 
 from __future__ import annotations
 
-import argparse
 import importlib.util
 import itertools
 import json
@@ -25,6 +24,7 @@ from nvidia.dali import fn, pipeline_def
 from nvidia.dali.types import DALIDataType, DALIImageType
 
 from benchmarks.options import positive_int
+from command_line import CommandParser
 from errors import InputError
 from machine_limits import cpu_count
 from pipeline.crops import default_crop
@@ -83,7 +83,7 @@ def settings(threads: int) -> dict[str, Setting]:
 
 def main(arguments: Sequence[str]) -> None:
     """Measure each setting --rounds times, in turn; print a table, write --output."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.decoder", description=(__doc__ or "").split("\n")[0])
+    parser = CommandParser(prog="python -m benchmarks.decoder", description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--data", type=Path, required=True, help="folder of shards")
     parser.add_argument(
         "--rounds", type=positive_int, default=3, metavar="N", help="turns of each setting (default: 3)"

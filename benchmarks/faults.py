@@ -8,7 +8,6 @@ of 64 pixels.
 
 from __future__ import annotations
 
-import argparse
 import os
 import random
 import signal
@@ -25,6 +24,7 @@ from mlflow import MlflowClient
 
 from benchmarks.mlflow_server import MlflowServer
 from benchmarks.options import positive_int
+from command_line import CommandParser
 from training.checkpoint import MODEL, read_model
 from training.cli import run_command
 from training.launch.store import CheckpointStore
@@ -220,7 +220,7 @@ def clean_up(training: Training) -> list[str]:
 
 def main(arguments: Sequence[str]) -> None:
     """Train undisturbed, then with one fault each; print a line per training, and exit with 1 if one differs."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.faults", description=(__doc__ or "").split("\n")[0])
+    parser = CommandParser(prog="python -m benchmarks.faults", description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--data", type=Path, required=True, metavar="DIR", help="shards with a short side of 64 pixels")
     parser.add_argument(
         "--runs", type=positive_int, default=20, metavar="N", help="trainings with a fault (default: 20)"

@@ -8,7 +8,6 @@ take is computed from the rate.
 
 from __future__ import annotations
 
-import argparse
 import itertools
 import json
 import statistics
@@ -23,6 +22,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.options import positive_int
+from command_line import CommandParser
 from machine_limits import cpu_count
 from pipeline.cache.memory import CacheKind
 from pipeline.loader import Loader, make_loader
@@ -45,7 +45,7 @@ RESIDENT, LOADER, FIXED, CACHE = "one resident batch", "loader", "loader, fixed 
 
 def main(arguments: Sequence[str]) -> None:
     """Measure each recipe, print its table, write --output."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.fed_step", description=(__doc__ or "").split("\n")[0])
+    parser = CommandParser(prog="python -m benchmarks.fed_step", description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--data", required=True, metavar="DIR", help="shards of the recipes' short side")
     parser.add_argument("--recipe", nargs="+", choices=RECIPES, default=["alexnet-2012", "alexnet-owt"], metavar="NAME")
     parser.add_argument("--compile", choices=("off", "auto", "on", "graphs"), help="(default: as the recipe)")

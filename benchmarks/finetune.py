@@ -6,7 +6,6 @@ A network is trained on the first half of the classes with the recipe `cifar10`,
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import statistics
 import subprocess
@@ -18,6 +17,7 @@ from pathlib import Path
 import torch
 
 from benchmarks.options import positive_int
+from command_line import CommandParser
 from errors import InputError
 from training.checkpoint import write_checkpoint
 from training.cli import run_command
@@ -31,7 +31,7 @@ from training.recipes import cifar10, finetune
 
 def main(arguments: Sequence[str]) -> None:
     """Build both data sets, train, and print a row for each training."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.finetune", description=(__doc__ or "").split("\n")[0])
+    parser = CommandParser(prog="python -m benchmarks.finetune", description=(__doc__ or "").split("\n")[0])
     parser.add_argument(
         "--input", type=Path, required=True, metavar="DIR", help="train/CLASS and test/CLASS, 32 pixels"
     )

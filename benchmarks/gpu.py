@@ -7,7 +7,6 @@ running. There is no ImageNet on such a machine: images are repeated, and what i
 
 from __future__ import annotations
 
-import argparse
 import importlib.util
 import subprocess
 import sys
@@ -21,6 +20,7 @@ import torch
 from benchmarks.build_shards import find_images, link_images
 from benchmarks.options import positive_int
 from benchmarks.resume import link_shards
+from command_line import CommandParser
 from errors import InputError
 from machine_limits import cpu_count
 from preprocess.manifest import read_manifest
@@ -34,7 +34,7 @@ GPU_TESTS = ("tests/training/test_gpu.py", "tests/pipeline")
 
 def main(arguments: Sequence[str]) -> None:
     """Run the parts one after another, their output into this one's and --output; exit 1 if one failed."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu", description=(__doc__ or "").split("\n")[0])
+    parser = CommandParser(prog="python -m benchmarks.gpu", description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="for the results of each part")
     parser.add_argument("--images", type=Path, metavar="DIR", help="folder of JPEGs (default: the drawn sample)")
     parser.add_argument(

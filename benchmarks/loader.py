@@ -16,7 +16,6 @@ filled while nothing is measured, and the first batches of each turn are not cou
 
 from __future__ import annotations
 
-import argparse
 import itertools
 import multiprocessing
 import statistics
@@ -41,6 +40,7 @@ from torchvision.transforms import v2
 
 from benchmarks.fed_step import endless, filled
 from benchmarks.options import positive_int
+from command_line import CommandParser
 from machine_limits import cpu_count
 from pipeline.crops import default_crop
 from pipeline.loader import make_loader
@@ -95,7 +95,7 @@ class Setting:
 
 def main(arguments: Sequence[str]) -> None:
     """Measure, print a table and the ratios."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.loader", description=(__doc__ or "").split("\n")[0])
+    parser = CommandParser(prog="python -m benchmarks.loader", description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--data", type=Path, required=True, help="folder of shards; its train split is read")
     parser.add_argument(
         "--crop", type=positive_int, help="side of the crops in pixels (default: 7/8 of the short side)"

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-import argparse
 import statistics
+import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
 from benchmarks.options import positive_int
+from command_line import CommandParser
+from training.cli import run_command
 from training.models.lrn import LocalResponseNorm
 
 
@@ -35,14 +37,14 @@ def seconds(norm: Callable[[Tensor], Tensor], x: Tensor, gradient: Tensor) -> fl
     return time.perf_counter() - started
 
 
-def main() -> None:
+def main(arguments: Sequence[str]) -> None:
     """Print a table for both memory formats, the kinds taking turns."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.lrn", description=__doc__)
+    parser = CommandParser(prog="python -m benchmarks.lrn", description=__doc__)
     parser.add_argument("--shape", type=positive_int, nargs=4, default=(128, 64, 32, 32), metavar=("N", "C", "H", "W"))
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--rounds", type=positive_int, default=7)
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     dtype: torch.dtype = getattr(torch, options.dtype)
     print(f"{tuple(options.shape)} {dtype} on {options.device}, {torch.get_num_threads()} threads, n {options.rounds}")
     for name, memory_format in (("contiguous", torch.contiguous_format), ("channels-last", torch.channels_last)):
@@ -64,4 +66,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(run_command(main))

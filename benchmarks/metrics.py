@@ -9,7 +9,6 @@ and to the address of a server that is away; new processes, in turn.
 
 from __future__ import annotations
 
-import argparse
 import multiprocessing
 import os
 import signal
@@ -28,6 +27,7 @@ from mlflow import MlflowClient
 
 from benchmarks.mlflow_server import MlflowServer
 from benchmarks.options import positive_int
+from command_line import CommandParser
 from training.cli import run_command
 from training.loop.state import build_state
 from training.loop.train import train
@@ -47,7 +47,7 @@ WARM_UP = 3
 
 def main(arguments: Sequence[str]) -> None:
     """Count the points, and measure; exit with 1 if a point is missing or doubled."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.metrics", description=(__doc__ or "").split("\n")[0])
+    parser = CommandParser(prog="python -m benchmarks.metrics", description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--points", type=positive_int, default=10_000, help="(default: 10000)")
     parser.add_argument("--data", type=Path, metavar="DIR", help="shards with a short side of 64 pixels")
     parser.add_argument("--rounds", type=positive_int, default=5, help="trainings of each kind (default: 5)")

@@ -7,7 +7,6 @@ read over windows of `log_every` steps, the first window left out; start-up, val
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import multiprocessing
 import os
@@ -21,6 +20,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from benchmarks.options import positive_int
+from command_line import CommandParser
 from errors import InputError
 from preprocess.manifest import read_manifest
 from training.cli import run_command
@@ -30,9 +30,7 @@ from training.recipes import RECIPES
 
 def main(arguments: Sequence[str]) -> None:
     """Measure both kinds in turn, --rounds times, and print images per second and the ratio of the medians."""
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.orchestration", description=(__doc__ or "").split("\n")[0]
-    )
+    parser = CommandParser(prog="python -m benchmarks.orchestration", description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--data", required=True, metavar="DIR", help="shards of the recipe's short side")
     parser.add_argument("--recipe", choices=RECIPES, default="tiny-imagenet", help="(default: tiny-imagenet)")
     parser.add_argument(

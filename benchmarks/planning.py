@@ -7,25 +7,27 @@ archives comes on top; that is the disk's time.
 
 from __future__ import annotations
 
-import argparse
 import random
 import resource
+import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from benchmarks.options import positive_int
+from command_line import CommandParser
 from preprocess.plan import divide
 from preprocess.sources.catalogue import ArchiveRef, Catalogue, Found
+from training.cli import run_command
 
 CLASSES = 1000
 TRAIN, VAL = 1_281_167, 50_000
 
 
-def main() -> None:
+def main(arguments: Sequence[str]) -> None:
     """Generate the list, plan it, print seconds and memory."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.planning", description=__doc__)
+    parser = CommandParser(prog="python -m benchmarks.planning", description=__doc__)
     parser.add_argument("--shard-samples", type=positive_int, default=1000, help="images in a shard, at most")
-    shard_samples = parser.parse_args().shard_samples
+    shard_samples = parser.parse_args(arguments).shard_samples
     print(f"before: {_peak_mib():.0f} MiB")
     start = time.monotonic()
     names = {wnid: f"class {wnid}" for wnid in _wnids()}
@@ -57,4 +59,4 @@ def _peak_mib() -> float:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(run_command(main))

@@ -6,7 +6,6 @@ fresh and resumed in turn: from the making of the loader to its first batch, imp
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import statistics
@@ -18,6 +17,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from benchmarks.options import positive_int
+from command_line import CommandParser
 from preprocess.manifest import Manifest, Split, read_manifest, write_manifest
 from training.cli import run_command
 
@@ -39,7 +39,7 @@ print(time.perf_counter() - started)
 
 def main(arguments: Sequence[str]) -> None:
     """Measure and print."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.resume", description=(__doc__ or "").split("\n")[0])
+    parser = CommandParser(prog="python -m benchmarks.resume", description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--data", type=Path, required=True, help="folder of shards; hard links are made next to it")
     parser.add_argument(
         "--rounds", type=positive_int, default=7, help="measurements of each kind, in turn (default: 7)"

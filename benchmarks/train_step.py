@@ -9,7 +9,6 @@ gradient of the images, which nobody takes; LRN, pooling and the optimizer are n
 
 from __future__ import annotations
 
-import argparse
 import importlib.util
 import json
 import math
@@ -28,6 +27,7 @@ from torch.optim import SGD
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.options import positive_int
+from command_line import CommandParser
 from errors import InputError
 from training.cli import run_command
 from training.config import Optimizer
@@ -85,7 +85,7 @@ KINDS = {
 
 def main(arguments: Sequence[str]) -> None:
     """Measure each network, print its table, write --output; exit 1 if a kind failed."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.train_step", description=(__doc__ or "").split("\n")[0])
+    parser = CommandParser(prog="python -m benchmarks.train_step", description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--network", nargs="+", choices=NETWORKS, default=DEFAULT_NETWORKS, metavar="NAME")
     parser.add_argument("--batch-size", type=positive_int, metavar="N", help=f"(default: {BATCH_SIZE})")
     parser.add_argument(

@@ -38,6 +38,7 @@ from cluster.services import (
     services,
     token_path,
 )
+from command_line import CommandParser
 from errors import InputError
 from interrupts import Interrupted, block_signals, raise_on_signals
 
@@ -252,7 +253,7 @@ def _port(text: str) -> int:
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m cluster.local", description=__doc__)
+    parser = CommandParser(prog="python -m cluster.local", description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     actions = parser.add_subparsers(dest="action", required=True)
     starting = actions.add_parser("up", help="start a Ray head and an MLflow server in this folder")
@@ -267,10 +268,10 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one action in the working directory; return 0, 1 (failed, or not up), 2 (usage) or 128 + signal."""
-    options = _parse(arguments)
-    raise_on_signals(*SIGNALS)
-    project = Path.cwd()
     try:
+        options = _parse(arguments)
+        raise_on_signals(*SIGNALS)
+        project = Path.cwd()
         if options.action == "up":
             return up(project, options.dashboard_port, options.ray_port, options.mlflow_port)
         return down(project) if options.action == "down" else status(project)

@@ -5,7 +5,6 @@ It needs Chromium (`apt-get install chromium`), which nothing else in this proje
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import base64
 import shutil
@@ -14,6 +13,7 @@ import sys
 import tempfile
 import time
 import urllib.request
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,9 @@ from mlflow.tracking import MlflowClient
 from PIL import Image
 
 from cluster.services import free_ports
+from command_line import CommandParser
 from docs.data_path import draw_data_path
+from training.cli import run_command
 
 TIDY_METRICS = """
 document.querySelectorAll('button[aria-label*=lose]').forEach(button => button.click());
@@ -99,16 +101,16 @@ def wait_for(address: str, server: subprocess.Popen[bytes]) -> None:
     sys.exit(f"error: {address} does not answer: its server has ended")
 
 
-def main() -> None:
+def main(arguments: Sequence[str]) -> None:
     """Write the four pictures, each with at most 256 colours."""
-    parser = argparse.ArgumentParser(prog="python -m docs.make_pictures", description=(__doc__ or "").split("\n")[0])
+    parser = CommandParser(prog="python -m docs.make_pictures", description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--shards", type=Path, default=Path("shards"), help="data set of the run (default: shards)")
     parser.add_argument("--report", type=Path, default=Path("reports/demo"), help="its report (default: reports/demo)")
     parser.add_argument("--kernels", type=Path, help="report that the kernels are taken from (default: --report)")
     parser.add_argument("--store", default="sqlite:///mlflow.db", help="MLflow store (default: sqlite:///mlflow.db)")
     parser.add_argument("--run", required=True, help="id of the run whose metrics are shown")
     parser.add_argument("--output", type=Path, default=Path(__file__).parent / "images", help="folder of the pictures")
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     output: Path = options.output
     shutil.copy((options.kernels or options.report) / "pictures" / "conv1-kernels.png", output)
     screenshot((options.report / "report.html").resolve().as_uri(), output / "report.png", 1200, 1000)
@@ -119,4 +121,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(run_command(main))

@@ -15,6 +15,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from command_line import CommandParser
 from errors import InputError
 from interrupts import Interrupted, raise_on_signals
 from machine_limits import cpu_count
@@ -33,9 +34,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     That is 0, 2 for bad input or no data set to verify, 1 for a failure or a broken data set, 128 + n for signal n.
     """
-    parsed = vars(_parser().parse_args(arguments))
-    verifying, deep = parsed.pop("verify"), parsed.pop("deep")
     try:
+        parsed = vars(_parser().parse_args(arguments))
+        verifying, deep = parsed.pop("verify"), parsed.pop("deep")
         if deep and not verifying:
             raise InputError("--deep needs --verify; add it")
         parsed |= {name: tuple(parsed[name]) for name in ("value_range", "splits") if parsed[name] is not None}
@@ -85,18 +86,18 @@ def _advice(options: BuildOptions, faults: Sequence[Fault]) -> str:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="python -m preprocess.build_shards",
         description="Turn raw images into a folder of WebDataset shards with index, manifest and statistics.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
         allow_abbrev=False,
     )
     add = parser.add_argument
-    add("--input", type=Path, metavar="PATH", help="folder with IN/train/<class>/** and IN/val/<class>/**, "
+    add("--input", type=Path, metavar="IN", help="folder with IN/train/<class>/** and IN/val/<class>/**, "
         "IN/<class>/**, or another layout; without it, the embedded sample is drawn")  # fmt: skip
     add("--layout", choices=LAYOUTS, default="auto", help="layout of the images in IN: class folders, the official "
         "archives of ILSVRC-2012, Kaggle's folders, Tiny-ImageNet's, Hugging Face's Parquet files, CIFAR-10's "
-        "pickles; by default, detected")  # fmt: skip
+        "pickles, WebDataset's tars; by default, detected")  # fmt: skip
     add("--output", type=Path, metavar="DIR", default=Path("shards"), help="folder to write")
     add("--name", help="name of the data set; by default, the input folder's")
     add("--short-side", type=int, default=256, help="pixels of the short side of every sample")

@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from command_line import CommandParser
 from errors import InputError
 from pipeline.loader import Loader, make_loader
 from preprocess.manifest import Manifest, manifest_digest, read_manifest
@@ -35,7 +36,7 @@ if TYPE_CHECKING:
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
     """Return the parsed command line; exits with code 2 where it makes no sense."""
-    parser = argparse.ArgumentParser(prog="python -m training.evaluate", description="Measure a network on a split.")
+    parser = CommandParser(prog="python -m training.evaluate", description="Measure a network on a split.")
     add_model_arguments(parser)
     add_device_argument(parser)
     parser.add_argument("--data", required=True, metavar="DIR", help="folder of shards")

@@ -4,12 +4,12 @@ a network as a file for another runtime, which is ONNX, TorchScript, safetensors
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from atomic_files import atomic_write
+from command_line import CommandParser
 from errors import InputError
 from training.cli import resolve, run_command
 from training.load_model import add_model_arguments, load_model
@@ -18,7 +18,7 @@ from training.serving.formats import FORMATS, ExportError, export
 
 def main(arguments: Sequence[str]) -> None:
     """Export, check the logits of what was exported, write the file, and say so."""
-    parser = argparse.ArgumentParser(prog="python -m training.export", description="Write a network to a file.")
+    parser = CommandParser(prog="python -m training.export", description="Write a network to a file.")
     add_model_arguments(parser)
     parser.set_defaults(device="cpu")
     parser.add_argument("--data", metavar="DIR", help="with --weights: shards with the same classes")

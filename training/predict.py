@@ -4,11 +4,11 @@ most probable classes of each image.
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from command_line import CommandParser
 from errors import InputError
 from pipeline.images import load_images
 from preprocess.images.transform import UnreadableImage, make_sample
@@ -24,7 +24,7 @@ def main(arguments: Sequence[str]) -> None:
     Raises:
         SystemExit: an image cannot be used, with code 1.
     """
-    parser = argparse.ArgumentParser(prog="python -m training.predict", description="Name what images show.")
+    parser = CommandParser(prog="python -m training.predict", description="Name what images show.")
     add_model_arguments(parser)
     add_device_argument(parser)
     parser.add_argument("--data", metavar="DIR", help="with --weights: shards with the same classes")

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import argparse
 import inspect
 import sys
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 
+from command_line import CommandParser
 from errors import InputError, check_choice
 from training.cli import run_command
 from training.config import Config
@@ -53,7 +53,7 @@ def _overview() -> str:
 
 def _finetune(arguments: list[str]) -> Config:
     """Return the recipe `finetune` with the network of the run or the checkpoint that `--init` names."""
-    parser = argparse.ArgumentParser(prog=PROGRAM, add_help=False, allow_abbrev=False)
+    parser = CommandParser(prog=PROGRAM, add_help=False, allow_abbrev=False)
     parser.add_argument("--init")
     init: str | None = parser.parse_known_args(arguments)[0].init
     if init is None:
@@ -86,7 +86,7 @@ def parse_resumed(run_id: str, arguments: Sequence[str]) -> Config:
 def main(arguments: Sequence[str]) -> None:
     """Train as the command line says."""
     set_ray_environment()
-    parser = argparse.ArgumentParser(prog=PROGRAM, add_help=False, allow_abbrev=False)
+    parser = CommandParser(prog=PROGRAM, add_help=False, allow_abbrev=False)
     parser.add_argument("--resume", metavar="RUN_ID")
     resume, rest = parser.parse_known_args(arguments)
     resumed: str | None = resume.resume

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import datetime
 import sys
 import time
@@ -12,6 +11,7 @@ from pathlib import Path
 from mlflow import MlflowClient
 from mlflow.entities import Run
 
+from command_line import CommandParser
 from training import tracking
 from training.cli import run_command
 from training.loop.metrics import EPOCH, TOP1
@@ -23,7 +23,7 @@ STATES = {"RUNNING": "running", "FINISHED": "finished", "FAILED": "failed", "KIL
 
 def main(arguments: Sequence[str]) -> None:
     """Print the trainings of the store as a table, then the commands that resume the unfinished ones."""
-    parser = argparse.ArgumentParser(prog="python -m training.runs", description="List the trainings of the store.")
+    parser = CommandParser(prog="python -m training.runs", description="List the trainings of the store.")
     parser.parse_args(arguments)
     client = tracking.open_client(tracking.tracking_uri(Path.cwd()))
     with tracking.store_errors(client.tracking_uri):
