@@ -95,8 +95,8 @@ class Rejection:
 
     @property
     def kind(self) -> str:
-        """Return the reason without its numbers, to count by."""
-        return re.sub(r"\d[\d.,x]*", "N", self.reason)
+        """Return the reason without its numbers and what is in brackets, to count by."""
+        return re.sub(r"\d[\d.,x]*", "N", re.sub(r" \(.*\)", "", self.reason))
 
     def describe(self) -> str:
         """Return the image and the reason in one line."""
