@@ -46,7 +46,8 @@ def with_classes(listing: Listing, path: Path, root: Path) -> Listing:
     names = read_classes(path)
     ids = list(names)
     by_name = {name: class_id for class_id, name in names.items()}
-    by_number = {str(number): class_id for number, class_id in enumerate(ids)}
+    numbers = [name for name in listing.names if name.isdecimal() and int(name) < len(ids)]
+    by_number = {name: ids[int(name)] for name in numbers}  # also with zeros before them
     tables: tuple[Mapping[str, str], ...] = ({class_id: class_id for class_id in ids}, by_name, by_number)
     known = next((table for table in tables if listing.names.keys() <= table.keys()), None)
     if known is None:
