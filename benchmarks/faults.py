@@ -104,7 +104,8 @@ class Training:
                 return
             psutil.wait_procs(self.family(), timeout=60)
             self.start()
-        raise RuntimeError(f"{self.folder} has not ended after {ATTEMPTS} commands; its output is in {self.folder}/log")
+        said = (self.folder / "log").read_text(errors="replace")
+        raise RuntimeError(f"a training has not ended after {ATTEMPTS} commands, which said:\n{said}")
 
     def outcome(self) -> tuple[dict[str, torch.Tensor], dict[str, list[tuple[int, float]]]]:
         """Return the last checkpoint's weights, and the points of the curves."""
