@@ -14,6 +14,7 @@ Skipped = Counter[str]
 
 _LEFT_FILES = {"thumbs.db", "desktop.ini", ".ds_store"}
 _LEFT_FOLDERS = {"__macosx", "__pycache__", "@eadir", "lost+found", "$recycle.bin", "system volume information"}
+_LABEL_ENDINGS = (".txt", ".json", ".xml", ".csv")
 _APPLE_DOUBLE = "._"  # macOS writes `._a.jpg`, without an image in it, where a file system cannot hold attributes
 
 
@@ -25,9 +26,10 @@ def is_left_folder(name: str) -> bool:
 def is_image_name(name: str) -> bool | None:
     """Return whether a file of this name is an image; None if its first bytes have to tell.
 
-    A file with the ending of an image counts as one: the build reads it anyway, and rejects it if it is none.
+    A file with the ending of an image counts as one: the build reads it anyway, and rejects it if it is none. Files of
+    labels and boxes, of which data sets have one for each image, need not be opened.
     """
-    if name.startswith(_APPLE_DOUBLE):
+    if name.startswith(_APPLE_DOUBLE) or name.lower().endswith(_LABEL_ENDINGS):
         return False
     return name.lower().endswith(IMAGE_ENDINGS) or None
 

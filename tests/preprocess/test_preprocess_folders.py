@@ -158,7 +158,13 @@ def test_what_file_managers_and_editors_leave_is_counted_and_no_class(tmp_path: 
 
 
 def test_only_files_with_unusual_endings_are_opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    fill(tmp_path, *(f"{name}/{number}.JPEG" for name in "ab" for number in range(9)), "a/1.jfif", "a/._2.jfif")
+    fill(
+        tmp_path,
+        *(f"{name}/{number}.JPEG" for name in "ab" for number in range(9)),
+        "a/1.jfif",
+        "a/._2.jfif",
+        "b/1.xml",
+    )
     opened = []
     monkeypatch.setattr(skipping.os, "open", lambda path, _: opened.append(path) or os.dup(0))
     catalogue(tmp_path, 0.0)
