@@ -157,7 +157,12 @@ def test_the_way_of_imagenet(shell: Shell) -> None:
         "python -m training.predict --run RUN_ID photo.jpg", {"RUN_ID": trained, "photo.jpg": str(photo)}
     )
     assert "blue-disc" in predicted
-    fine_tuned_on_flowers(shell, trained)
+    tuned = fine_tuned_on_flowers(shell, trained)
+    averaged = shell.type(
+        "python -m training.evaluate --run RUN_A --run RUN_B --data /data/imagenet-shards --crops 10",
+        {**data, "RUN_A": trained, "RUN_B": tuned},
+    )
+    assert re.search(r"^report \S+/ensemble-2-\w+-val-10crops/report\.html$", averaged, re.MULTILINE)
     assert trained in served_runs(shell)
     used_elsewhere(shell, trained, photo)
 
@@ -190,8 +195,8 @@ def served_answer(shell: Shell, photo: Path) -> str:
         server.wait(60)
 
 
-def fine_tuned_on_flowers(shell: Shell, source: str) -> None:
-    """Type the commands of docs/finetuning.md: from a run, and from a file like torchvision's."""
+def fine_tuned_on_flowers(shell: Shell, source: str) -> str:
+    """Type the commands of docs/finetuning.md, from a run and from a file like torchvision's; return the first run."""
     import torch
     from torchvision.models import alexnet
 
@@ -202,6 +207,7 @@ def fine_tuned_on_flowers(shell: Shell, source: str) -> None:
     torch.save(alexnet().state_dict(), shell.folder / "alexnet-owt-7be5be79.pth")
     command = "python -m training.run finetune --init alexnet-owt-7be5be79.pth --data /data/flowers-shards"
     assert "the source has 1000 classes, the data 3" in shell.type(command, data, extra=small)
+    return run_id(tuned)
 
 
 def served_runs(shell: Shell) -> str:

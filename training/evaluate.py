@@ -1,7 +1,8 @@
-"""`python -m training.evaluate (--run ID | --checkpoint PATH | --weights FILE --recipe NAME) --data DIR`: accuracy
-on a split, and a report.
+"""`python -m training.evaluate (--run ID ... | --checkpoint PATH ... | --weights FILE --recipe NAME) --data DIR`:
+accuracy on a split, and a report.
 
-Writes report.json and report.html, and puts them into the MLflow run when it was asked for one.
+Writes report.json and report.html, and puts them into the MLflow runs that it was asked for. Of several networks, the
+probabilities are averaged.
 """
 
 from __future__ import annotations
@@ -24,11 +25,12 @@ from pipeline.loader import Loader, make_loader
 from preprocess.manifest import Manifest, manifest_digest, read_manifest
 from training.class_names import name_classes
 from training.cli import resolve, run_command
-from training.load_model import LoadedModel, add_device_argument, add_model_arguments, load_model, make_dense
-from training.loop.step import TOP_K, log_probabilities
+from training.ensemble import Ensemble, average
+from training.load_model import LoadedModel, add_device_argument, add_model_arguments, load_models, make_dense
+from training.loop.step import TOP_K, score
 from training.report.folder import check_replaceable, prepare_folder, report_files, write_report
 from training.report.html import Subject
-from training.report.metrics import Evaluated, Predictions, Report, summarise
+from training.report.metrics import Evaluated, MemberResult, Predictions, Report, summarise
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient  # takes seconds to import: weights and checkpoints do without
@@ -36,8 +38,8 @@ if TYPE_CHECKING:
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
     """Return the parsed command line; exits with code 2 where it makes no sense."""
-    parser = CommandParser(prog="python -m training.evaluate", description="Measure a network on a split.")
-    add_model_arguments(parser)
+    parser = CommandParser(prog="python -m training.evaluate", description="Measure a network, or several, on a split.")
+    add_model_arguments(parser, several=True)
     add_device_argument(parser)
     parser.add_argument("--data", required=True, metavar="DIR", help="folder of shards")
     parser.add_argument("--split", default="val", help="of the shards: val, test or train (default: val)")
@@ -60,61 +62,67 @@ def main(arguments: Sequence[str]) -> None:
     """Evaluate, write the report, log it into the run, and say where it is."""
     options, project = parse(arguments), Path.cwd()
     data = resolve("--data", options.data, project, must_exist=True)
-    trained = load_model(options, project, data)
+    ensemble = Ensemble(load_models(options, project, data))
     manifest = read_manifest(data)
-    check_data(trained, manifest, data)
+    for trained in ensemble.members:
+        check_data(trained, manifest, data)
     check_split(manifest, options.split, data)
     evaluated = Evaluated(
         split=options.split,
         crops=options.crops,
         view="dense" if options.dense else f"{options.crops}{'crop' if options.crops == 1 else 'crops'}",
-        weights_sha256=trained.weights_sha256,
+        weights_sha256=ensemble.weights_sha256,
         manifest_sha256=manifest_digest(data),
     )
-    output = options.output or Path("reports", report_name(trained, evaluated))
-    folder = prepare_folder(resolve("--output", output, project))
+    name = report_name(ensemble, evaluated)
+    folder = prepare_folder(resolve("--output", options.output or Path("reports", name), project))
     if not options.overwrite:
         check_replaceable(folder, evaluated)
     if options.dense:
-        trained = make_dense(trained)
-    loader = make_loader(
-        data,
-        options.split,
-        options.batch_size,
-        mode="eval",
-        device=str(trained.device),
-        crop=trained.config.image_size,
-        crops=options.crops,
-        units=trained.config.units,
-        mean=trained.config.mean,
-        color_stats=trained.data.color_stats,
-        mean_image=trained.mean_image,
-    )
+        ensemble = Ensemble(tuple(make_dense(trained) for trained in ensemble.members))
+    loaders = [
+        open_loader(trained, data, options.split, options.batch_size, options.crops)
+        for trained in ensemble.views.values()
+    ]
     started = time.perf_counter()
-    predictions = predict_all(trained, loader)
+    predictions, members = predict_all(ensemble, loaders)
     report = summarise(
         predictions,
         name_classes(manifest.classes, options.class_names),
         evaluated,
-        checkpoint=trained.name,
+        checkpoint=ensemble.name,
         images_per_second=len(predictions.labels) / (time.perf_counter() - started),
+        members=members,
     )
-    write_report(folder, report, predictions, describe(trained, manifest), loader.example)
-    top5 = "" if report["top5"] is None else f", top-5 {report['top5']:.4f}"
-    print(f"top-1 {report['top1']:.4f}{top5} on {report['samples']} samples of {options.split}")
-    print(f"report {folder / 'report.html'}", flush=True)
-    if trained.run_id is not None:
-        log_report(trained.run_id, report, folder, report_name(trained, evaluated))
+    write_report(folder, report, predictions, describe(ensemble, manifest), loaders[0].example)
+    print_result(report, folder)
+    for trained in ensemble.members:
+        if trained.run_id is not None:
+            log_report(trained.run_id, report, folder, name)
 
 
-def report_name(trained: LoadedModel, evaluated: Evaluated) -> str:
+def report_name(ensemble: Ensemble, evaluated: Evaluated) -> str:
     """Return a name for the report of an evaluation, with the run, the step, the split and the view.
 
     On other data than that of the training, it ends in the first digits of the manifest's SHA-256.
     """
-    name = f"{trained.label}-{evaluated['split']}-{evaluated['view']}"
+    name = f"{ensemble.label}-{evaluated['split']}-{evaluated['view']}"
     digest = evaluated["manifest_sha256"]
-    return name if digest == trained.data.manifest_sha256 else f"{name}-{digest[:8]}"
+    same = all(trained.data.manifest_sha256 == digest for trained in ensemble.members)
+    return name if same else f"{name}-{digest[:8]}"
+
+
+def print_result(report: Report, folder: Path) -> None:
+    """Print the accuracy of each network of an ensemble, that of all, and where the report is."""
+    for member in report["members"]:
+        print(f"top-1 {member['top1']:.4f}{_top5(member['top5'])}: {member['checkpoint']}")
+    samples = f"{report['samples']} samples of {report['split']}"
+    print(f"top-1 {report['top1']:.4f}{_top5(report['top5'])} on {samples}")
+    print(f"report {folder / 'report.html'}", flush=True)
+
+
+def _top5(accuracy: float | None) -> str:
+    return "" if accuracy is None else f", top-5 {accuracy:.4f}"
 
 
 def check_data(trained: LoadedModel, manifest: Manifest, folder: str) -> None:
@@ -141,41 +149,84 @@ def check_split(manifest: Manifest, split: str, folder: str) -> None:
         raise InputError(f"--split is {split}: {folder} has no samples of it; use {others}")
 
 
-def predict_all(trained: LoadedModel, loader: Loader) -> Predictions:
-    """Return the network's predictions for every sample of the loader, in the order of the split."""
+def open_loader(trained: LoadedModel, data: str, split: str, batch_size: int, crops: int) -> Loader:
+    """Return a loader that gives a split as this network was trained to see it."""
+    return make_loader(
+        data,
+        split,
+        batch_size,
+        mode="eval",
+        device=str(trained.device),
+        crop=trained.config.image_size,
+        crops=crops,
+        units=trained.config.units,
+        mean=trained.config.mean,
+        color_stats=trained.data.color_stats,
+        mean_image=trained.mean_image,
+    )
+
+
+def predict_all(ensemble: Ensemble, loaders: Sequence[Loader]) -> tuple[Predictions, list[MemberResult]]:
+    """Return the predictions for every sample of a split, in its order, and the accuracy of each network of several.
+
+    `loaders` give the same split for each of the ensemble's `views`.
+    """
     labels, losses, classes, probabilities = [], [], [], []
-    for images, truth in tqdm(loader, desc="evaluate", unit="batch", disable=None):
-        logs = log_probabilities(trained.network, images, trained.autocast)
+    scores = torch.zeros(len(ensemble.members), 4, dtype=torch.float64, device=ensemble.members[0].device)
+    batches = zip(*loaders, strict=True)
+    for views in tqdm(batches, desc="evaluate", unit="batch", total=len(loaders[0]), disable=None):
+        truth = views[0][1]
+        member_logs = ensemble.log_probabilities([images for images, _ in views])
+        scores += torch.stack([score(logs, truth) for logs in member_logs])
+        logs = average(member_logs)
         best = logs.topk(min(TOP_K, logs.shape[1]), dim=1)
         labels.append(truth)
         losses.append(torch.nn.functional.nll_loss(logs, truth, reduction="none"))
         classes.append(best.indices)
         probabilities.append(best.values.exp())
-    return Predictions(
+    predictions = Predictions(
         labels=torch.cat(labels).cpu().numpy(),
         top_classes=torch.cat(classes).cpu().numpy(),
         top_probabilities=torch.cat(probabilities).cpu().numpy(),
         losses=torch.cat(losses).cpu().numpy().astype(np.float64),
     )
+    return predictions, _member_results(ensemble, scores.tolist())
 
 
-def describe(trained: LoadedModel, manifest: Manifest) -> Subject:
-    """Return the names, the size and the first layer of the network for the report."""
-    first = trained.network.get_parameter(f"{trained.architecture.first_layer}.weight")
+def _member_results(ensemble: Ensemble, scores: Sequence[Sequence[float]]) -> list[MemberResult]:
+    if len(ensemble.members) == 1:
+        return []
+    has_top5 = len(ensemble.members[0].data.classes) >= TOP_K
+    return [
+        MemberResult(checkpoint=member.name, top1=top1 / samples, top5=top5 / samples if has_top5 else None)
+        for member, (_, top1, top5, samples) in zip(ensemble.members, scores, strict=True)
+    ]
+
+
+def describe(ensemble: Ensemble, manifest: Manifest) -> Subject:
+    """Return the names and the size of the networks for the report, and the first layer where there is one network."""
+    single = ensemble.members[0] if len(ensemble.members) == 1 else None
+    parameters = [member.network.parameters() for member in ensemble.members]
     return Subject(
-        network=trained.config.network.name,
-        parameters=sum(parameter.numel() for parameter in trained.network.parameters()),
+        network=ensemble.network_names,
+        parameters=sum(parameter.numel() for parameter in itertools.chain(*parameters)),
         data=manifest.name,
-        conv1=first.detach().cpu().float().numpy(),
-        towers=trained.architecture.towers,
+        conv1=None if single is None else _first_layer(single),
+        towers=1 if single is None else single.architecture.towers,
     )
+
+
+def _first_layer(trained: LoadedModel) -> np.ndarray:
+    first = trained.network.get_parameter(f"{trained.architecture.first_layer}.weight")
+    return first.detach().cpu().float().numpy()
 
 
 def log_report(run_id: str, report: Report, folder: Path, name: str) -> None:
     """Put the report's numbers and files into the MLflow run.
 
     The numbers of val and one crop are `eval/*`; another split or view is part of the name: `eval/test/10crops/*`.
-    The files are in `evaluation/NAME` there, less the id of the run.
+    Those of an ensemble, in each of its runs, are `eval/NAME/*`. The files are in `evaluation/NAME` there, less the id
+    of the run.
 
     Raises:
         SystemExit: it cannot, with code 1 and a line that says so.
@@ -191,8 +242,11 @@ def log_report(run_id: str, report: Report, folder: Path, name: str) -> None:
 
 
 def _log_report(client: MlflowClient, run_id: str, report: Report, folder: Path, name: str) -> None:
-    parts = (report["split"] if report["split"] != "val" else "", report["view"] if report["view"] != "1crop" else "")
-    prefix = "/".join(["eval", *filter(None, parts)])
+    if report["members"]:
+        prefix = f"eval/{name}"
+    else:
+        parts = (report["split"], "val"), (report["view"], "1crop")
+        prefix = "/".join(["eval", *(part for part, usual in parts if part != usual)])
     numbers = {
         "top1": report["top1"],
         "top5": report["top5"],

@@ -92,11 +92,17 @@ class LoadedModel:
         return [asdict(entry) for entry in self.data.classes]
 
 
-def add_model_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the arguments that choose a trained network: one of --run, --checkpoint, --weights."""
+def add_model_arguments(parser: argparse.ArgumentParser, *, several: bool = False) -> None:
+    """Add the arguments that choose a trained network: one of --run, --checkpoint, --weights.
+
+    With `several`, --run and --checkpoint may be repeated, for `load_models`.
+    """
+    action, again = ("append", "; again for each network of an ensemble") if several else ("store", "")
     choice = parser.add_mutually_exclusive_group(required=True)
-    choice.add_argument("--run", metavar="RUN_ID", help="an MLflow run, with --which of its checkpoints")
-    choice.add_argument("--checkpoint", type=Path, metavar="PATH", help="a checkpoint folder")
+    choice.add_argument(
+        "--run", action=action, metavar="RUN_ID", help=f"an MLflow run, with --which of its checkpoints{again}"
+    )
+    choice.add_argument("--checkpoint", action=action, type=Path, metavar="PATH", help=f"a checkpoint folder{again}")
     choice.add_argument("--weights", type=Path, metavar="FILE", help="a state dict, with --recipe")
     parser.add_argument("--which", choices=("last", "best"), default=None, help="with --run (default: last)")
     parser.add_argument("--recipe", metavar="NAME", help="with --weights: the recipe that says what network it is")
@@ -124,6 +130,15 @@ def load_model(choice: argparse.Namespace, project: Path, data: str | None) -> L
     """
     trained = _load_chosen(choice, project, data)
     return replace(trained, data=replace(trained.data, classes=name_classes(trained.data.classes, choice.class_names)))
+
+
+def load_models(choice: argparse.Namespace, project: Path, data: str | None) -> tuple[LoadedModel, ...]:
+    """Return the networks that the arguments of `add_model_arguments(several=True)` name, as `load_model` does."""
+    for option in ("run", "checkpoint"):
+        if named := getattr(choice, option):
+            single = [argparse.Namespace(**{**vars(choice), option: name}) for name in named]
+            return tuple(load_model(one, project, data) for one in single)
+    return (load_model(choice, project, data),)
 
 
 def _load_chosen(choice: argparse.Namespace, project: Path, data: str | None) -> LoadedModel:

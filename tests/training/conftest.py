@@ -122,3 +122,25 @@ def untrained(tiny_shards: Path) -> Callable[..., "LoadedModel"]:
         return LoadedModel(network, config, data, mean, torch.device("cpu"), f"untrained {name}", None, name, "ab" * 32)
 
     return make
+
+
+@pytest.fixture
+def command(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> Callable[..., tuple[int | str | None, str, str]]:
+    """Run a command's main in this process, in an empty folder; returns exit code, stdout, stderr."""
+    from training.cli import run_command as run_in_process
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
+
+    def run(main: Callable[..., None], *arguments: object) -> tuple[int | str | None, str, str]:
+        monkeypatch.setattr("sys.argv", ["command", *map(str, arguments)])
+        try:
+            code: int | str | None = run_in_process(main)
+        except SystemExit as error:
+            code = error.code
+        out, err = capsys.readouterr()
+        return code, out, err
+
+    return run

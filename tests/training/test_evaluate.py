@@ -10,64 +10,20 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import safetensors.torch
 import torch
-import webdataset
+from checkpoints import other_checkpoint, reference, val_samples
 from commands import run_command
 from PIL import Image
 from raw_data import TINY_SHORT_SIDE
-from torchvision.transforms.v2.functional import center_crop, five_crop, hflip, pil_to_tensor
+from torchvision.transforms.v2.functional import center_crop, pil_to_tensor
 
 from preprocess.manifest import read_manifest
 from training import evaluate, predict
 from training.checkpoint import MODEL, read_checkpoint, read_model
-from training.cli import run_command as run_in_process
 from training.load_model import load_checkpoint
 from training.models import build, make_network
 from training.serving.image_classifier import Preprocessing
 from training.tracking import create_run, open_client
-
-
-@pytest.fixture
-def command(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
-    """Run a command's main in this process, in an empty folder; returns exit code, stdout, stderr."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
-
-    def run(main, *arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr("sys.argv", ["command", *map(str, arguments)])
-        try:
-            code = run_in_process(main)
-        except SystemExit as error:
-            code = error.code
-        out, err = capsys.readouterr()
-        return code, out, err
-
-    return run
-
-
-def reference(checkpoint: Path, shards: Path, crops: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return labels and float64 class probabilities of the val split by Pillow, torchvision and plain torch."""
-    done, manifest = read_checkpoint(checkpoint), read_manifest(shards)
-    network = make_network(done.config.architecture(), len(manifest.classes))
-    network.load_state_dict(read_model(checkpoint / MODEL))
-    network.eval()
-    mean = torch.tensor(manifest.color_stats.mean)[:, None, None]
-    std = torch.tensor(np.diag(manifest.color_stats.covariance)).float().sqrt()[:, None, None]
-    urls = [str(shards / shard.tar) for shard in manifest.split("val").shards]
-    labels, probabilities = [], []
-    for image, label in webdataset.WebDataset(urls, shardshuffle=False).decode("pil").to_tuple("jpg", "cls"):
-        pixels = pil_to_tensor(image).float()
-        if crops == 1:
-            views = [center_crop(pixels, [56, 56])]
-        else:
-            five = five_crop(center_crop(pixels, [64, 64]), [56, 56])
-            views = [*five, *map(hflip, five)]
-        with torch.inference_mode():
-            logits = network(torch.stack([(view - mean) / std for view in views]))
-        labels.append(label)
-        probabilities.append(logits.double().softmax(1).mean(0).numpy())
-    return np.array(labels), np.array(probabilities)
 
 
 @pytest.mark.parametrize("crops", [1, 10])
@@ -204,18 +160,6 @@ def test_a_report_of_something_else_is_not_overwritten(
     assert (code, f"-val-1crop-{digest[:8]}/report.html" in out) == (0, True), "other data has a name of its own"
 
 
-def other_checkpoint(checkpoint: Path, folder: Path, run_id: str = "run") -> Path:
-    """Copy a checkpoint with weights that differ a little, of the next step and of this run."""
-    shutil.copytree(checkpoint, folder)
-    weights = read_model(checkpoint / MODEL)
-    weights["fc8.bias"] += 1e-3
-    safetensors.torch.save_file(weights, folder / MODEL)
-    page = json.loads((folder / "checkpoint.json").read_text())
-    page["sha256"][MODEL] = hashlib.sha256((folder / MODEL).read_bytes()).hexdigest()
-    (folder / "checkpoint.json").write_text(json.dumps(page | {"step": page["step"] + 1, "run_id": run_id}))
-    return folder
-
-
 def test_the_test_split_is_evaluated_on_its_own(command, checkpoint: Path, raw_folder: Path, tmp_path: Path) -> None:
     raw = tmp_path / "raw"
     shutil.copytree(raw_folder, raw)
@@ -315,11 +259,6 @@ def test_prediction_names_good_images_and_says_what_is_wrong_with_others(
     ]
     code, out, err = command(predict.main, "--checkpoint", checkpoint, text)
     assert (code, out, err.count("\n")) == (1, "", 1)
-
-
-def val_samples(shards: Path):
-    urls = [str(shards / shard.tar) for shard in read_manifest(shards).split("val").shards]
-    return webdataset.WebDataset(urls, shardshuffle=False)
 
 
 def test_bad_input_gets_code_2_and_one_line(command, checkpoint: Path, tiny_shards: Path, tmp_path: Path) -> None:

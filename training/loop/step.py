@@ -110,9 +110,12 @@ def log_probabilities(network: nn.Module, images: Tensor, autocast: torch.autoca
     with autocast:
         logits = network(flat)
     logs = F.log_softmax(logits.float(), dim=1)
-    if crops == 1:
-        return logs
-    return torch.logsumexp(logs.reshape(-1, crops, logs.shape[1]), dim=1) - math.log(crops)
+    return logs if crops == 1 else average_probabilities(logs.reshape(-1, crops, logs.shape[1]), dim=1)
+
+
+def average_probabilities(logs: Tensor, dim: int) -> Tensor:
+    """Return the log of the mean over `dim` of the probabilities whose logs are given."""
+    return torch.logsumexp(logs, dim=dim) - math.log(logs.shape[dim])
 
 
 def score(logs: Tensor, labels: Tensor) -> Tensor:

@@ -97,9 +97,10 @@ def draw_pictures(
     """Return the PNGs that this report has, by file name; `names` are those of the classes, no two the same."""
     caption = f"{subject.network} on {subject.data}, {report['split']}"
     pictures: dict[PictureName, bytes] = {
-        "conv1-kernels.png": kernels_png(subject.conv1, subject.towers),
         "predictions.png": cards_png(examples.random, f"Random samples: {caption}"),
     }
+    if subject.conv1 is not None:
+        pictures["conv1-kernels.png"] = kernels_png(subject.conv1, subject.towers)
     if examples.errors:
         pictures["errors.png"] = cards_png(examples.errors, f"Surest errors: {caption}")
     if has_matrix(report):

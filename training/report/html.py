@@ -33,15 +33,15 @@ EXTREMES = 10
 
 @dataclass(frozen=True)
 class Subject:
-    """The evaluated network: names for the page, and conv1's weights to draw.
+    """The evaluated network, or ensemble: names for the page, and conv1's weights to draw.
 
-    `conv1` is (F, 3 or 1, k, k); its filters are `towers` equal parts.
+    `conv1` is (F, 3 or 1, k, k), its filters `towers` equal parts; None for an ensemble, which has several.
     """
 
     network: str
     parameters: int
     data: str
-    conv1: np.ndarray
+    conv1: np.ndarray | None
     towers: int = 1
 
 
@@ -86,8 +86,8 @@ def render_html(
         ],
         "most_confident": most_confident,
         "calibration_error": calibration_error(bins),
-        "kernels": kernel_grids(subject.conv1, subject.towers),
-        "kernel_limit": float(np.nanmax(np.abs(subject.conv1))),
+        "kernels": [] if subject.conv1 is None else kernel_grids(subject.conv1, subject.towers),
+        "kernel_limit": None if subject.conv1 is None else float(np.nanmax(np.abs(subject.conv1))),
     }
     return _environment().get_template("template.html.j2").render(context)
 

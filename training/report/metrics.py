@@ -63,6 +63,14 @@ class ClassResult(TypedDict):
     top5: float | None
 
 
+class MemberResult(TypedDict):
+    """The accuracy of one network of an ensemble by itself, as a fraction of 1; `top5` as in `Report`."""
+
+    checkpoint: str
+    top1: float
+    top5: float | None
+
+
 class Evaluated(TypedDict):
     """What was evaluated, and how: two evaluations in which these are the same have the same numbers.
 
@@ -82,7 +90,7 @@ class Report(Evaluated):
     `balanced_accuracy` is the mean of the classes' top-1 accuracies, of those that have samples (Brodersen et al. 2010,
     The Balanced Accuracy and Its Posterior Distribution; scikit-learn's `balanced_accuracy_score`).
     `per_class` is in the order of the labels. With fewer than five classes every top-5 figure is null.
-    `images_per_second` is over the wall time of the evaluation, loading included.
+    `images_per_second` is over the wall time of the evaluation, loading included. `members` is empty for one network.
     """
 
     samples: int
@@ -95,6 +103,7 @@ class Report(Evaluated):
     per_class: list[ClassResult]
     checkpoint: str
     images_per_second: float
+    members: list[MemberResult]
 
 
 def summarise(
@@ -104,6 +113,7 @@ def summarise(
     *,
     checkpoint: str,
     images_per_second: float,
+    members: Sequence[MemberResult] = (),
 ) -> Report:
     """Return the content of `report.json`.
 
@@ -134,6 +144,7 @@ def summarise(
         view=evaluated["view"],
         weights_sha256=evaluated["weights_sha256"],
         balanced_accuracy=_mean([row["top1"] for row in per_class if row["top1"] is not None]),
+        members=list(members),
     )
 
 
