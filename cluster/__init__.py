@@ -1,1 +1,1 @@
-"""Starts things: a Ray head, an MLflow server. Imports none of the other folders."""
+"""Starts a Ray head and an MLflow server, and estimates what a training takes. Imports none of the other folders."""

@@ -11,6 +11,7 @@ COMMANDS = {
     "training.export": "error",
     "training.runs": "error",
     "cluster.local": "error",
+    "cluster.plan": "error",
     "benchmarks.lrn": "error",
 }
 

@@ -78,6 +78,6 @@ def test_a_command_after_the_package_is_corrected() -> None:
     done = run_command("cluster", "up")
     assert (done.returncode, done.stderr) == (
         2,
-        "error: python -m cluster takes no 'up'; use python -m cluster.local\n",
+        "error: python -m cluster takes no 'up'; use python -m cluster.local, python -m cluster.plan\n",
     )
     assert run_command("training", "--help").stdout == run_command("training").stdout
