@@ -264,6 +264,14 @@ def test_jobs_on_a_cluster_of_one(shell: Shell) -> None:
         shell.type("python -m cluster.local down")
 
 
+@pytest.mark.slow
+def test_the_size_of_a_cluster(shell: Shell) -> None:
+    for command in readme_commands():
+        if command.startswith("python -m cluster.plan") and "--check" not in command:
+            assert "90 epochs of ImageNet" in shell.type(command)
+    assert "torchvision's alexnet" in shell.type("python -m cluster.plan --check")
+
+
 def built_by_all_nodes(shell: Shell) -> None:
     """Run the README's build on the cluster, and compare its bytes with those of the same build without one."""
     raw, local = shell.folder / "raw", shell.folder / "local"
