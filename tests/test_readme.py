@@ -163,8 +163,25 @@ def test_the_way_of_imagenet(shell: Shell) -> None:
         {**data, "RUN_A": trained, "RUN_B": tuned},
     )
     assert re.search(r"^report \S+/ensemble-2-\w+-val-10crops/report\.html$", averaged, re.MULTILINE)
+    submitted(shell, trained)
     assert trained in served_runs(shell)
     used_elsewhere(shell, trained, photo)
+
+
+def submitted(shell: Shell, trained: str) -> None:
+    """Type the command for a test split, with a network whose classes are called by wnids."""
+    checkpoint = shutil.copytree(max((shell.folder / "runs" / trained).glob("step-*")), shell.folder / "wnids")
+    page = json.loads((checkpoint / "checkpoint.json").read_text())
+    for entry, wnid in zip(page["data"]["classes"], ("n01440764", "n02012849", "n02119789"), strict=True):
+        entry["id"] = wnid
+    (checkpoint / "checkpoint.json").write_text(json.dumps(page))
+    shell.type(
+        "python -m training.submit --run RUN_A --run RUN_B "
+        "--images /data/imagenet/test --crops 10 --output submission.txt",
+        {"--run RUN_A --run RUN_B": "--checkpoint wnids", "/data/imagenet/test": "imagenet/val/red-square"},
+    )
+    lines = (shell.folder / "submission.txt").read_text().splitlines()
+    assert {tuple(sorted(map(int, line.split()))) for line in lines} == {(1, 429, 449)}
 
 
 def used_elsewhere(shell: Shell, trained: str, photo: Path) -> None:

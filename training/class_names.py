@@ -1,4 +1,4 @@
-"""Class names for people: from a file, or from the table of ImageNet's wnids; with the id where two are the same."""
+"""Names of classes for people, from a file or from the table of ImageNet's wnids, and their numbers in ILSVRC-2012."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import NamedTuple
 
 from errors import InputError
 from preprocess.manifest import ClassEntry
@@ -34,8 +35,8 @@ def name_classes(classes: Sequence[ClassEntry], file: Path | None = None) -> tup
             f"--class-names is {file}: it names none of the {len(classes)} classes, of which the first is "
             f"{classes[0].id!r}; use lines of a class id and its name"
         )
-    known = _wnid_names()
-    own = [known.get(entry.id, entry.name) if entry.name == entry.id else entry.name for entry in classes]
+    known = _synsets()
+    own = [known[entry.id].words if entry.name == entry.id in known else entry.name for entry in classes]
     return tuple(replace(entry, name=named.get(entry.id, name)) for entry, name in zip(classes, own, strict=True))
 
 
@@ -45,10 +46,32 @@ def unique_names(classes: Sequence[ClassEntry]) -> list[str]:
     return [f"{entry.name} ({entry.id})" if times[entry.name] > 1 else entry.name for entry in classes]
 
 
+def challenge_ids(classes: Sequence[ClassEntry]) -> list[int]:
+    """Return the ILSVRC2012_ID of each class, 1 to 1000: the devkit's order, which is not that of the wnids.
+
+    Raises:
+        InputError: a class is not one of ILSVRC-2012.
+    """
+    ids: list[int] = []
+    for label, entry in enumerate(classes):
+        synset = _synsets().get(entry.id)
+        if synset is None or synset.number is None:
+            raise InputError(f"class {label} is {entry.id!r}: not in ILSVRC-2012; use a network of its wnids")
+        ids.append(synset.number)
+    return ids
+
+
+class _Synset(NamedTuple):
+    number: int | None
+    """ILSVRC2012_ID; None for an ancestor of the classes."""
+    words: str
+
+
 @functools.cache
-def _wnid_names() -> dict[str, str]:
+def _synsets() -> dict[str, _Synset]:
     lines = _WNID_TABLE.read_text(encoding="utf-8").splitlines()
-    return dict(line.split("\t") for line in lines if not line.startswith("#"))
+    rows = (line.split("\t") for line in lines if not line.startswith("#"))
+    return {wnid: _Synset(int(number) if number else None, words) for wnid, number, words in rows}
 
 
 def _read_names(file: Path) -> dict[str, str]:

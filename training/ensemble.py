@@ -22,7 +22,7 @@ class Ensemble:
     """One or more networks of the same classes; a single one predicts what it predicts alone.
 
     Raises:
-        InputError: two of them have the same weights, which would count twice.
+        InputError: two of them have different classes, or the same weights, which would count twice.
     """
 
     members: tuple[LoadedModel, ...]
@@ -30,6 +30,7 @@ class Ensemble:
     def __post_init__(self) -> None:
         first: dict[str, LoadedModel] = {}
         for member in self.members:
+            _check_classes(member, self.members[0])
             same = first.setdefault(member.weights_sha256, member)
             if same is not member:
                 raise InputError(f"{member.name} has the weights of {same.name}; use each network once")
@@ -84,6 +85,15 @@ class Ensemble:
             log_probabilities(member.network, input_of[preprocessing], member.autocast)
             for member, preprocessing in zip(self.members, self._preprocessings, strict=True)
         ]
+
+
+def _check_classes(member: LoadedModel, first: LoadedModel) -> None:
+    ours, theirs = ([entry.id for entry in one.data.classes] for one in (member, first))
+    if ours != theirs:
+        raise InputError(
+            f"{member.name} has other classes ({len(ours)}) than {first.name} ({len(theirs)}); "
+            "use networks of the same classes"
+        )
 
 
 def average(member_logs: Sequence[Tensor]) -> Tensor:

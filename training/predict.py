@@ -8,6 +8,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from torch import Tensor
+
 from command_line import CommandParser
 from errors import InputError
 from pipeline.images import load_images
@@ -58,18 +60,23 @@ def read_sample(path: Path, trained: LoadedModel) -> bytes:
         raise InputError(f"image {path} cannot be used: {error}") from error
 
 
-def predict(trained: LoadedModel, samples: Sequence[bytes]) -> list[list[tuple[str, float]]]:
-    """Return class names and probabilities of the best classes, best first, for each sample."""
-    images = load_images(
+def make_input(trained: LoadedModel, samples: Sequence[bytes], crops: int = 1) -> Tensor:
+    """Return the input of the network, float32 N,3,H,W or N,10,3,H,W on its device, for the JPEGs of `read_sample`."""
+    return load_images(
         samples,
         short_side=trained.data.short_side,
         color_stats=trained.data.color_stats,
         crop=trained.config.image_size,
+        crops=crops,
         units=trained.config.units,
         mean_image=trained.mean_image,
         device=trained.device,
     )
-    logs = log_probabilities(trained.network, images, trained.autocast)
+
+
+def predict(trained: LoadedModel, samples: Sequence[bytes]) -> list[list[tuple[str, float]]]:
+    """Return class names and probabilities of the best classes, best first, for each sample."""
+    logs = log_probabilities(trained.network, make_input(trained, samples), trained.autocast)
     best = logs.exp().topk(min(TOP_K, logs.shape[1]))
     names = unique_names(trained.data.classes)
     return [

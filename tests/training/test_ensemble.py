@@ -97,4 +97,4 @@ def test_networks_of_other_classes_are_refused(command, checkpoint: Path, tiny_s
     (other / "checkpoint.json").write_text(json.dumps(page))
     code, _, err = command(evaluate.main, *checkpoints(checkpoint, other), "--data", tiny_shards)
     assert (code, err.count("\n")) == (2, 1)
-    assert f"has other classes (3) than {other} (3): class 0 is " in err
+    assert f"error: {other} has other classes (3) than {checkpoint} (3); use networks of the same classes" in err
