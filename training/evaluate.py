@@ -25,11 +25,11 @@ from pipeline.loader import Loader, make_loader
 from preprocess.manifest import Manifest, manifest_digest, read_manifest
 from training.class_names import name_classes
 from training.cli import resolve, run_command
+from training.describe import describe
 from training.ensemble import Ensemble, average
 from training.load_model import LoadedModel, add_device_argument, add_model_arguments, load_models, make_dense
 from training.loop.step import TOP_K, score
 from training.report.folder import check_replaceable, prepare_folder, report_files, write_report
-from training.report.html import Subject
 from training.report.metrics import Evaluated, MemberResult, Predictions, Report, summarise
 
 if TYPE_CHECKING:
@@ -94,7 +94,7 @@ def main(arguments: Sequence[str]) -> None:
         images_per_second=len(predictions.labels) / (time.perf_counter() - started),
         members=members,
     )
-    write_report(folder, report, predictions, describe(ensemble, manifest), loaders[0].example)
+    write_report(folder, report, predictions, describe(ensemble, manifest, project), loaders[0].example)
     print_result(report, folder)
     for trained in ensemble.members:
         if trained.run_id is not None:
@@ -201,24 +201,6 @@ def _member_results(ensemble: Ensemble, scores: Sequence[Sequence[float]]) -> li
         MemberResult(checkpoint=member.name, top1=top1 / samples, top5=top5 / samples if has_top5 else None)
         for member, (_, top1, top5, samples) in zip(ensemble.members, scores, strict=True)
     ]
-
-
-def describe(ensemble: Ensemble, manifest: Manifest) -> Subject:
-    """Return the names and the size of the networks for the report, and the first layer where there is one network."""
-    single = ensemble.members[0] if len(ensemble.members) == 1 else None
-    parameters = [member.network.parameters() for member in ensemble.members]
-    return Subject(
-        network=ensemble.network_names,
-        parameters=sum(parameter.numel() for parameter in itertools.chain(*parameters)),
-        data=manifest.name,
-        conv1=None if single is None else _first_layer(single),
-        towers=1 if single is None else single.architecture.towers,
-    )
-
-
-def _first_layer(trained: LoadedModel) -> np.ndarray:
-    first = trained.network.get_parameter(f"{trained.architecture.first_layer}.weight")
-    return first.detach().cpu().float().numpy()
 
 
 def log_report(run_id: str, report: Report, folder: Path, name: str) -> None:

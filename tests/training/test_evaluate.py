@@ -77,14 +77,16 @@ def test_a_run_gets_its_evaluation(command, checkpoint: Path, tiny_shards: Path,
     client = open_client(f"sqlite:///{tmp_path}/mlflow.db", create=True)
     run_id = create_run(client, "twotower", "r", {})
     client.log_artifacts(run_id, str(checkpoint), "checkpoints/best")
+    for step, rate in ((1, 0.01), (2, 0.001)):
+        client.log_metric(run_id, "train/lr", rate, step=step)
     code, out, err = command(evaluate.main, "--run", run_id, "--which", "best", "--data", tiny_shards)
     assert code == 0, err
     report = Path(re.search(r"report (\S+)", out)[1])
     step = f"step-{read_checkpoint(checkpoint).step:08d}"
     assert report == tmp_path / "reports" / f"{run_id}-{step}-val-1crop" / "report.html"
-    assert report.is_file()
+    assert "Learning rate by step: learning rate from 0.01 to 0.001," in report.read_text()
     metrics = client.get_run(run_id).data.metrics
-    assert set(metrics) == {"eval/top1", "eval/balanced_accuracy", "eval/loss"}
+    assert set(metrics) - {"train/lr"} == {"eval/top1", "eval/balanced_accuracy", "eval/loss"}
     assert metrics["eval/top1"] == json.loads(report.with_name("report.json").read_text())["top1"]
     names = [artifact.path for artifact in client.list_artifacts(run_id, f"evaluation/{step}-val-1crop")]
     assert {Path(name).name for name in names} == {"report.html", "report.json", "pictures"}

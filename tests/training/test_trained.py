@@ -7,8 +7,8 @@ import torch
 
 from preprocess.manifest import read_manifest
 from training.config import Config, Network
+from training.describe import describe
 from training.ensemble import Ensemble
-from training.evaluate import describe
 from training.load_model import load_model
 from training.models import make_network
 from training.recipes import RECIPES
@@ -35,6 +35,6 @@ def test_a_file_of_weights_of_any_network_is_taken_up_and_described(
     trained = load_model(choice, tmp_path, str(tiny_shards))
     images = torch.randn(2, 3, 64, 64)
     torch.testing.assert_close(trained.network(images), network(images), rtol=1e-4, atol=1e-5)
-    subject = describe(Ensemble((trained,)), manifest)
+    subject = describe(Ensemble((trained,)), manifest, tmp_path)
     assert subject.conv1 is not None
     assert (subject.conv1.shape, subject.towers) == (kernels, 1)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,6 +14,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from PIL import Image
 from scipy.stats import binomtest
 
+from training.report.curves import make_charts
 from training.report.examples import ReportExamples
 from training.report.metrics import (
     ClassResult,
@@ -43,6 +44,8 @@ class Subject:
     data: str
     conv1: np.ndarray | None
     towers: int = 1
+    history: Mapping[str, Mapping[int, float]] = field(default_factory=dict)
+    """Value of each of `training.report.curves.CURVE_METRICS` at each step of the training; empty if not known."""
 
 
 def has_matrix(report: Report) -> bool:
@@ -86,6 +89,7 @@ def render_html(
         ],
         "most_confident": most_confident,
         "calibration_error": calibration_error(bins),
+        "charts": make_charts(subject.history),
         "kernels": [] if subject.conv1 is None else kernel_grids(subject.conv1, subject.towers),
         "kernel_limit": None if subject.conv1 is None else float(np.nanmax(np.abs(subject.conv1))),
     }

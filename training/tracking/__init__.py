@@ -1,6 +1,7 @@
 """MLflow: one run per training, however often its workers start again."""
 
 from training.tracking.client import describe, hurry_if_away, open_client, shown_uri, store_errors, tracking_uri
+from training.tracking.history import read_history
 from training.tracking.metric_log import MetricLog
 from training.tracking.run_text import EPOCHS, update_description
 from training.tracking.runs import (
@@ -38,6 +39,7 @@ __all__ = [
     "hurry_if_away",
     "mark_running",
     "open_client",
+    "read_history",
     "resume_run",
     "settle",
     "shown_uri",

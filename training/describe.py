@@ -1,0 +1,46 @@
+"""The description of the evaluated networks that a report has beside their predictions."""
+
+from __future__ import annotations
+
+import itertools
+from pathlib import Path
+
+import numpy as np
+
+from preprocess.manifest import Manifest
+from training.ensemble import Ensemble
+from training.load_model import LoadedModel
+from training.report.curves import CURVE_METRICS
+from training.report.html import Subject
+
+
+def describe(ensemble: Ensemble, manifest: Manifest, project: Path) -> Subject:
+    """Return the names and the size of the networks; of a single one also the first layer, and its run's curves.
+
+    `project` is the folder of the default MLflow store.
+
+    Raises:
+        InputError: the store fails.
+    """
+    single = ensemble.members[0] if len(ensemble.members) == 1 else None
+    parameters = [member.network.parameters() for member in ensemble.members]
+    return Subject(
+        network=ensemble.network_names,
+        parameters=sum(parameter.numel() for parameter in itertools.chain(*parameters)),
+        data=manifest.name,
+        conv1=None if single is None else _first_layer(single),
+        towers=1 if single is None else single.architecture.towers,
+        history={} if single is None or single.run_id is None else _history(single.run_id, project),
+    )
+
+
+def _first_layer(trained: LoadedModel) -> np.ndarray:
+    first = trained.network.get_parameter(f"{trained.architecture.first_layer}.weight")
+    return first.detach().cpu().float().numpy()
+
+
+def _history(run_id: str, project: Path) -> dict[str, dict[int, float]]:
+    from training import tracking  # MLflow takes seconds to import: weights and checkpoints do without
+
+    client = tracking.open_client(tracking.tracking_uri(project))
+    return tracking.read_history(client, run_id, CURVE_METRICS)
