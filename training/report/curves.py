@@ -72,6 +72,7 @@ def _make_chart(title: str, curves: Mapping[str, Mapping[int, float]], last: int
     # Of a schedule that divides by 10, the last rates would lie on the axis of a linear scale.
     is_log = title == "Learning rate" and min(values) > 0 and max(values) > LOG_RATIO * min(values)
     scale: Callable[[Any], Any] = np.log10 if is_log else np.asarray
+    marks: Any
     if is_log:
         marks = 10.0 ** np.arange(math.floor(math.log10(min(values))), math.ceil(math.log10(max(values))) + 1)
     else:
