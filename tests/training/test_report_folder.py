@@ -205,6 +205,15 @@ def test_pictures_of_an_older_report_do_not_stay(tmp_path):
     assert not (tmp_path / "pictures/errors.png").exists()
 
 
+def test_kernels_without_structure_are_called_that(written, tmp_path):
+    _, _, text, _ = written
+    assert "These kernels have no structure yet" in text
+    smooth = Subject("alexnet", 1, "pets", np.ones((8, 3, 5, 5)) * np.linspace(-1, 1, 5), 2)
+    _, text = write(tmp_path, subject=smooth)
+    assert "no structure" not in text
+    assert "Neighbouring weights correlate by 0." in text
+
+
 def test_no_errors_and_one_sample_have_a_page(tmp_path):
     report, text = write(tmp_path, predict(6, 1, accuracy=1.0))
     assert report["top1"] == 1.0

@@ -15,16 +15,14 @@ from training.report.examples import (
     random_samples,
     surest,
 )
+from training.report.kernels import GAP, kernel_levels
 from training.report.metrics import Predictions
 from training.report.pictures import (
-    GAP,
     KERNEL_HEADING,
     KERNEL_MARGIN,
     TRUE_BAR,
     cards_png,
     confusion_png,
-    kernel_grids,
-    kernel_levels,
     kernels_png,
 )
 
@@ -45,33 +43,6 @@ def rgb(colour):
 
 def pixels_of(picture, colour):
     return int((picture == rgb(colour)).all(axis=2).sum())
-
-
-def test_zero_is_grey_and_one_scale_holds_for_all_kernels():
-    weights = np.zeros((3, 3, 2, 2), np.float32)
-    weights[0, 0, 0, 0], weights[1, 1, 1, 1], weights[1, 2, 0, 1] = 0.5, -0.25, -0.5
-    levels = kernel_levels(weights)
-    assert (levels[2] == 128).all()
-    assert levels[0, :, 0, 0].tolist() == [255, 128, 128]
-    assert levels[1, :, 1, 1].tolist() == [128, 64, 128]
-    assert levels[1, 2, 0, 1] == 0
-    assert (kernel_levels(np.zeros((2, 3, 5, 5))) == 128).all()
-
-
-def test_grey_kernels_are_drawn_and_odd_ones_refused():
-    assert kernel_levels(np.ones((6, 1, 5, 5))).shape == (6, 3, 5, 5)
-    with pytest.raises(ValueError, match="conv1 kernels"):
-        kernel_levels(np.ones((6, 4, 5, 5)))
-    with pytest.raises(ValueError, match="7 kernels do not divide into 2 towers"):
-        kernel_grids(np.ones((7, 3, 5, 5)), 2)
-
-
-def test_a_weight_that_is_not_finite_is_magenta():
-    weights = np.full((2, 3, 2, 2), 0.1)
-    weights[1, 2, 0, 0] = np.nan
-    levels = kernel_levels(weights)
-    assert levels[1, :, 0, 0].tolist() == [255, 0, 255]
-    assert (levels[0] == 255).all()
 
 
 def test_second_tower_begins_in_a_block_of_its_own():

@@ -16,6 +16,7 @@ from scipy.stats import binomtest
 
 from training.report.curves import make_charts
 from training.report.examples import ReportExamples
+from training.report.kernels import LEAST_SMOOTHNESS, kernel_grids, smoothness
 from training.report.metrics import (
     ClassResult,
     Predictions,
@@ -25,7 +26,6 @@ from training.report.metrics import (
     confidence_bins,
     confusion_matrix,
 )
-from training.report.pictures import kernel_grids
 
 MATRIX_CLASSES = 50  # more do not fit on a screen
 TABLE_CLASSES = 60  # more are folded away behind the worst and the best
@@ -91,6 +91,8 @@ def render_html(
         "calibration_error": calibration_error(bins),
         "charts": make_charts(subject.history),
         "kernels": [] if subject.conv1 is None else kernel_grids(subject.conv1, subject.towers),
+        "smoothness": None if subject.conv1 is None else smoothness(subject.conv1),
+        "least_smoothness": LEAST_SMOOTHNESS,
         "kernel_limit": None if subject.conv1 is None else float(np.nanmax(np.abs(subject.conv1))),
     }
     return _environment().get_template("template.html.j2").render(context)

@@ -20,58 +20,14 @@ from matplotlib.transforms import IdentityTransform
 from PIL import Image
 
 from training.report.examples import Card
+from training.report.kernels import kernel_grids
 
-KERNELS_PER_ROW = 16
-KERNEL_PIXELS = 66  # 11x11 kernels six times enlarged; others to the nearest integer factor below
-GAP = 6
 DPI = 100
 _PIXELS = IdentityTransform()
 
 INK, MUTED = "#1f2328", "#666b73"
 TRUE, WRONG = "#2b6a8f", "#b4532a"
 TRUE_BAR, OTHER_BAR = "#a9cfe4", "#e6ded1"
-
-
-def kernel_levels(weights: np.ndarray) -> np.ndarray:
-    """Return (F, 3, k, k) uint8 for conv1's (F, 3 or 1, k, k) weights: zero is 128, not finite is magenta.
-
-    The scale is the largest absolute weight of all kernels, so that they can be compared with each other.
-    """
-    if weights.ndim != 4 or weights.shape[1] not in (1, 3):
-        raise ValueError(f"conv1 kernels must be of shape (F, 3, k, k) or (F, 1, k, k), not {weights.shape}")
-    weights = np.repeat(weights, 3 // weights.shape[1], axis=1).astype(np.float64)
-    finite = np.isfinite(weights).all(axis=1)
-    known = np.where(finite[:, None], weights, 0.0)
-    levels = np.rint(127.5 + 127.5 * known / (np.abs(known).max() or 1.0)).astype(np.uint8)
-    broken = np.array([255, 0, 255], np.uint8)[None, :, None, None]
-    return np.where(finite[:, None], levels, broken)
-
-
-def kernel_grids(weights: np.ndarray, towers: int) -> list[tuple[str, Image.Image]]:
-    """Return a heading and an RGBA picture per tower, 16 kernels a row, transparent in between.
-
-    Kernels are enlarged by an integer factor. The weights (F, 3 or 1, k, k) hold the first tower's filters first.
-    """
-    levels = kernel_levels(weights)
-    if towers < 1 or len(levels) % towers:
-        raise ValueError(f"{len(levels)} kernels do not divide into {towers} towers")
-    grids = [_kernel_grid(part) for part in np.split(levels, towers)]
-    if towers == 1:
-        return [(f"conv1: {len(levels)} kernels", grids[0])]
-    part = len(levels) // towers
-    return [(f"Tower {t + 1}: conv1 kernels {t * part + 1}–{(t + 1) * part}", grid) for t, grid in enumerate(grids)]
-
-
-def _kernel_grid(levels: np.ndarray) -> Image.Image:
-    filters, _, _, size = levels.shape
-    side = size * max(1, KERNEL_PIXELS // size)
-    step = side + GAP
-    rows, columns = -(-filters // KERNELS_PER_ROW), min(filters, KERNELS_PER_ROW)
-    grid = Image.new("RGBA", (columns * step - GAP, rows * step - GAP))
-    for i, kernel in enumerate(levels):
-        tile = Image.fromarray(kernel.transpose(1, 2, 0)).resize((side, side), Image.Resampling.NEAREST)
-        grid.paste(tile, (i % KERNELS_PER_ROW * step, i // KERNELS_PER_ROW * step))
-    return grid
 
 
 KERNEL_MARGIN = 24
