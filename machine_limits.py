@@ -1,7 +1,7 @@
-"""How many CPUs and how much memory this process may use: the machine's, its affinity mask's and its control groups'.
+"""CPU and memory limits of this process, by the machine, its affinity mask and its control groups.
 
 A container on 64 cores that may use two of them is told of 64 by `os.cpu_count`. Ray and joblib read the limits of the
-outermost control group only, which is another one than that of a systemd unit or of a Slurm job.
+outermost control group only, which is not that of a systemd unit or of a Slurm job.
 """
 
 from __future__ import annotations

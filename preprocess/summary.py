@@ -1,4 +1,4 @@
-"""What a build says: warnings about its input at the beginning, numbers at the end."""
+"""Messages of a build: warnings about its input at the beginning, numbers at the end."""
 
 from __future__ import annotations
 

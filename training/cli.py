@@ -13,7 +13,7 @@ from interrupts import sigterm_as_sigint
 def run_command(main: Callable[[Sequence[str]], None]) -> int:
     """Run `main` on the command line and return the exit code: 0, 2 for bad input, 130 or 143 when interrupted.
 
-    SIGTERM takes the way of Ctrl-C, so that a stopped job cleans up like an interrupted one.
+    SIGTERM is handled as Ctrl-C, so that a stopped job cleans up like an interrupted one.
     """
     terminated = sigterm_as_sigint()
     try:

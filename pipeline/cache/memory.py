@@ -1,4 +1,4 @@
-"""Where a cache may be, and how much memory there is for it."""
+"""Kinds of caches, and the memory that is left for them."""
 
 from __future__ import annotations
 

@@ -31,7 +31,7 @@ RESIZE_SECONDS = 30.0
 def fit(config: Config, resources: Resources, tracking_uri: str, run_id: str, created: float) -> str | None:
     """Run the workers to the end; return the reason if the training failed.
 
-    The MLflow run was `created` then, in seconds since 1970.
+    `created` is the time of the MLflow run's creation, in seconds since 1970.
 
     Raises:
         KeyboardInterrupt: it was interrupted.

@@ -17,9 +17,7 @@ NumberFormat = Literal["bfloat16", "float16", "float32"]
 _FORMATS: Sequence[NumberFormat] = ("bfloat16", "float16", "float32")
 """In the order in which workers of different devices give way to each other."""
 _BFLOAT16_FLAGS = ("amx_bf16", "avx512_bf16")
-"""Flags of CPUs on which bfloat16 gains: with AMX it is several times as fast as float32, and with AVX-512 alone half
-again to twice as fast (AlexNet at 224 pixels, 2 threads of an AMD EPYC: 120 against 75 images/s). On others it is
-emulated and many times slower."""
+"""Flags of CPUs that multiply bfloat16 faster than float32. On others it is emulated and many times slower."""
 NO_SCALING = GradScaler("cpu", enabled=False)
 """What `training.loop.step` needs for the other formats: it changes nothing."""
 
@@ -50,7 +48,7 @@ def agree_on_format(precision: Precision, layout: Layout) -> tuple[NumberFormat,
     """Return `choose_format` of all workers, which may have different devices; all must call it together."""
     own, reason = choose_format(precision, layout.device)
     agreed = _FORMATS[layout.max_of(_FORMATS.index(own))]
-    return agreed, reason if agreed == own else "a worker on another machine has no bfloat16 units"
+    return agreed, reason if agreed == own else "another worker has no bfloat16"
 
 
 def autocast(precision: Precision, device: torch.device) -> torch.autocast:

@@ -1,4 +1,4 @@
-"""What a training can be asked to do between two steps."""
+"""Requests to a training, which it follows between two steps."""
 
 from __future__ import annotations
 

@@ -60,7 +60,7 @@ class TrainState:
     number_format: NumberFormat
     """Of the forward and backward passes."""
     format_reason: str
-    """Why it is not the configuration's `precision`; empty if it is."""
+    """Why it was chosen; empty where the configuration's `precision` names it."""
     autocast: torch.autocast
     scaler: GradScaler
     """The scale of the loss, for float16."""

@@ -1,4 +1,11 @@
-"""MLflow: one run per training, however often its workers start again."""
+"""MLflow: one run per training, however often its workers start again.
+
+The life of a point of the curves: the worker hands it to a `MetricLog`. Its thread writes it to a `Spool`, files in the
+run's storage, which are on disk before the next checkpoint is complete. From there a `Delivery` gives it to MLflow,
+exactly once. At the end `finish` sends the rest and sets the run's state. Where MLflow is away, or the command was
+killed, points and state wait in the storage until the next command that reads the run: `settle` sends them. `claim`
+decides which process trains a run.
+"""
 
 from training.tracking.client import describe, hurry_if_away, open_client, shown_uri, store_errors, tracking_uri
 from training.tracking.history import read_history

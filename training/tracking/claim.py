@@ -1,4 +1,4 @@
-"""Which process trains a run: one at a time, and it notes every few seconds in the run that it is alive."""
+"""Ownership of a run: one process at a time trains it, and notes every few seconds in the run that it is alive."""
 
 from __future__ import annotations
 

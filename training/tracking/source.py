@@ -1,4 +1,4 @@
-"""What a result depends on: the code, the libraries, the data."""
+"""Sources of a result: the code, the libraries, the data."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from mlflow.utils import mlflow_tags
 from preprocess.manifest import manifest_digest, read_manifest
 
 SPLITS = {"train": "training", "val": "validation"}
-"""What each split is used for, in MLflow's words."""
+"""Context of each split as a data set of the run, in MLflow's words."""
 DIGEST_LENGTH = 8
 """Characters of the manifest's digest on a run's page, as in MLflow's own digests; all of it is a parameter."""
 COMMAND = "twotower.command"

@@ -1,4 +1,4 @@
-"""What MLflow has not taken of a run: files in its storage, STORAGE/RUN_ID/unsent, on a disk or in a bucket."""
+"""Unsent updates of a run: files in its storage, STORAGE/RUN_ID/unsent, on a disk or in a bucket."""
 
 from __future__ import annotations
 

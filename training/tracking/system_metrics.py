@@ -32,7 +32,7 @@ class SystemMetrics:
     """
 
     def __init__(self, uri: str, run_id: str, storage: str, created: float, *, is_only_node: bool) -> None:
-        """Prepare for a run that was `created` then, in seconds since 1970.
+        """Prepare for a run; `created` is the time of its creation, in seconds since 1970.
 
         With other nodes, the metrics have the name of this one: `system/NODE/...`.
         """
