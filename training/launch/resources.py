@@ -49,7 +49,7 @@ def check_data_and_network(config: Config) -> None:
     if manifest.short_side != config.short_side:
         raise InputError(
             f"{config.data} has a short side of {manifest.short_side} pixels; "
-            f"recipe {config.recipe} is for {config.short_side}"
+            f"recipe {config.recipe} is for {config.short_side}; use shards built with --short-side {config.short_side}"
         )
     if config.optimizer.schedule == "plateau" and not manifest.samples("val"):
         raise InputError(
@@ -58,7 +58,9 @@ def check_data_and_network(config: Config) -> None:
         )
     samples = manifest.split("train").samples
     if samples < config.batch_size:
-        raise InputError(f"batch_size {config.batch_size} is more than the {samples} train samples of {config.data}")
+        raise InputError(
+            f"batch_size {config.batch_size} is more than the {samples} train samples of {config.data}; use fewer"
+        )
     config.architecture().check(len(manifest.classes), config.parallel.model)
     with torch.device("meta"):  # only names: no memory, no random numbers
         named = make_network(config.architecture(), len(manifest.classes))
