@@ -7,17 +7,23 @@ from pathlib import Path
 
 import numpy as np
 
+from pipeline.reading.samples import StoredSample
 from preprocess.manifest import Manifest
 from training.ensemble import Ensemble
+from training.features import convolution_maps
 from training.load_model import LoadedModel
 from training.report.curves import CURVE_METRICS
 from training.report.html import Subject
 
 
-def describe(ensemble: Ensemble, manifest: Manifest, project: Path) -> Subject:
-    """Return the names and the size of the networks; of a single one also the first layer, and its run's curves.
+def describe(ensemble: Ensemble, manifest: Manifest, project: Path, example: StoredSample) -> Subject:
+    """Return the names and the size of the networks; of a single one also its first layer, maps and run's curves.
 
-    `project` is the folder of the default MLflow store.
+    Args:
+        ensemble: the networks.
+        manifest: of the data set that they are evaluated on.
+        project: the folder of the default MLflow store.
+        example: the sample whose feature maps are shown.
 
     Raises:
         InputError: the store fails.
@@ -30,6 +36,8 @@ def describe(ensemble: Ensemble, manifest: Manifest, project: Path) -> Subject:
         data=manifest.name,
         conv1=None if single is None else _first_layer(single),
         towers=1 if single is None else single.architecture.towers,
+        maps=() if single is None else tuple(convolution_maps(single, example.jpeg)),
+        maps_of=example,
         history={} if single is None or single.run_id is None else _history(single.run_id, project),
     )
 

@@ -29,6 +29,7 @@ from training.describe import describe
 from training.ensemble import Ensemble, average
 from training.load_model import LoadedModel, add_device_argument, add_model_arguments, load_models, make_dense
 from training.loop.step import TOP_K, score
+from training.report.examples import random_samples
 from training.report.folder import check_replaceable, prepare_folder, report_files, write_report
 from training.report.metrics import Evaluated, MemberResult, Predictions, Report, summarise
 
@@ -94,7 +95,9 @@ def main(arguments: Sequence[str]) -> None:
         images_per_second=len(predictions.labels) / (time.perf_counter() - started),
         members=members,
     )
-    write_report(folder, report, predictions, describe(ensemble, manifest, project), loaders[0].example)
+    (shown,) = random_samples(predictions, 1, seed=0)
+    subject = describe(ensemble, manifest, project, loaders[0].example(shown))
+    write_report(folder, report, predictions, subject, loaders[0].example)
     print_result(report, folder)
     for trained in ensemble.members:
         if trained.run_id is not None:

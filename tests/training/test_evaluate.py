@@ -84,6 +84,7 @@ def test_a_run_gets_its_evaluation(command, checkpoint: Path, tiny_shards: Path,
     report = Path(re.search(r"report (\S+)", out)[1])
     step = f"step-{read_checkpoint(checkpoint).step:08d}"
     assert report == tmp_path / "reports" / f"{run_id}-{step}-val-1crop" / "report.html"
+    assert 'alt="conv5: ' in report.read_text()
     assert "Learning rate by step: learning rate from 0.01 to 0.001," in report.read_text()
     metrics = client.get_run(run_id).data.metrics
     assert set(metrics) - {"train/lr"} == {"eval/top1", "eval/balanced_accuracy", "eval/loss"}

@@ -14,8 +14,10 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from PIL import Image
 from scipy.stats import binomtest
 
+from pipeline.reading.samples import StoredSample
 from training.report.curves import make_charts
-from training.report.examples import ReportExamples
+from training.report.examples import ReportExamples, make_thumbnail
+from training.report.feature_maps import MAPS, LayerMaps, maps_grid
 from training.report.kernels import LEAST_SMOOTHNESS, kernel_grids, smoothness
 from training.report.metrics import (
     ClassResult,
@@ -44,6 +46,9 @@ class Subject:
     data: str
     conv1: np.ndarray | None
     towers: int = 1
+    maps: tuple[LayerMaps, ...] = ()
+    """Feature maps of the sample `maps_of`, first layer first; empty for an ensemble."""
+    maps_of: StoredSample | None = None
     history: Mapping[str, Mapping[int, float]] = field(default_factory=dict)
     """Value of each of `training.report.curves.CURVE_METRICS` at each step of the training; empty if not known."""
 
@@ -91,6 +96,9 @@ def render_html(
         "calibration_error": calibration_error(bins),
         "charts": make_charts(subject.history),
         "kernels": [] if subject.conv1 is None else kernel_grids(subject.conv1, subject.towers),
+        "maps": [(layer.title, maps_grid(layer)) for layer in subject.maps],
+        "maps_shown": MAPS,
+        "maps_thumbnail": None if subject.maps_of is None else make_thumbnail(subject.maps_of.jpeg),
         "smoothness": None if subject.conv1 is None else smoothness(subject.conv1),
         "least_smoothness": LEAST_SMOOTHNESS,
         "kernel_limit": None if subject.conv1 is None else float(np.nanmax(np.abs(subject.conv1))),
