@@ -14,9 +14,12 @@ from training.features import convolution_maps
 from training.load_model import LoadedModel
 from training.report.curves import CURVE_METRICS
 from training.report.html import Subject
+from training.report.retrieval import Retrieval
 
 
-def describe(ensemble: Ensemble, manifest: Manifest, project: Path, example: StoredSample) -> Subject:
+def describe(
+    ensemble: Ensemble, manifest: Manifest, project: Path, example: StoredSample, retrieval: Retrieval | None = None
+) -> Subject:
     """Return the names and the size of the networks; of a single one also its first layer, maps and run's curves.
 
     Args:
@@ -24,6 +27,7 @@ def describe(ensemble: Ensemble, manifest: Manifest, project: Path, example: Sto
         manifest: of the data set that they are evaluated on.
         project: the folder of the default MLflow store.
         example: the sample whose feature maps are shown.
+        retrieval: of a single network, if it was asked for.
 
     Raises:
         InputError: the store fails.
@@ -36,6 +40,7 @@ def describe(ensemble: Ensemble, manifest: Manifest, project: Path, example: Sto
         data=manifest.name,
         conv1=None if single is None else _first_layer(single),
         towers=1 if single is None else single.architecture.towers,
+        retrieval=retrieval,
         maps=() if single is None else tuple(convolution_maps(single, example.jpeg)),
         maps_of=example,
         history={} if single is None or single.run_id is None else _history(single.run_id, project),

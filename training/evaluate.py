@@ -32,6 +32,8 @@ from training.loop.step import TOP_K, score
 from training.report.examples import random_samples
 from training.report.folder import check_replaceable, prepare_folder, report_files, write_report
 from training.report.metrics import Evaluated, MemberResult, Predictions, Report, summarise
+from training.report.retrieval import Retrieval
+from training.retrieval import retrieve
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient  # takes seconds to import: weights and checkpoints do without
@@ -50,12 +52,20 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
         action="store_true",
         help="fc6 to fc8 as convolutions over the complete central square, their logits averaged",
     )
+    parser.add_argument(
+        "--retrieve-from",
+        metavar="SPLIT",
+        help="also find the nearest images of this split by the last hidden layer's features, as in 2012",
+    )
     parser.add_argument("--output", type=Path, metavar="DIR", help="(default: reports/ and a name)")
     parser.add_argument("--overwrite", action="store_true", help="replace the report of another evaluation in DIR")
     parser.add_argument("--batch-size", type=int, default=128, metavar="N", help="images (default: 128)")
     options = parser.parse_args(arguments)
     if options.dense and options.crops != 1:
         raise InputError(f"--crops is {options.crops}: --dense sees the complete square; use 1")
+    if options.retrieve_from is not None and (options.dense or options.retrieve_from == options.split):
+        problem = "--dense has no single features" if options.dense else "the images would find themselves"
+        raise InputError(f"--retrieve-from is {options.retrieve_from}: {problem}; use another split, without --dense")
     return options
 
 
@@ -67,7 +77,10 @@ def main(arguments: Sequence[str]) -> None:
     manifest = read_manifest(data)
     for trained in ensemble.members:
         check_data(trained, manifest, data)
-    check_split(manifest, options.split, data)
+    check_split("--split", manifest, options.split, data)
+    if options.retrieve_from is not None:
+        check_split("--retrieve-from", manifest, options.retrieve_from, data)
+        check_single(ensemble)
     evaluated = Evaluated(
         split=options.split,
         crops=options.crops,
@@ -87,16 +100,19 @@ def main(arguments: Sequence[str]) -> None:
     ]
     started = time.perf_counter()
     predictions, members = predict_all(ensemble, loaders)
+    seconds = time.perf_counter() - started
+    retrieval = None if options.retrieve_from is None else find_nearest(ensemble.members[0], data, options)
     report = summarise(
         predictions,
         name_classes(manifest.classes, options.class_names),
         evaluated,
         checkpoint=ensemble.name,
-        images_per_second=len(predictions.labels) / (time.perf_counter() - started),
+        images_per_second=len(predictions.labels) / seconds,
         members=members,
+        retrieval=None if retrieval is None else retrieval.result(),
     )
     (shown,) = random_samples(predictions, 1, seed=0)
-    subject = describe(ensemble, manifest, project, loaders[0].example(shown))
+    subject = describe(ensemble, manifest, project, loaders[0].example(shown), retrieval)
     write_report(folder, report, predictions, subject, loaders[0].example)
     print_result(report, folder)
     for trained in ensemble.members:
@@ -121,6 +137,9 @@ def print_result(report: Report, folder: Path) -> None:
         print(f"top-1 {member['top1']:.4f}{_top5(member['top5'])}: {member['checkpoint']}")
     samples = f"{report['samples']} samples of {report['split']}"
     print(f"top-1 {report['top1']:.4f}{_top5(report['top5'])} on {samples}")
+    if (retrieval := report["retrieval"]) is not None:
+        found = f"{retrieval['precision_at_6']:.4f}, by pixels {retrieval['pixel_precision_at_6']:.4f}"
+        print(f"precision at 6 {found} among {retrieval['images']} images of {retrieval['split']}")
     print(f"report {folder / 'report.html'}", flush=True)
 
 
@@ -145,11 +164,19 @@ def check_data(trained: LoadedModel, manifest: Manifest, folder: str) -> None:
         )
 
 
-def check_split(manifest: Manifest, split: str, folder: str) -> None:
-    """Raise `InputError` unless the data set has samples of the split."""
+def check_split(option: str, manifest: Manifest, split: str, folder: str) -> None:
+    """Raise `InputError` unless the data set has samples of the split that `option` names."""
     if not manifest.split(split).samples:
         others = ", ".join(name for name in manifest.splits if manifest.samples(name))
-        raise InputError(f"--split is {split}: {folder} has no samples of it; use {others}")
+        raise InputError(f"{option} is {split}: {folder} has no samples of it; use {others}")
+
+
+def check_single(ensemble: Ensemble) -> None:
+    """Raise `InputError` for an ensemble: the features of its networks cannot be compared."""
+    if len(ensemble.members) > 1:
+        raise InputError(
+            f"--retrieve-from cannot be combined with {len(ensemble.members)} networks; use it with each of them"
+        )
 
 
 def open_loader(trained: LoadedModel, data: str, split: str, batch_size: int, crops: int) -> Loader:
@@ -167,6 +194,15 @@ def open_loader(trained: LoadedModel, data: str, split: str, batch_size: int, cr
         color_stats=trained.data.color_stats,
         mean_image=trained.mean_image,
     )
+
+
+def find_nearest(trained: LoadedModel, data: str, options: argparse.Namespace) -> Retrieval:
+    """Return the nearest images of the split `--retrieve-from`; raise `InputError` where it has too few."""
+    queries, images = (
+        open_loader(trained, data, split, options.batch_size, crops=1)
+        for split in (options.split, options.retrieve_from)
+    )
+    return retrieve(trained, queries, images, options.retrieve_from)
 
 
 def predict_all(ensemble: Ensemble, loaders: Sequence[Loader]) -> tuple[Predictions, list[MemberResult]]:
@@ -237,6 +273,7 @@ def _log_report(client: MlflowClient, run_id: str, report: Report, folder: Path,
         "top5": report["top5"],
         "balanced_accuracy": report["balanced_accuracy"],
         "loss": report["loss"],
+        "precision_at_6": None if report["retrieval"] is None else report["retrieval"]["precision_at_6"],
     }
     for metric, value in numbers.items():
         if value is not None:

@@ -72,6 +72,7 @@ def test_report_equals_the_numbers_counted_by_hand(six):
         "weights_sha256": "cd" * 32,
         "balanced_accuracy": pytest.approx((2 / 3 + 0 + 1 + 0 + 0) / 5),
         "members": [],
+        "retrieval": None,
     }
     assert report["per_class"] == [
         {"id": "n0", "name": "ant", "samples": 3, "top1": 2 / 3, "top5": 1.0},

@@ -76,7 +76,7 @@ def write_report(
     names = unique_names(classes)
     examples = choose_examples(predictions, names, read_example, seed)
     pictures = draw_pictures(report, predictions, subject, examples, names)
-    page = render_html(report, predictions, subject, examples, names)
+    page = render_html(report, predictions, subject, examples, names, read_example)
     text = f"{json.dumps(report, indent=1, ensure_ascii=False, allow_nan=False)}\n"
     (folder / REPORT_NAME).unlink(missing_ok=True)
     (folder / PICTURES).mkdir(exist_ok=True)

@@ -16,7 +16,7 @@ from scipy.stats import binomtest
 
 from pipeline.reading.samples import StoredSample
 from training.report.curves import make_charts
-from training.report.examples import ReportExamples, make_thumbnail
+from training.report.examples import ReadExample, ReportExamples, make_thumbnail
 from training.report.feature_maps import MAPS, LayerMaps, maps_grid
 from training.report.kernels import LEAST_SMOOTHNESS, kernel_grids, smoothness
 from training.report.metrics import (
@@ -28,6 +28,7 @@ from training.report.metrics import (
     confidence_bins,
     confusion_matrix,
 )
+from training.report.retrieval import Retrieval, make_rows
 
 MATRIX_CLASSES = 50  # more do not fit on a screen
 TABLE_CLASSES = 60  # more are folded away behind the worst and the best
@@ -46,6 +47,8 @@ class Subject:
     data: str
     conv1: np.ndarray | None
     towers: int = 1
+    retrieval: Retrieval | None = None
+    """Nearest images; None where it was not asked for."""
     maps: tuple[LayerMaps, ...] = ()
     """Feature maps of the sample `maps_of`, first layer first; empty for an ensemble."""
     maps_of: StoredSample | None = None
@@ -59,7 +62,12 @@ def has_matrix(report: Report) -> bool:
 
 
 def render_html(
-    report: Report, predictions: Predictions, subject: Subject, examples: ReportExamples, names: Sequence[str]
+    report: Report,
+    predictions: Predictions,
+    subject: Subject,
+    examples: ReportExamples,
+    names: Sequence[str],
+    read_example: ReadExample,
 ) -> str:
     """Return the page; every string from the data set is escaped. `names` are those of the classes, no two the same."""
     rows = report["per_class"]
@@ -96,6 +104,7 @@ def render_html(
         "calibration_error": calibration_error(bins),
         "charts": make_charts(subject.history),
         "kernels": [] if subject.conv1 is None else kernel_grids(subject.conv1, subject.towers),
+        "rows": [] if subject.retrieval is None else make_rows(subject.retrieval, names, read_example),
         "maps": [(layer.title, maps_grid(layer)) for layer in subject.maps],
         "maps_shown": MAPS,
         "maps_thumbnail": None if subject.maps_of is None else make_thumbnail(subject.maps_of.jpeg),

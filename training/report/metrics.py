@@ -71,6 +71,19 @@ class MemberResult(TypedDict):
     top5: float | None
 
 
+class RetrievalResult(TypedDict):
+    """Retrieval in `report.json`: the mean part of the six nearest images that are of the query's class, 0-1.
+
+    `split` is where the neighbours come from, `images` how many of it were searched.
+    """
+
+    split: str
+    queries: int
+    images: int
+    precision_at_6: float
+    pixel_precision_at_6: float
+
+
 class Evaluated(TypedDict):
     """What was evaluated, and how: two evaluations in which these are the same have the same numbers.
 
@@ -90,7 +103,8 @@ class Report(Evaluated):
     `balanced_accuracy` is the mean of the classes' top-1 accuracies, of those that have samples (Brodersen et al. 2010,
     The Balanced Accuracy and Its Posterior Distribution; scikit-learn's `balanced_accuracy_score`).
     `per_class` is in the order of the labels. With fewer than five classes every top-5 figure is null.
-    `images_per_second` is over the wall time of the evaluation, loading included. `members` is empty for one network.
+    `images_per_second` is over the wall time of the evaluation, loading included. `members` is empty for one network,
+    `retrieval` null where it was not asked for.
     """
 
     samples: int
@@ -104,6 +118,7 @@ class Report(Evaluated):
     checkpoint: str
     images_per_second: float
     members: list[MemberResult]
+    retrieval: RetrievalResult | None
 
 
 def summarise(
@@ -114,6 +129,7 @@ def summarise(
     checkpoint: str,
     images_per_second: float,
     members: Sequence[MemberResult] = (),
+    retrieval: RetrievalResult | None = None,
 ) -> Report:
     """Return the content of `report.json`.
 
@@ -145,6 +161,7 @@ def summarise(
         weights_sha256=evaluated["weights_sha256"],
         balanced_accuracy=_mean([row["top1"] for row in per_class if row["top1"] is not None]),
         members=list(members),
+        retrieval=retrieval,
     )
 
 
