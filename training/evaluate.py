@@ -31,7 +31,7 @@ from training.load_model import LoadedModel, add_device_argument, add_model_argu
 from training.loop.step import TOP_K, score
 from training.report.examples import random_samples
 from training.report.folder import check_replaceable, prepare_folder, report_files, write_report
-from training.report.metrics import Evaluated, MemberResult, Predictions, Report, summarise
+from training.report.metrics import Comparison, Evaluated, MemberResult, Predictions, Report, compare, summarise
 from training.report.retrieval import Retrieval
 from training.retrieval import retrieve
 
@@ -42,7 +42,10 @@ if TYPE_CHECKING:
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
     """Return the parsed command line; exits with code 2 where it makes no sense."""
     parser = CommandParser(prog="python -m training.evaluate", description="Measure a network, or several, on a split.")
-    add_model_arguments(parser, several=True)
+    networks = add_model_arguments(parser, several=True)
+    networks.add_argument(
+        "--compare", nargs=2, dest="run", metavar=("RUN_A", "RUN_B"), help="two runs side by side, with McNemar's test"
+    )
     add_device_argument(parser)
     parser.add_argument("--data", required=True, metavar="DIR", help="folder of shards")
     parser.add_argument("--split", default="val", help="of the shards: val, test or train (default: val)")
@@ -99,7 +102,7 @@ def main(arguments: Sequence[str]) -> None:
         for trained in ensemble.views.values()
     ]
     started = time.perf_counter()
-    predictions, members = predict_all(ensemble, loaders)
+    predictions, members, comparison = predict_all(ensemble, loaders)
     seconds = time.perf_counter() - started
     retrieval = None if options.retrieve_from is None else find_nearest(ensemble.members[0], data, options)
     report = summarise(
@@ -109,6 +112,7 @@ def main(arguments: Sequence[str]) -> None:
         checkpoint=ensemble.name,
         images_per_second=len(predictions.labels) / seconds,
         members=members,
+        comparison=comparison,
         retrieval=None if retrieval is None else retrieval.result(),
     )
     (shown,) = random_samples(predictions, 1, seed=0)
@@ -135,6 +139,9 @@ def print_result(report: Report, folder: Path) -> None:
     """Print the accuracy of each network of an ensemble, that of all, and where the report is."""
     for member in report["members"]:
         print(f"top-1 {member['top1']:.4f}{_top5(member['top5'])}: {member['checkpoint']}")
+    if (both := report["comparison"]) is not None:
+        only = f"{both['first_only']} right only by the first, {both['second_only']} only by the second"
+        print(f"{only}: McNemar's test p = {both['p_value']:.3g}")
     samples = f"{report['samples']} samples of {report['split']}"
     print(f"top-1 {report['top1']:.4f}{_top5(report['top5'])} on {samples}")
     if (retrieval := report["retrieval"]) is not None:
@@ -205,18 +212,23 @@ def find_nearest(trained: LoadedModel, data: str, options: argparse.Namespace) -
     return retrieve(trained, queries, images, options.retrieve_from)
 
 
-def predict_all(ensemble: Ensemble, loaders: Sequence[Loader]) -> tuple[Predictions, list[MemberResult]]:
-    """Return the predictions for every sample of a split, in its order, and the accuracy of each network of several.
+def predict_all(
+    ensemble: Ensemble, loaders: Sequence[Loader]
+) -> tuple[Predictions, list[MemberResult], Comparison | None]:
+    """Return the predictions for every sample of a split, in its order.
+
+    Also return the accuracy of each network of several, and the comparison of two.
 
     `loaders` give the same split for each of the ensemble's `views`.
     """
-    labels, losses, classes, probabilities = [], [], [], []
+    labels, losses, classes, probabilities, member_hits = [], [], [], [], []
     scores = torch.zeros(len(ensemble.members), 4, dtype=torch.float64, device=ensemble.members[0].device)
     batches = zip(*loaders, strict=True)
     for views in tqdm(batches, desc="evaluate", unit="batch", total=len(loaders[0]), disable=None):
         truth = views[0][1]
         member_logs = ensemble.log_probabilities([images for images, _ in views])
         scores += torch.stack([score(logs, truth) for logs in member_logs])
+        member_hits.append(torch.stack([logs.argmax(1) == truth for logs in member_logs]))
         logs = average(member_logs)
         best = logs.topk(min(TOP_K, logs.shape[1]), dim=1)
         labels.append(truth)
@@ -229,7 +241,8 @@ def predict_all(ensemble: Ensemble, loaders: Sequence[Loader]) -> tuple[Predicti
         top_probabilities=torch.cat(probabilities).cpu().numpy(),
         losses=torch.cat(losses).cpu().numpy().astype(np.float64),
     )
-    return predictions, _member_results(ensemble, scores.tolist())
+    hits = torch.cat(member_hits, dim=1).cpu().numpy()
+    return predictions, _member_results(ensemble, scores.tolist()), compare(*hits) if len(hits) == 2 else None
 
 
 def _member_results(ensemble: Ensemble, scores: Sequence[Sequence[float]]) -> list[MemberResult]:

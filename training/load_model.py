@@ -92,8 +92,8 @@ class LoadedModel:
         return [asdict(entry) for entry in self.data.classes]
 
 
-def add_model_arguments(parser: argparse.ArgumentParser, *, several: bool = False) -> None:
-    """Add the arguments that choose a trained network: one of --run, --checkpoint, --weights.
+def add_model_arguments(parser: argparse.ArgumentParser, *, several: bool = False) -> argparse._MutuallyExclusiveGroup:
+    """Add the arguments that choose a trained network, one of --run, --checkpoint, --weights; return their group.
 
     With `several`, --run and --checkpoint may be repeated, for `load_models`.
     """
@@ -112,6 +112,7 @@ def add_model_arguments(parser: argparse.ArgumentParser, *, several: bool = Fals
         metavar="FILE",
         help="lines of a class id and its name (default: the names in the data set, and those of ImageNet's wnids)",
     )
+    return choice
 
 
 def add_device_argument(parser: argparse.ArgumentParser) -> None:

@@ -34,6 +34,9 @@ def test_the_probabilities_of_the_networks_are_averaged(
     _, second = reference(pair[1], tiny_shards, crops, divisor=255.0)
     accuracies = [(one.argmax(1) == labels).mean() for one in (first, second)]
     assert len({*accuracies}) == 2, "networks that are right equally often would show nothing"
+    right = [one.argmax(1) == labels for one in (first, second)]
+    counts = [int((right[a] & ~right[1 - a]).sum()) for a in (0, 1)]
+    assert [report["comparison"][key] for key in ("first_only", "second_only")] == counts
     mean = (first + second) / 2
     assert report["top1"] == pytest.approx((mean.argmax(1) == labels).mean())
     assert report["loss"] == pytest.approx(-np.log(mean[np.arange(len(labels)), labels]).mean(), rel=2e-2)
@@ -45,6 +48,7 @@ def test_the_probabilities_of_the_networks_are_averaged(
     assert report["checkpoint"] == f"average of {pair[0]}; {pair[1]}"
     page = (tmp_path / "r" / "report.html").read_text()
     assert "2 × alexnet-small" in page
+    assert f"only by the first for {counts[0]}, and only by the second for {counts[1]}." in page
     assert f">{pair[1]}</td>" in page
     assert "First layer" not in page
 
@@ -72,8 +76,12 @@ def test_each_run_of_an_ensemble_gets_the_report_and_keeps_its_own_numbers(
         runs.append(create_run(client, "twotower", "r", {}))
         client.log_artifacts(runs[-1], str(folder), "checkpoints/best")
     arguments = [argument for run in runs for argument in ("--run", run)]
-    code, _, err = command(evaluate.main, *arguments, "--which", "best", "--data", tiny_shards, "--crops", 10)
+    options = ("--which", "best", "--data", tiny_shards, "--crops", 10)
+    code, _, err = command(evaluate.main, *arguments, *options)
     assert code == 0, err
+    code, out, err = command(evaluate.main, "--compare", *runs, *options)
+    assert code == 0, "it is the same evaluation under another name"
+    assert "only by the second: McNemar's test p = " in out
     (folder,) = (tmp_path / "reports").iterdir()
     report = json.loads((folder / "report.json").read_text())
     for run in runs:

@@ -110,7 +110,7 @@ def test_report_json_is_the_summary(written):
     assert list(report) == [
         *("split", "samples", "crops", "top1", "top5", "top1_error", "top5_error", "loss", "per_class"),
         *("checkpoint", "manifest_sha256", "images_per_second", "view", "weights_sha256", "balanced_accuracy"),
-        *("members", "retrieval"),
+        *("members", "comparison", "retrieval"),
     ]
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any, TypedDict
 
 import numpy as np
+from scipy.stats import binomtest
 
 from errors import InputError
 from preprocess.manifest import ClassEntry
@@ -71,6 +72,33 @@ class MemberResult(TypedDict):
     top5: float | None
 
 
+class Comparison(TypedDict):
+    """Two networks on the same samples: how many each got right, and McNemar's test.
+
+    `p_value` is the probability of a difference at least as large between networks that are equally good: exact, two
+    sided (McNemar 1947).
+    """
+
+    both_right: int
+    first_only: int
+    second_only: int
+    both_wrong: int
+    p_value: float
+
+
+def compare(first: np.ndarray, second: np.ndarray) -> Comparison:
+    """Compare the networks whose first guesses were right where `first` and `second`, (N,) bool, are true."""
+    first_only, second_only = int((first & ~second).sum()), int((second & ~first).sum())
+    differing = first_only + second_only
+    return Comparison(
+        both_right=int((first & second).sum()),
+        first_only=first_only,
+        second_only=second_only,
+        both_wrong=int((~first & ~second).sum()),
+        p_value=float(binomtest(first_only, differing).pvalue) if differing else 1.0,
+    )
+
+
 class RetrievalResult(TypedDict):
     """Retrieval in `report.json`: the mean part of the six nearest images that are of the query's class, 0-1.
 
@@ -104,6 +132,7 @@ class Report(Evaluated):
     The Balanced Accuracy and Its Posterior Distribution; scikit-learn's `balanced_accuracy_score`).
     `per_class` is in the order of the labels. With fewer than five classes every top-5 figure is null.
     `images_per_second` is over the wall time of the evaluation, loading included. `members` is empty for one network,
+    `comparison` null unless there are two,
     `retrieval` null where it was not asked for.
     """
 
@@ -118,6 +147,7 @@ class Report(Evaluated):
     checkpoint: str
     images_per_second: float
     members: list[MemberResult]
+    comparison: Comparison | None
     retrieval: RetrievalResult | None
 
 
@@ -129,6 +159,7 @@ def summarise(
     checkpoint: str,
     images_per_second: float,
     members: Sequence[MemberResult] = (),
+    comparison: Comparison | None = None,
     retrieval: RetrievalResult | None = None,
 ) -> Report:
     """Return the content of `report.json`.
@@ -161,6 +192,7 @@ def summarise(
         weights_sha256=evaluated["weights_sha256"],
         balanced_accuracy=_mean([row["top1"] for row in per_class if row["top1"] is not None]),
         members=list(members),
+        comparison=comparison,
         retrieval=retrieval,
     )
 
