@@ -106,3 +106,12 @@ def test_networks_of_other_classes_are_refused(command, checkpoint: Path, tiny_s
     code, _, err = command(evaluate.main, *checkpoints(checkpoint, other), "--data", tiny_shards)
     assert (code, err.count("\n")) == (2, 1)
     assert f"error: {other} has other classes (3) than {checkpoint} (3); use networks of the same classes" in err
+
+
+def test_features_of_several_networks_are_not_compared(
+    command, pair: tuple[Path, Path], tiny_shards: Path, tmp_path: Path
+) -> None:
+    arguments = (*checkpoints(*pair), "--data", tiny_shards, "--retrieve-from", "train")
+    code, _, err = command(evaluate.main, *arguments)
+    assert (code, err) == (2, "error: --retrieve-from cannot be combined with 2 networks; use it with each of them\n")
+    assert not (tmp_path / "reports").exists()
