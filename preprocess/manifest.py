@@ -201,7 +201,8 @@ def parse_manifest(folder: Path | str) -> Manifest:
         raise InputError(f"data folder {folder} does not exist; make one with python -m preprocess.build_shards")
     path = folder / MANIFEST_NAME
     if not os.path.isfile(path):  # noqa: PTH113
-        raise InputError(f"{folder} has no {MANIFEST_NAME}: it is not a complete folder of shards")
+        problem = f"{folder} has no {MANIFEST_NAME}: it is not a complete folder of shards"
+        raise InputError(f"{problem}; make one with build_shards")
     return read_versioned_json(Manifest, path, SCHEMA)
 
 

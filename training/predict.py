@@ -57,7 +57,9 @@ def read_sample(path: Path, trained: LoadedModel) -> bytes:
     except OSError as error:
         raise InputError(f"image {path} cannot be read: {error.strerror}") from error
     except UnreadableImage as error:
-        raise InputError(f"image {path} cannot be used: {error}") from error
+        reason, of_build, _ = str(error).partition("; use --value-range")
+        trained_without = "; the network was trained on shards built without --value-range" if of_build else ""
+        raise InputError(f"image {path} cannot be used: {reason}{trained_without}") from error
 
 
 def make_input(trained: LoadedModel, samples: Sequence[bytes], crops: int = 1) -> Tensor:

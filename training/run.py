@@ -90,6 +90,8 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("--resume", metavar="RUN_ID")
     resume, rest = parser.parse_known_args(arguments)
     resumed: str | None = resume.resume
+    if resumed is not None and rest[:1] and rest[0] in RECIPES:
+        raise InputError(f"recipe is {rest[0]}: --resume goes on with the run's own; leave the recipe out")
     config = parse(rest) if resumed is None else parse_resumed(resumed, rest)
     from training.launch.launcher import TrainingError, launch  # imports Ray and MLflow, which takes seconds
 

@@ -6,7 +6,7 @@ import pytest
 from errors import InputError
 from training.config import Config, Network, Optimizer, Parallel, flatten
 from training.recipes import RECIPES
-from training.run import parse
+from training.run import main, parse
 from typed_json import parse_json
 
 
@@ -106,6 +106,11 @@ def test_what_the_parser_refuses_is_one_line_with_the_nearest_field(arguments: s
     with pytest.raises(InputError, match=message) as error:
         parse(arguments.split())
     assert "\n" not in str(error.value)
+
+
+def test_a_recipe_and_resume_together_are_refused() -> None:
+    with pytest.raises(InputError, match="recipe is cifar10: --resume goes on with the run's own; leave"):
+        main(["cifar10", "--resume", "0123"])
 
 
 def test_help_without_a_recipe_names_them_and_a_recipe_s_help_its_fields(capsys: pytest.CaptureFixture[str]) -> None:

@@ -79,7 +79,7 @@ def test_a_password_is_not_printed(monkeypatch: pytest.MonkeyPatch) -> None:
     assert shown_uri("postgresql://me:secret@db/mlflow") == "postgresql://me:***@db/mlflow"
     with pytest.raises(InputError, match=r"^MLflow store http://me:\*\*\*@127\.0\.0\.1:1 cannot be used") as refusal:
         open_client("http://me:secret@127.0.0.1:1")
-    assert str(refusal.value).endswith(": [Errno 111] Connection refused")
+    assert str(refusal.value).endswith(": [Errno 111] Connection refused; start its server, or name another store")
 
 
 def test_a_deleted_experiment_is_restored(store: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -56,10 +56,13 @@ def check_data_and_network(config: Config) -> None:
             f"optimizer.schedule is 'plateau': it goes by the validation error, and {config.data} has no val samples; "
             "use another schedule, or build the shards with --val-fraction 0.1"
         )
-    samples = manifest.split("train").samples
+    samples = manifest.samples("train")
+    if not samples:
+        raise InputError(f"data is {config.data}: it has no train samples; use it to evaluate, and another to train")
     if samples < config.batch_size:
         raise InputError(
-            f"batch_size {config.batch_size} is more than the {samples} train samples of {config.data}; use fewer"
+            f"batch_size {config.batch_size} is more than the {samples} train samples of {config.data}; "
+            f"use at most {samples}"
         )
     config.architecture().check(len(manifest.classes), config.parallel.model)
     with torch.device("meta"):  # only names: no memory, no random numbers
@@ -88,7 +91,8 @@ def resolve_resources(config: Config, nodes: list[dict[str, float]], *, may_grow
     if least * model > (gpus if on_gpus else cpus) and not may_grow:
         raise InputError(
             f"parallel.data {least} x parallel.model {model} needs {least * model} {device} workers; "
-            f"the cluster has {cpus} CPU cores and {gpus} GPUs"
+            f"the cluster has {cpus} CPU cores and {gpus} GPUs; "
+            + ("use --device cpu, or auto" if on_gpus and not gpus else "use fewer, or a larger cluster")
         )
     widths = _widths(config, least, most)
     workers = widths[0] * model

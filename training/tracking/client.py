@@ -120,7 +120,8 @@ def store_errors(uri: str) -> Iterator[None]:
         raise
     except Exception as error:
         reason = describe(error).replace(uri, shown_uri(uri))
-        raise InputError(f"MLflow store {shown_uri(uri)} cannot be used (MLFLOW_TRACKING_URI): {reason}") from error
+        store = f"MLflow store {shown_uri(uri)} cannot be used (MLFLOW_TRACKING_URI)"
+        raise InputError(f"{store}: {reason}; start its server, or name another store") from error
 
 
 def describe(error: Exception) -> str:
