@@ -4,8 +4,8 @@
     IN/ILSVRC2012_img_val.tar          the images side by side
     IN/ILSVRC2012_devkit_t12.tar.gz    ids and names of the classes, and the classes of the val images
 
-Train may be unpacked to IN/train, as class tars or class folders, val to IN/val or IN itself, side by side or in class
-folders, and the devkit to IN. Kaggle's lists do in the place of the devkit.
+Train may be unpacked to IN/train, as class tars, class folders or some of each, val to IN/val or IN itself, side by
+side or in class folders, and the devkit to IN. Kaggle's lists do in the place of the devkit.
 """
 
 from __future__ import annotations

@@ -117,10 +117,13 @@ class _Parts:
                 name = posixpath.basename(tar.name).removesuffix(".tar")
                 listed[name] = self._in_class_tar(name, where, tar)
         elif (where := self.images / "train").is_dir():
-            if tars_of := class_tars(where):
-                listed |= {name: self._in_class_tar(name, where / f"{name}.tar") for name in tars_of}
-            else:
-                classes = list_classes(where, "train/", self.skipped, least=2)
+            # A folder next to its tar may be the beginning of unpacking it: the tar is complete.
+            packed = class_tars(where)
+            listed |= {name: self._in_class_tar(name, where / f"{name}.tar") for name in packed}
+            unpacked = [name for name in folder_names(where, Skipped()) if name not in packed]
+            if unpacked or not packed:
+                least = 1 if packed else 2
+                classes = list_classes(where, "train/", self.skipped, ignored=packed, least=least)
                 listed |= {name: class_images("train", {name: files}, self.prefix) for name, files in classes.items()}
         else:
             return None

@@ -285,6 +285,16 @@ def class_folders_of_train(root: Path, folders: Path) -> None:
     (root / TRAIN_TAR).unlink()
 
 
+def first_class_unpacked(root: Path, folders: Path) -> None:
+    shutil.copytree(folders / "train" / WNIDS[0], root / "train" / WNIDS[0])
+    (root / "train" / f"{WNIDS[0]}.tar").unlink()
+
+
+def last_class_unpacked_in_part(root: Path, _: Path) -> None:
+    (root / "train" / WNIDS[-1]).mkdir()
+    (root / "train" / WNIDS[-1] / "part.JPEG").touch()
+
+
 def devkit_data_only(root: Path, _: Path) -> None:
     (root / DEVKIT.removesuffix(".tar.gz") / "data").rename(root / "data")
 
@@ -301,6 +311,7 @@ FLAT_VAL, UNPACKED_DEVKIT = unpack(VAL_TAR, "val"), unpack(DEVKIT, ".")
 HALF_UNPACKED = {
     "train in class folders": [class_folders_of_train],
     "train in class tars": [unpack(TRAIN_TAR, "train")],
+    "train in class tars and folders": [unpack(TRAIN_TAR, "train"), first_class_unpacked, last_class_unpacked_in_part],
     "val side by side": [FLAT_VAL],
     "devkit unpacked": [UNPACKED_DEVKIT],
     "only the devkit's data": [UNPACKED_DEVKIT, devkit_data_only],
