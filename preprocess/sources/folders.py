@@ -5,6 +5,7 @@
 
 IN's own folders with the name of a split are never classes; a build names the folders of IN that it ignores. A file at
 any depth is an image if its ending says so (`IMAGE_ENDINGS`, in any case) or its first bytes do; others are counted.
+Archives next to the class folders or the folders of splits are refused: they may hold classes or a split.
 What file managers and editors leave is skipped. Symbolic links are followed, loops are not.
 """
 
@@ -16,10 +17,19 @@ from pathlib import Path
 
 from errors import InputError
 from preprocess.sources.catalogue import SPLITS, FileRef, Found, printable
-from preprocess.sources.skipping import Skipped, ending_of, holds_image, is_image_name, is_left_folder
+from preprocess.sources.skipping import (
+    Skipped,
+    ending_of,
+    holds_image,
+    is_archive_name,
+    is_image_name,
+    is_left_folder,
+)
 from preprocess.sources.source import Listing
 from preprocess.sources.splits import split_of
 
+LAYOUT = "folders"
+_ARCHIVES_SHOWN = 3
 _DEPTH = 8  # of folders that are looked into for a better --input
 
 
@@ -28,14 +38,15 @@ def has_train(root: Path) -> bool:
     return "train" in split_folders(root)
 
 
-def read(root: Path, wanted: Sequence[str] | None = None) -> Listing:
+def read(root: Path, wanted: Sequence[str] | None = None, named: bool = False) -> Listing:
     """Find the class folders and images under `root`; without folders of splits, they are of none.
 
-    Folders of splits that are not `wanted` are not listed if all wanted ones are there.
+    Folders of splits that are not `wanted` are not listed if all wanted ones are there. With `named`, the user has
+    chosen this layout: archives next to the folders of splits are then a second copy, and skipped.
 
     Raises:
-        InputError: no class folders, only one, or what looks like a data set in the place of a class; a class folder
-            without an image; or one that the val split has and the train split has not.
+        InputError: an archive that is not unpacked, no class folders, only one, or what looks like a data set in the
+            place of a class; a class folder without an image; or one that val has and train has not.
     """
     folders, skipped = split_folders(root), Skipped()
     others = [name for name in folder_names(root) if not is_left_folder(name)]
@@ -46,6 +57,9 @@ def read(root: Path, wanted: Sequence[str] | None = None) -> Listing:
         ignored = tuple(name for name in others if name not in classes)
         names, found = {name: name for name in classes}, {"train": class_images("train", classes)}
         return Listing(names, found, ignored=ignored, skipped=skipped, is_split=False)
+    if not named:
+        _check_no_archives(root, way_out=f", or skip them with --layout {LAYOUT}")
+    _skip_files(root, skipped)
     listed: dict[str, dict[str, list[str]]] = {}
     for split in (name for name in SPLITS if name in folders):
         folder, train = folders[split], listed.get("train")
@@ -84,24 +98,34 @@ def split_folders(root: Path) -> dict[str, Path]:
 
 
 def list_classes(
-    folder: Path, prefix: str, skipped: Skipped, ignored: Sequence[str] = (), least: int = 1
+    folder: Path,
+    prefix: str,
+    skipped: Skipped,
+    ignored: Sequence[str] = (),
+    packed: Sequence[str] = (),
+    least: int = 1,
 ) -> dict[str, list[str]]:
     """List the images of each class folder in `folder`, and count the other files in `skipped`.
 
-    The images are paths relative to `folder` after `prefix`; folders named in `ignored` are not classes. Images in
-    `folder` itself have no class: they are skipped, too.
+    The images are paths relative to `folder` after `prefix`. Folders named in `ignored` are not classes, nor are those
+    of the classes in `packed`, which are read from their tars. Images in `folder` itself have no class: they are
+    skipped, too.
 
     Raises:
-        InputError: fewer class folders than `least`, one without images, one that holds the folders of splits or is
-            named like one, or one that cannot be listed.
+        InputError: an archive in `folder`, except of a class in `packed`; fewer class folders than `least`, one without
+            images, one that holds the folders of splits or is named like one, or one that cannot be listed.
     """
-    names = [name for name in folder_names(folder, skipped) if name not in ignored]
+    names = [name for name in folder_names(folder, skipped) if name not in {*ignored, *packed}]
     if not names:
+        _check_no_archives(folder, packed)
         images = len(list_images(folder, Skipped()))
         held = f"{images} images, but no class folders" if images else "no class folders"
         raise InputError(f"input folder {folder} holds {held}; put images into <class>/, or name their --labels FILE")
     if all(split_of(name) for name in names):
         raise InputError(f"input folder {folder} holds split folders instead of classes; use {folder} as --input")
+    if len(names) < least and folder_names(folder / names[0]):
+        _refuse_single_class(folder, names[0])
+    _check_no_archives(folder, packed)
     if len(names) < least:
         _refuse_single_class(folder, names[0])
     classes = {}
@@ -111,8 +135,30 @@ def list_classes(
         if not files:
             raise InputError(f"class {printable(name)!r} has no image in {folder}; add images, or remove the folder")
         classes[name] = sorted(files)
-    skipped.update(f"{ending_of(name)} outside the class folders" for name in list_images(folder, Skipped()))
+    _skip_files(folder, skipped, packed)
     return classes
+
+
+def _check_no_archives(folder: Path, packed: Sequence[str] = (), way_out: str = "") -> None:
+    """Raise `InputError` if `folder` holds an archive other than the tar of a class in `packed`."""
+    tars = {f"{name}.tar" for name in packed}
+    files = (entry.name for entry in scan(folder) if is_archive_name(entry.name) and not _is_folder(entry))
+    archives = sorted(name for name in files if name not in tars)
+    if archives:
+        shown = ", ".join(map(printable, archives[:_ARCHIVES_SHOWN]))
+        more = f" and {len(archives) - _ARCHIVES_SHOWN} more" if len(archives) > _ARCHIVES_SHOWN else ""
+        raise InputError(
+            f"input folder {folder} holds {shown}{more}: archives are not read here; unpack them into folders, or "
+            f"remove them{way_out}"
+        )
+
+
+def _skip_files(folder: Path, skipped: Skipped, packed: Sequence[str] = ()) -> None:
+    """Count the files in `folder` itself, except the tars of the classes in `packed`; an image there has no class."""
+    others = Skipped()
+    skipped.update(f"{ending_of(name)} outside the class folders" for name in list_images(folder, others))
+    others[".tar"] -= len(packed)
+    skipped.update(+others)
 
 
 def _check_no_splits(folder: Path, inner: Sequence[str]) -> None:

@@ -123,7 +123,7 @@ class _Parts:
             unpacked = [name for name in folder_names(where, Skipped()) if name not in packed]
             if unpacked or not packed:
                 least = 1 if packed else 2
-                classes = list_classes(where, "train/", self.skipped, ignored=packed, least=least)
+                classes = list_classes(where, "train/", self.skipped, packed=packed, least=least)
                 listed |= {name: class_images("train", {name: files}, self.prefix) for name, files in classes.items()}
         else:
             return None

@@ -14,7 +14,7 @@ from preprocess.sources.known_classes import with_classes
 from preprocess.sources.source import Listing, Source, SourceOptions
 from preprocess.sources.splits import assign_splits
 
-_FOLDERS = "folders"
+_FOLDERS = folders.LAYOUT
 _DETECT: dict[str, Callable[[Path], bool]] = {
     "ilsvrc": ilsvrc.detect,
     "kaggle": kaggle.detect,
@@ -75,7 +75,7 @@ def _read(root: Path, options: SourceOptions) -> Listing:
     if options.image_column or options.label_column:
         raise InputError(f"--image-column and --label-column are for tables, not for {layout}; leave them out")
     if layout == _FOLDERS:
-        return folders.read(root, options.splits)
+        return folders.read(root, options.splits, named=options.layout == _FOLDERS)
     return _WITHOUT_OPTIONS[layout](root)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections import Counter
 from pathlib import Path, PurePosixPath
 
@@ -15,12 +16,18 @@ Skipped = Counter[str]
 _LEFT_FILES = {"thumbs.db", "desktop.ini", ".ds_store"}
 _LEFT_FOLDERS = {"__macosx", "__pycache__", "@eadir", "lost+found", "$recycle.bin", "system volume information"}
 _LABEL_ENDINGS = (".txt", ".json", ".xml", ".csv")
+_ARCHIVE = re.compile(r"[^.].*\.(tar|tgz|tbz2?|txz|tzst|tar\.\w+|zip|rar|7z)", re.IGNORECASE)
 _APPLE_DOUBLE = "._"  # macOS writes `._a.jpg`, without an image in it, where a file system cannot hold attributes
 
 
 def is_left_folder(name: str) -> bool:
     """Return True for a folder that holds no data: a hidden one, or one of a file manager, an editor or the system."""
     return name.startswith(".") or name.lower() in _LEFT_FOLDERS
+
+
+def is_archive_name(name: str) -> bool:
+    """Return True for a file whose ending is that of an archive of files."""
+    return _ARCHIVE.fullmatch(name) is not None
 
 
 def is_image_name(name: str) -> bool | None:

@@ -154,7 +154,45 @@ def test_what_file_managers_and_editors_leave_is_counted_and_no_class(tmp_path: 
     assert source.skipped == {
         **{".ipynb_checkpoints/": 2, "__MACOSX/": 1, "._*": 1, ".DS_Store": 1, "Thumbs.db": 2, "@eaDir/": 1},
         ".jpg outside the class folders": 1,
+        ".txt": 1,
     }
+
+
+@pytest.mark.parametrize(
+    ("archives", "folder", "shown"),
+    [
+        (["train/fox.tar"], "/train", r"fox\.tar"),
+        (["val/bird.ZIP", "val/fox.tar.gz"], "/val", r"bird\.ZIP, fox\.tar\.gz"),
+        ([f"{name}.7z" for name in "vwxyz"], "", r"v\.7z, w\.7z, x\.7z and 2 more"),
+        (["dataset.zip"], "", r"dataset\.zip"),
+    ],
+)
+def test_archives_next_to_folders_are_refused(tmp_path: Path, archives: list[str], folder: str, shown: str) -> None:
+    fill(tmp_path, *(f"{split}/{name}/1.jpg" for split in ("train", "val") for name in "ab"), *archives)
+    refused = rf"^input folder {tmp_path}{folder} holds {shown}: archives are not read here; unpack them into folders"
+    with pytest.raises(InputError, match=refused):
+        catalogue(tmp_path)
+
+
+def test_an_archive_next_to_class_folders_without_splits_is_refused(tmp_path: Path) -> None:
+    fill(tmp_path, "a/1.jpg", "val.zip")
+    for _ in range(2):
+        with pytest.raises(InputError, match=r"holds val\.zip: archives are not read here"):
+            catalogue(tmp_path, 0.0)
+        fill(tmp_path, "b/1.jpg")
+
+
+def test_the_archive_of_the_data_set_does_not_hide_the_right_input(tmp_path: Path) -> None:
+    fill(tmp_path, "pets.zip", "pets/cat/1.jpg", "pets/dog/1.jpg")
+    with pytest.raises(InputError, match=rf"single class folder, 'pets'; use {tmp_path}/pets as --input$"):
+        catalogue(tmp_path, 0.0)
+
+
+def test_files_next_to_folders_are_counted(tmp_path: Path) -> None:
+    fill(tmp_path, *(f"{split}/{name}/1.jpg" for split in ("train", "val") for name in "ab"))
+    fill(tmp_path, "README", "1.png", "train/labels.csv", "images.zip")
+    source = open_source(tmp_path, SourceOptions("folders"))  # as named, archives are a second copy
+    assert source.skipped == {"no ending": 1, ".png outside the class folders": 1, ".csv": 1, ".zip": 1}
 
 
 def test_only_files_with_unusual_endings_are_opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

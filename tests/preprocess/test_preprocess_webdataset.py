@@ -127,12 +127,14 @@ def test_a_truncated_tar_and_repeated_files_are_said(tmp_path: Path) -> None:
         opened(tmp_path, val_fraction=0.0)
 
 
-def test_a_tar_beside_class_folders_changes_nothing(tmp_path: Path) -> None:
+def test_a_tar_of_no_samples_beside_class_folders_is_skipped_only_where_they_are_named(tmp_path: Path) -> None:
     for name in ("train/a", "train/b", "val/a", "val/b"):
         (tmp_path / name).mkdir(parents=True)
         (tmp_path / name / "1.jpg").write_bytes(b"")
     (tmp_path / "download.tar").write_bytes(tar_of([("train/a/1.jpg", b""), ("train/b/1.jpg", b"")]))
-    assert {image.canonical_name for image in opened(tmp_path).catalogue.images} == {
+    with pytest.raises(InputError, match=r"holds download\.tar: .*, or skip them with --layout folders$"):
+        opened(tmp_path)
+    assert {image.canonical_name for image in opened(tmp_path, layout="folders").catalogue.images} == {
         *("train/a/1.jpg", "train/b/1.jpg", "val/a/1.jpg", "val/b/1.jpg")
     }
 
