@@ -22,7 +22,7 @@ _LOOKED_AT = 200  # images
 def input_warnings(plan: Plan) -> Iterator[str]:
     """Yield a line for each property of the input that people rarely want, and that no error will tell."""
     if plan.source is not None and plan.source.ignored:
-        yield f"ignored in {plan.options.input}: the folders {', '.join(map(printable, plan.source.ignored))}"
+        yield f"ignored in {plan.options.input}: {', '.join(map(printable, plan.source.ignored))}"
     images = {split: Counter(image.label for image in plan.catalogue.split(split)) for split in plan.splits}
     classes = plan.catalogue.classes
     numbers = [entry.id for entry in classes if entry.id.isdecimal()]

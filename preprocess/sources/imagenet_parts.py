@@ -35,6 +35,7 @@ from preprocess.sources.tar_headers import Member, open_tar, read_members
 TRAIN = "ILSVRC2012_img_train.tar"
 VAL = "ILSVRC2012_img_val.tar"
 _VAL_IMAGE = "ILSVRC2012_val_"
+_UNLABELLED = "val images without labels"
 
 
 def is_flat_val(folder: Path) -> bool:
@@ -82,9 +83,14 @@ def read_parts(root: Path, images: Path, lists: Sequence[Path]) -> Listing:
         "train": f"{root / TRAIN if root == images else images / 'train'} is missing; it is in {source}",
         "val": f"{root / VAL if root == images else images / 'val'} is missing; it is in {source}",
     }
+    ignored = []
     if val is None and parts.has_val:
-        missing["val"] = f"{root / (DEVKIT if root == images else SOLUTION)} is missing; {WHERE_FROM}"
-    return Listing(parts.known.names if parts.known else names, found, skipped=parts.skipped, missing=missing)
+        labels = root / (DEVKIT if root == images else SOLUTION)
+        missing["val"] = f"{labels} is missing; {WHERE_FROM}"
+        unlabelled = parts.skipped[_UNLABELLED]
+        ignored.append(f"{parts.val_name} ({unlabelled} images without labels: {labels} is missing)")
+    known = parts.known.names if parts.known else names
+    return Listing(known, found, ignored=tuple(ignored), skipped=parts.skipped, missing=missing)
 
 
 @dataclass(frozen=True)
@@ -101,6 +107,13 @@ class _Parts:
     @property
     def val_folder(self) -> Path:
         return self.images if is_flat_val(self.images) else self.images / "val"
+
+    @property
+    def val_name(self) -> str:
+        """Return what holds the val images, relative to the input folder."""
+        if (self.root / VAL).is_file():
+            return VAL
+        return f"{self.prefix}val" if self.val_folder != self.images else f"{self.prefix}{_VAL_IMAGE}*"
 
     @property
     def prefix(self) -> str:
@@ -152,6 +165,7 @@ class _Parts:
             located |= {name: FileRef(f"{prefix}{name}") for name in list_images(where, self.skipped)}
         labels = read_val_labels(lists, self.known)
         if labels is None:
+            self.skipped[_UNLABELLED] += len(located)
             return None
         class_of = labels.match(located, where)
         check_listed(located, where, class_of, labels.listed)

@@ -56,7 +56,7 @@ class Listing:
     """Split -> its images; each is iterated at most once, and checked then."""
     containers: tuple[Container, ...] = ()
     ignored: tuple[str, ...] = ()
-    """Ignored folders that may hold images."""
+    """Ignored folders, or other groups of images, perhaps with the reason."""
     skipped: Skipped = field(default_factory=Skipped)
     """Files that are no images; complete once all of `found` is iterated."""
     is_split: bool = True
@@ -76,6 +76,6 @@ class Source:
     """The splits to build, of `SPLITS`; val may be empty."""
     containers: tuple[Container, ...] = ()
     ignored: tuple[str, ...] = ()
-    """Ignored folders that may hold images."""
+    """Ignored folders, or other groups of images, perhaps with the reason."""
     skipped: Skipped = field(default_factory=Skipped)
     """Files that are no images."""

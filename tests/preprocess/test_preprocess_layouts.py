@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import tarfile
 from collections.abc import Callable
@@ -370,6 +371,27 @@ def with_the_devkit(root: Path, folders: Path) -> None:
     (root / MAPPING).unlink()
 
 
+@pytest.mark.parametrize("options", [{"val_fraction": 0.5}, {"splits": ("train",)}])
+@pytest.mark.parametrize(
+    ("steps", "where"),
+    [([], VAL_TAR), ([FLAT_VAL], "val"), ([unpack(VAL_TAR, ".")], r"ILSVRC2012_val_\*")],
+    ids=["packed", "folder", "input itself"],
+)
+def test_val_images_without_labels_are_named_and_counted_where_val_is_from_elsewhere(
+    wnid_folders: Path, tmp_path: Path, steps: list[Callable[[Path, Path], None]], where: str, options: dict
+) -> None:
+    root = tmp_path / "in"
+    write_ilsvrc(wnid_folders, root)
+    (root / DEVKIT).unlink()
+    for step in steps:
+        step(root, wnid_folders)
+    source = open_source(root, SourceOptions(**options))
+    assert len(source.ignored) == 1
+    assert re.fullmatch(rf"{where} \(43 images without labels: {root / DEVKIT} is missing\)", source.ignored[0])
+    assert source.skipped["val images without labels"] == 43
+    assert {image.canonical_name.split("/")[0] for image in source.catalogue.images} == {"train"}
+
+
 XML = "ILSVRC/Annotations/CLS-LOC/val"
 
 
@@ -495,7 +517,7 @@ def test_a_layout_is_named_on_the_command_line(
     (images / "val").symlink_to(wnid_folders / "val")
     build(images, tmp_path / "out", "--layout", "folders")
     assert folder_bytes(tmp_path / "out") == folder_bytes(from_folders)
-    assert f"ignored in {images}: the folders test\n" in capsys.readouterr().err
+    assert f"ignored in {images}: test\n" in capsys.readouterr().err
     assert main(["--layout", "kaggle", "--output", str(tmp_path / "new")]) == 2
     assert (
         capsys.readouterr().err == "build_shards: --layout needs --input: the embedded sample is drawn; leave it out\n"
