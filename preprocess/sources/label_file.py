@@ -1,6 +1,7 @@
 """A folder of images and a file with their labels (`--labels`): CSV, TSV, or a list.
 
-    image,label,split          a header; the columns are found by name, and a column of splits is used if there is one
+    image,label,split          a header; the columns are found by name, and a column of splits is used if there is one;
+                               they are separated by commas, semicolons or tabs
     images/1.jpg 17            or no header: a name and a label on each line, as in the lists of Caffe
 
 An image is named by its path in the input folder or next to the file, or only by its file name, with or without ending.
@@ -16,7 +17,7 @@ from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
 from errors import InputError
-from preprocess.sources.catalogue import SPLITS, FileRef, Found, printable
+from preprocess.sources.catalogue import IMAGE_ENDINGS, SPLITS, FileRef, Found, printable
 from preprocess.sources.columns import (
     FILE_COLUMNS,
     IMAGE_COLUMNS,
@@ -32,7 +33,9 @@ from preprocess.sources.skipping import Skipped, ending_of
 from preprocess.sources.source import Listing, SourceOptions
 from preprocess.sources.splits import split_of
 
-_DELIMITERS = {".csv": ",", ".tsv": "\t"}
+_SEPARATORS = {",": "a comma", ";": "a semicolon", "\t": "a tab"}
+_TABLES = {".csv": ",;\t", ".tsv": "\t,;"}
+"""Ending of a table -> separators, the usual one first: Excel writes semicolons in half of the world."""
 _NOT_NAMED = "images that the file of labels does not name"
 
 
@@ -50,7 +53,7 @@ def read(root: Path, path: Path, options: SourceOptions) -> Listing:
         InputError: the file cannot be read or has no such columns, or an image of it is not in the input folder, is
             there twice, or has no label or an unknown split.
     """
-    lines = list(_read_table(path, options) if path.suffix.lower() in _DELIMITERS else _read_list(path))
+    lines = list(_read_table(path, options) if path.suffix.lower() in _TABLES else _read_list(path))
     if not lines:
         raise InputError(f"--labels is {path}: it names no image; use lines of an image and its label")
     skipped = Skipped()
@@ -81,9 +84,16 @@ def read(root: Path, path: Path, options: SourceOptions) -> Listing:
 
 
 def _read_table(path: Path, options: SourceOptions) -> Iterator[_Line]:
-    rows = csv.DictReader(read_lines(path), delimiter=_DELIMITERS[path.suffix.lower()], strict=True)
+    lines = read_lines(path)
+    delimiter = max(_TABLES[path.suffix.lower()], key=(lines or [""])[0].count)  # the first one of equal numbers
+    rows = csv.DictReader(lines, delimiter=delimiter, strict=True)
     try:
         there = rows.fieldnames or ()
+        if any(name.strip().lower().endswith(IMAGE_ENDINGS) for name in there):
+            raise InputError(
+                f"{path}, line 1 is {lines[0]!r}: it names an image, not columns; use a first line such as "
+                f"{delimiter.join(('image', 'label'))!r}, separated by {_SEPARATORS[delimiter]} as the others"
+            )
         known = (*FILE_COLUMNS, *IMAGE_COLUMNS)
         image = choose_column(there, "--image-column", options.image_column, known, str(path))
         label = choose_column(there, "--label-column", options.label_column, LABEL_COLUMNS, str(path))
@@ -99,9 +109,25 @@ def _read_list(path: Path) -> Iterator[_Line]:
     for number, line in enumerate(read_lines(path), start=1):
         if line.strip():
             image, _, label = line.strip().replace("\t", " ").rpartition(" ")
+            separator = _table_separator(line)
+            if separator and not image.lower().endswith(IMAGE_ENDINGS):
+                header = separator.join(("image", "label"))
+                raise InputError(
+                    f"{path}, line {number} is {line!r}: it is separated by {_SEPARATORS[separator]}; use a space or "
+                    f"a tab between image and label, or a .csv whose first line is {header!r}"
+                )
             if not image:
-                raise InputError(f"{path}, line {number} is {line!r}; use an image and its label")
+                raise InputError(f"{path}, line {number} is {line!r}; use an image, a space or a tab, and its label")
             yield _Line(number, image.strip(), label, "")
+
+
+def _table_separator(line: str) -> str | None:
+    """Return the comma or semicolon that separates a line of a list; None for a list as it should be."""
+    for separator in ",;":
+        image, found, _ = line.strip().rpartition(separator)
+        if found and (len(line.split()) == 1 or image.strip().lower().endswith(IMAGE_ENDINGS)):
+            return separator
+    return None
 
 
 @dataclass(frozen=True)

@@ -12,13 +12,13 @@ from preprocess.sources.skipping import Skipped
 
 
 def read_lines(path: Path) -> list[str]:
-    """Read a text file.
+    """Read a text file; a byte-order mark, as Excel writes, is no part of it.
 
     Raises:
         InputError: it is missing, cannot be read, or is not UTF-8.
     """
     try:
-        return path.read_text(encoding="utf-8").splitlines()
+        return path.read_text(encoding="utf-8-sig").splitlines()
     except FileNotFoundError:
         raise InputError(f"{path} is missing: the labels or names of this layout are in it") from None
     except OSError as error:

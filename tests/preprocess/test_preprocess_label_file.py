@@ -44,6 +44,11 @@ EXPECTED = {"train/1.jpg": ("train", "cat"), "train/b/2.png": ("train", "dog")}
         ("train/labels.csv", 'path,x,class\n./1.jpg,"a,b",cat\nb/2.png,,dog\n'),
         ("labels.tsv", "label\tfile_name\ncat\ttrain/1\ndog\ttrain/b/2\n"),
         ("list.txt", "train/1.jpg cat\n\ntrain/b/2.png\tdog\n"),
+        ("list.txt", "\ufefftrain/1.jpg cat\ntrain/b/2.png dog\n"),
+        ("labels.csv", "\ufeffimage,label\ntrain/1.jpg,cat\ntrain/b/2.png,dog\n"),
+        ("labels.csv", "\ufeffimage;label;x\r\n1;cat;1,5\r\n2;dog;\r\n"),
+        ("labels.csv", "image\tlabel\n1\tcat\n2\tdog\n"),
+        ("labels.tsv", "image,label\n1,cat\n2,dog\n"),
     ],
 )
 def test_images_are_found_by_the_names_that_people_write(tmp_path: Path, name: str, table: str) -> None:
@@ -94,6 +99,34 @@ def test_what_is_wrong_with_a_file_of_labels_is_said(tmp_path: Path, table: str,
     with pytest.raises(InputError, match=message) as caught:
         opened(root)
     assert str(root / "labels.csv") in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "table", "message"),
+    [
+        (
+            "labels.txt",
+            "1.jpg,cat\n",
+            r"'1\.jpg,cat': it is separated by a comma; use a space or a tab .* 'image,label'$",
+        ),
+        ("labels.txt", "my cat.jpg;a cat\n", r"it is separated by a semicolon; use a space .* 'image;label'$"),
+        ("labels.txt", "image,label\n1.jpg,cat\n", r"line 1 is 'image,label': it is separated by a comma; use a space"),
+        ("labels.txt", "1.jpg\n", r"line 1 is '1\.jpg'; use an image, a space or a tab, and its label$"),
+        ("labels.csv", "1.jpg,cat\n2.jpg,dog\n", r"names an image, .* such as 'image,label', separated by a comma as"),
+        ("labels.csv", "1.jpg;cat\n2.jpg;dog\n", r"such as 'image;label', separated by a semicolon as the others$"),
+    ],
+)
+def test_the_separator_and_the_header_that_are_expected_are_said(
+    tmp_path: Path, name: str, table: str, message: str
+) -> None:
+    root = write(tmp_path, table, "1.jpg", "2.jpg", name=name)
+    with pytest.raises(InputError, match=message):
+        opened(root, name)
+
+
+def test_a_label_in_a_list_may_hold_a_comma(tmp_path: Path) -> None:
+    source = opened(write(tmp_path, "1.jpg cat,fox\n2.jpg dog\n", "1.jpg", "2.jpg", name="list.txt"), "list.txt")
+    assert [entry.id for entry in source.catalogue.classes] == ["cat,fox", "dog"]
 
 
 def test_a_file_of_labels_that_is_not_there_is_said(tmp_path: Path) -> None:
