@@ -28,10 +28,10 @@ from preprocess.run.shard_task import ShardTask, build_shard, still_rejected
 from preprocess.shards import label_width
 from preprocess.sources.catalogue import printable
 from preprocess.sources.raw_files import RawFiles
-from preprocess.state.build_state import BuildState, ShardRecord, changed_shards, resume_build
+from preprocess.state.build_state import BuildState, RangeCounts, ShardRecord, changed_shards, resume_build
 from preprocess.state.fingerprint import build_fingerprint
 from preprocess.state.output import OutputState, claim_output, inspect_output, remove_leftovers, remove_stray_files
-from preprocess.summary import depth_warning, describe_counts, format_warnings, input_warnings
+from preprocess.summary import depth_warning, describe_counts, format_warnings, input_warnings, range_warnings
 
 
 @dataclass(frozen=True)
@@ -145,9 +145,11 @@ def _finish(plan: Plan, build_state: BuildState) -> Manifest:
     shards: dict[str, list[Shard]] = {split: [] for split in plan.splits}
     rejected: list[Rejection] = []
     of_16_bits = of_12_bits = 0
+    ranged = RangeCounts()
     for planned, record, part in build_state.load_all(plan.shards):
         of_16_bits += record.of_16_bits
         of_12_bits += record.of_12_bits
+        ranged += record.range_counts
         if record.shard is not None:
             shards[planned.split].append(record.shard)
         rejected.extend(record.rejected)
@@ -157,6 +159,8 @@ def _finish(plan: Plan, build_state: BuildState) -> Manifest:
     check_readable(plan, rejected)
     if of_12_bits:
         print(f"build_shards: {depth_warning(of_12_bits, of_16_bits)}", file=sys.stderr)
+    for warning in range_warnings(ranged, options.value_range):
+        print(f"build_shards: {warning}", file=sys.stderr)
     atomic_write(options.output / MEAN_IMAGE_NAME, sums.mean_image_file())
     manifest = Manifest(
         schema=SCHEMA,

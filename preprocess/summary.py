@@ -8,12 +8,13 @@ from pathlib import Path
 
 from preprocess.images.decoding import why_unreadable
 from preprocess.images.formats import MAGIC_BYTES
-from preprocess.images.value_range import LARGEST_OF_12_BITS
+from preprocess.images.value_range import FEW_LEVELS, LARGEST_OF_12_BITS, ValueRange
 from preprocess.manifest import Manifest
 from preprocess.plan import Plan
 from preprocess.run.pool import Counts
 from preprocess.sources.catalogue import RowRef, printable
 from preprocess.sources.raw_files import RawFiles
+from preprocess.state.build_state import RangeCounts
 
 _KINDS_SHOWN = 8
 _LOOKED_AT = 200  # images
@@ -60,6 +61,24 @@ def depth_warning(of_12_bits: int, of_16_bits: int) -> str:
         f"{of_12_bits:,} of {of_16_bits:,} images of 16 bits a channel hold no value above {LARGEST_OF_12_BITS}, and "
         f"at most 16 grey levels of them are left; if their data has 12 bits, use --value-range 0 {LARGEST_OF_12_BITS}"
     )
+
+
+def range_warnings(counts: RangeCounts, value_range: ValueRange | None) -> Iterator[str]:
+    """Yield a line for each way in which the value range does not suit most of the images."""
+    if value_range is None or counts.values is None:
+        return
+    given = f"--value-range {value_range[0]:g} {value_range[1]:g}"
+    values = f"their values are {counts.values[0]:g} to {counts.values[1]:g}; use the range of their data"
+    if 2 * counts.few_levels > counts.images:
+        yield (
+            f"{counts.few_levels:,} of {counts.images:,} images use little of {given}, and at most {FEW_LEVELS} grey "
+            f"levels of them are left: {values}"
+        )
+    if 2 * counts.clipped > counts.images:
+        yield (
+            f"{counts.clipped:,} of {counts.images:,} images have most of their pixels outside of {given}, and these "
+            f"are black or white: {values}"
+        )
 
 
 def build_summary(manifest: Manifest, counts: Counts, built: str, seconds: float) -> Iterator[str]:

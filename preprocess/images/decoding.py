@@ -16,7 +16,16 @@ from PIL import ExifTags, Image, JpegImagePlugin, features
 
 from errors import InputError
 from preprocess.images.formats import format_of
-from preprocess.images.value_range import ValueRange, check_range, is_deep, largest_value, raw_mode, to_8_bits
+from preprocess.images.value_range import (
+    RangeUse,
+    ValueRange,
+    check_range,
+    is_deep,
+    largest_value,
+    range_use,
+    raw_mode,
+    to_8_bits,
+)
 
 try:
     import simplejpeg
@@ -60,6 +69,8 @@ class Decoded(NamedTuple):
     """EXIF orientation, 1 to 8, if it is to be applied; else 1."""
     largest: int | None = None
     """The largest value, at most, of a file of 16 bits a channel whose upper 8 bits were kept; None for others."""
+    range_use: RangeUse | None = None
+    """Of an image that a value range has brought to 8 bits; None for others."""
 
 
 def decode(
@@ -129,7 +140,7 @@ def _opened(
     image: Image.Image, data: bytes, short_side: int | None, apply_exif: bool, value_range: ValueRange | None
 ) -> Decoded:
     size, scale = image.size, 1
-    rgb = largest = None
+    rgb = largest = use = None
     if isinstance(image, JpegImagePlugin.JpegImageFile):
         assert image.fp is not None
         further_scans = data.count(_START_OF_SCAN, image.fp.tell())  # it stands where the first one begins
@@ -148,9 +159,12 @@ def _opened(
         raw = raw_mode(image)
         image.load()
         check_range(image, raw, value_range)
-        largest = largest_value(image, raw) if value_range is None else None
+        if value_range is None:
+            largest = largest_value(image, raw)
+        elif is_deep(image):
+            use = range_use(image, value_range)
         rgb = _to_rgb(image, value_range)
-    return Decoded(rgb, size if scale > 1 else rgb.size, scale, orientation, largest)
+    return Decoded(rgb, size if scale > 1 else rgb.size, scale, orientation, largest, use)
 
 
 def _sound_jpeg(data: bytes, width: int, height: int, scale: int) -> Image.Image | None:

@@ -11,7 +11,7 @@ from typing import NamedTuple
 from PIL import ExifTags, Image, ImageOps, __version__, features
 
 from preprocess.images.decoding import SIMPLEJPEG_VERSION, Decoded, UnreadableImage, decode
-from preprocess.images.value_range import ValueRange
+from preprocess.images.value_range import RangeUse, ValueRange
 
 CHROMA = "4:2:0"
 RESAMPLE = "bicubic"
@@ -35,6 +35,8 @@ class Sample(NamedTuple):
     """Resized, RGB or RGBX, before encoding."""
     jpeg: bytes
     largest: int | None
+    """As in `Decoded`."""
+    range_use: RangeUse | None
     """As in `Decoded`."""
 
 
@@ -85,7 +87,7 @@ def make_sample(
     """
     decoded = decode(data, short_side, apply_exif, value_range)
     pixels = _turned(_resized(decoded, short_side), decoded.orientation)
-    return Sample(pixels, encode_jpeg(pixels, quality), decoded.largest)
+    return Sample(pixels, encode_jpeg(pixels, quality), decoded.largest, decoded.range_use)
 
 
 def _resized(decoded: Decoded, short_side: int) -> Image.Image:

@@ -6,6 +6,8 @@ range from the user, they are refused.
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
 from PIL import Image
 
@@ -14,6 +16,21 @@ ValueRange = tuple[float, float]
 
 LARGEST_OF_12_BITS = 4095
 """16-bit files whose values stay below hold 12-bit data: the upper 8 bits have 16 levels of it."""
+
+
+FEW_LEVELS = 16
+"""Grey levels that are left of 12 bits in 16 bits; an image with no more has lost nearly all that it shows."""
+
+
+class RangeUse(NamedTuple):
+    """The part of a value range that an image uses."""
+
+    smallest: float
+    largest: float
+    levels: float
+    """Number of grey levels, at most, between the smallest and the largest value in the range."""
+    clipped: float
+    """Fraction of the values outside of the range, 0 to 1."""
 
 
 class ValueRangeError(ValueError):
@@ -46,6 +63,16 @@ def check_range(image: Image.Image, raw: str, value_range: ValueRange | None) ->
         smallest, largest = _extrema(image)
         if largest < low or smallest > high:
             raise ValueRangeError(f"values {smallest:g} to {largest:g}, all outside of --value-range {low:g} {high:g}")
+
+
+def range_use(image: Image.Image, value_range: ValueRange) -> RangeUse:
+    """Return the part of the range that a deep, loaded image uses."""
+    (low, high), values = value_range, np.asarray(image)
+    smallest, largest = float(values.min()), float(values.max())
+    levels = (min(largest, high) - max(smallest, low)) * 255 / (high - low) + 1
+    # One comparison at a time: an image may fill a worker's memory.
+    outside = np.count_nonzero(values < low) + np.count_nonzero(values > high)
+    return RangeUse(smallest, largest, levels, float(outside / values.size))
 
 
 def to_8_bits(image: Image.Image, value_range: ValueRange | None) -> Image.Image:

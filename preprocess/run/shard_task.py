@@ -7,14 +7,14 @@ from dataclasses import dataclass
 
 from preprocess.images.statistics import ColorSums
 from preprocess.images.transform import UnreadableImage, make_sample
-from preprocess.images.value_range import LARGEST_OF_12_BITS
+from preprocess.images.value_range import LARGEST_OF_12_BITS, RangeUse
 from preprocess.manifest import Rejection, Shard
 from preprocess.plan import BuildOptions, PlannedShard
 from preprocess.run.pool import Tally
 from preprocess.shards import ShardWriter
 from preprocess.sources.catalogue import printable
 from preprocess.sources.raw_files import RawFiles
-from preprocess.state.build_state import ShardRecord, save_record
+from preprocess.state.build_state import RangeCounts, ShardRecord, save_record
 
 
 @dataclass(frozen=True)
@@ -40,6 +40,7 @@ def build_shard(task: ShardTask, tally: Tally) -> None:
     sums = ColorSums(options.short_side) if task.shard.in_statistics else None
     rejected: list[Rejection] = []
     digests: list[str] = []
+    ranged: list[RangeUse] = []
     of_16_bits = of_12_bits = 0
     fingerprints = task.raw.fingerprints(image.ref for image in task.shard.images)  # before they are read
     with ShardWriter(options.output, task.shard.stem) as writer:
@@ -47,7 +48,7 @@ def build_shard(task: ShardTask, tally: Tally) -> None:
             data = b""
             try:
                 data = task.raw.read(image.ref)
-                pixels, jpeg, largest = make_sample(
+                pixels, jpeg, largest, use = make_sample(
                     data, options.short_side, options.quality, options.apply_exif, options.value_range
                 )
             except UnreadableImage as error:
@@ -60,12 +61,21 @@ def build_shard(task: ShardTask, tally: Tally) -> None:
             if largest is not None:
                 of_16_bits += 1
                 of_12_bits += largest <= LARGEST_OF_12_BITS
+            if use is not None:
+                ranged.append(use)
             writer.add(key, jpeg, f"{image.label:0{task.label_width}d}")
             tally.count(size=len(data))
         shard = writer.commit(task.expected) if writer.samples else None
     index_bytes = (options.output / shard.index).stat().st_size if shard else 0
     record = ShardRecord(
-        shard, index_bytes, tuple(rejected), tuple(digests), tuple(fingerprints.values()), of_16_bits, of_12_bits
+        shard,
+        index_bytes,
+        tuple(rejected),
+        tuple(digests),
+        tuple(fingerprints.values()),
+        of_16_bits,
+        of_12_bits,
+        RangeCounts.of(ranged),
     )
     save_record(options.output, task.shard.stem, record, sums)
 

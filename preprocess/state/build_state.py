@@ -22,6 +22,7 @@ from typing import Any
 from atomic_files import atomic_write, flush, remove_partial_files
 from errors import InputError
 from preprocess.images.statistics import ColorSums
+from preprocess.images.value_range import FEW_LEVELS, RangeUse
 from preprocess.manifest import MANIFEST_NAME, Rejection, Shard
 from preprocess.plan import PlannedShard
 from preprocess.sources.catalogue import SPLITS, printable
@@ -34,6 +35,39 @@ _PLAN_NAME = "plan.json"
 _DRAWN_NAME = "drawn"
 _SCRATCH_NAME = "scratch"
 _CHANGED_FILES = 1 / 8  # of all files: a source may be repaired, but with more changes it is another source
+
+
+@dataclass(frozen=True)
+class RangeCounts:
+    """Number of images that `--value-range` has brought to 8 bits, and of those that it does not suit."""
+
+    images: int = 0
+    few_levels: int = 0
+    """Number of images that use so little of the range that at most `FEW_LEVELS` grey levels of them are left."""
+    clipped: int = 0
+    """Number of images with most of their values outside of the range."""
+    values: tuple[float, float] | None = None
+    """The smallest and the largest value of all; None without images."""
+
+    @staticmethod
+    def of(uses: Sequence[RangeUse]) -> RangeCounts:
+        """Count the images of one shard."""
+        return RangeCounts(
+            len(uses),
+            sum(use.levels <= FEW_LEVELS for use in uses),
+            sum(use.clipped > 0.5 for use in uses),
+            (min(use.smallest for use in uses), max(use.largest for use in uses)) if uses else None,
+        )
+
+    def __add__(self, other: RangeCounts) -> RangeCounts:
+        """Return the counts of both."""
+        pairs = [values for values in (self.values, other.values) if values is not None]
+        return RangeCounts(
+            self.images + other.images,
+            self.few_levels + other.few_levels,
+            self.clipped + other.clipped,
+            (min(low for low, _ in pairs), max(high for _, high in pairs)) if pairs else None,
+        )
 
 
 @dataclass(frozen=True)
@@ -53,6 +87,7 @@ class ShardRecord:
     """Number of images of 16 bits a channel, whose upper 8 bits were kept."""
     of_12_bits: int = 0
     """Number of these without a value that needs more than 12 bits."""
+    range_counts: RangeCounts = RangeCounts()
 
     def is_complete_in(self, output: Path) -> bool:
         """Return True if tar and index are there, with their sizes."""

@@ -58,3 +58,30 @@ def test_12_bits_in_16_bit_files_are_a_warning(tmp_path: Path, capsys: pytest.Ca
     ]
     assert means == pytest.approx([7.5, 127.5], abs=3)
     assert len(list(read_samples(tmp_path / "scaled", "train"))) == 4
+
+
+@pytest.mark.parametrize(
+    ("kind", "high", "warning"),
+    [
+        ("float", 255, "use little of --value-range 0 255, and at most 16 grey levels of them are left: {} 0 to 1;"),
+        (
+            "12 bits",
+            1,
+            "have most of their pixels outside of --value-range 0 1, and these are black or white: {} 0 to 4095;",
+        ),
+    ],
+)
+def test_a_value_range_that_does_not_suit_most_images_is_a_warning(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], kind: str, high: int, warning: str
+) -> None:
+    source = write(tmp_path / "in", kind)
+    assert build(source, tmp_path / "out", "--value-range", 0, high) == 0
+    expected = f"build_shards: 8 of 8 images {warning.format('their values are')} use the range of their data\n"
+    assert capsys.readouterr().err == expected
+
+
+def test_a_few_dark_images_are_no_warning(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write(tmp_path / "in", "float")
+    Image.fromarray(np.full((20, 20), 0.01, np.float32)).save(tmp_path / "in" / "cell" / "0.tif")
+    assert build(tmp_path / "in", tmp_path / "out", "--value-range", 0, 1) == 0
+    assert capsys.readouterr().err == ""

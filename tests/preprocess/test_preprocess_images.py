@@ -171,7 +171,7 @@ def test_exif_orientation_is_not_applied_and_nothing_is_carried_along(picture: I
     exif = Image.Exif()
     exif[0x0112] = 6
     raw = encoded(picture, exif=exif, comment=b"by somebody", icc_profile=b"\0" * 128, dpi=(300, 300))
-    pixels, jpeg, _ = make_sample(raw, 40, 95)
+    pixels, jpeg, *_ = make_sample(raw, 40, 95)
     assert pixels.size == (60, 40)  # turned, it would be 40 x 60
     with Image.open(io.BytesIO(jpeg)) as sample:
         assert sample.size == (60, 40)
@@ -189,7 +189,7 @@ def test_exif_orientation_is_applied_when_asked_for(orientation: int, kind: str)
     with Image.open(io.BytesIO(data)) as opened:
         turned = ImageOps.exif_transpose(opened.convert("RGB"))
     assert np.array_equal(np.asarray(decode_rgb(data, apply_exif=True)), np.asarray(turned))
-    pixels, jpeg, _ = make_sample(data, 20, 95, apply_exif=True)
+    pixels, jpeg, *_ = make_sample(data, 20, 95, apply_exif=True)
     expected = resize_short_side(turned, 20)
     assert pixels.size == expected.size
     assert np.abs(np.asarray(pixels.convert("RGB"), np.int16) - np.asarray(expected, np.int16)).max() <= 1
@@ -228,7 +228,7 @@ def test_shrinking_is_antialiased() -> None:
 @pytest.mark.parametrize("side", [16, 17, 64])
 def test_an_image_of_the_right_size_keeps_its_pixels(side: int) -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (side, side + 5, 3), np.uint8)
-    resized, jpeg, _ = make_sample(encoded(Image.fromarray(pixels), "PNG"), side, 95)
+    resized, jpeg, *_ = make_sample(encoded(Image.fromarray(pixels), "PNG"), side, 95)
     assert np.array_equal(np.asarray(resized), pixels)
     with Image.open(io.BytesIO(jpeg)) as sample:
         assert sample.size == (side + 5, side)
@@ -289,7 +289,7 @@ def test_damaged_files_are_samples_or_refused() -> None:
     good, reasons = 0, []
     for data in odd_images.mutations(200, seed=1):
         try:
-            pixels, jpeg, _ = make_sample(data, 16, 95)
+            pixels, jpeg, *_ = make_sample(data, 16, 95)
         except UnreadableImage as error:
             reasons.append(str(error))
             continue
