@@ -83,7 +83,7 @@ def read_parts(root: Path, images: Path, lists: Sequence[Path]) -> Listing:
         "train": f"{root / TRAIN if root == images else images / 'train'} is missing; it is in {source}",
         "val": f"{root / VAL if root == images else images / 'val'} is missing; it is in {source}",
     }
-    ignored = []
+    ignored = [f"{parts.prefix}test"] if (images / "test").is_dir() else []  # the challenge has no labels for it
     if val is None and parts.has_val:
         labels = root / (DEVKIT if root == images else SOLUTION)
         missing["val"] = f"{labels} is missing; {WHERE_FROM}"

@@ -48,4 +48,5 @@ def read(root: Path) -> Listing:
     )
     val_images = flat_val(root, root / "val" / "images", class_of, annotations, skipped)
     names = {name: words[name] for name in classes}
-    return Listing(names, {"train": train_images, "val": val_images}, skipped=skipped)
+    ignored = ("test",) if (root / "test").is_dir() else ()
+    return Listing(names, {"train": train_images, "val": val_images}, ignored=ignored, skipped=skipped)

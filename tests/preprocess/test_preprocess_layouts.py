@@ -87,6 +87,23 @@ def test_the_shards_are_those_of_class_folders(
     assert [name for name in files if files[name] != others[name]] == ["manifest.json"]
 
 
+@pytest.mark.parametrize(
+    ("layout", "inner", "ignored"),
+    [
+        ("kaggle", ".", ("ILSVRC/Data/CLS-LOC/test",)),
+        ("kaggle", "ILSVRC", ("Data/CLS-LOC/test",)),
+        ("kaggle", "ILSVRC/Data/CLS-LOC", ("test",)),
+        ("tiny-imagenet", ".", ("test",)),
+        ("ilsvrc", ".", ()),
+    ],
+)
+def test_a_test_split_without_labels_is_named(
+    wnid_folders: Path, tmp_path: Path, layout: str, inner: str, ignored: tuple[str, ...]
+) -> None:
+    WRITERS[layout](wnid_folders, tmp_path / "in")
+    assert opened(tmp_path / "in" / inner).ignored == ignored
+
+
 @pytest.mark.parametrize("kind", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
 def test_images_are_read_out_of_nested_tars_of_every_format(wnid_folders: Path, tmp_path: Path, kind: int) -> None:
     write_ilsvrc(wnid_folders, tmp_path / "in", kind)
