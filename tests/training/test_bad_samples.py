@@ -23,7 +23,8 @@ from training.parallel.layout import Layout
 from training.recipes import RECIPES
 
 CPU = Layout(torch.device("cpu"))
-WIDTHS: dict[str, Any] = {"channels": (8, 12, 16, 16, 16), "hidden": (48, 48), "init": "he", "dropout": 0.0}
+# From `torch`'s small weights, the order of sums over devices changes less than from `he`'s.
+WIDTHS: dict[str, Any] = {"channels": (8, 12, 16, 16, 16), "hidden": (48, 48), "init": "torch", "dropout": 0.0}
 SMALL = {
     "alexnet-small": architecture("alexnet-small", **WIDTHS, lrn="off"),
     "alexnet-owt": architecture("alexnet-owt", **WIDTHS, first_kernel=5, first_stride=1, map_side=2),
@@ -122,7 +123,7 @@ def test_the_samples_left_out_are_the_same_in_every_layout(
     for rank in range(2):
         weights, curves = pickle.loads((trained / name / f"rank-{rank}").read_bytes())
         for parameter, tensor in single.weights.items():
-            torch.testing.assert_close(weights[parameter], tensor, rtol=0, atol=1e-5, msg=parameter)
+            torch.testing.assert_close(weights[parameter], tensor, rtol=0, atol=1e-6, msg=parameter)
         for (step, metrics), (expected_step, expected) in zip(curves, single.curves, strict=True):
             assert (step, metrics) == (expected_step, pytest.approx(expected, rel=1e-4))
 
