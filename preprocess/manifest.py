@@ -27,6 +27,7 @@ INDEX_VERSION = "v1.2"
 """Of the format that DALI's `wds2idx` writes."""
 
 _Count = Annotated[int, pydantic.Field(ge=0)]
+_WNID_LINE = re.compile(r"(n\d{8})\s*[\s:,]\s*(.*)")
 _LEFT_OUT_IF_EMPTY = ("skipped", "value_range")
 """Fields of the manifest that came later: without them, its bytes are those of earlier versions."""
 
@@ -155,6 +156,17 @@ class Manifest:
         """Yield the shards of all splits, in order."""
         for split in self.splits.values():
             yield from split.shards
+
+
+def parse_class_line(line: str) -> tuple[str, str]:
+    """Return the class id and the name, perhaps empty, of a line in a list of classes.
+
+    A tab separates them, or else the first space, or a colon or comma after a wnid: `n01440764: tench, Tinca tinca`.
+    """
+    wnid = _WNID_LINE.fullmatch(line)
+    class_id, name = wnid.groups() if wnid else line.partition("\t" if "\t" in line else " ")[::2]
+    name = name.strip().removeprefix(":").removeprefix(",").strip()
+    return class_id.strip().rstrip(":,") if name else class_id.strip(), name
 
 
 def _check_file(path: Path, expected_bytes: int | None) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from errors import InputError
-from preprocess.manifest import ClassEntry
+from preprocess.manifest import ClassEntry, parse_class_line
 
 _WNID_TABLE = Path(__file__).with_name("wnid_names.tsv")
 
@@ -23,8 +23,8 @@ def name_classes(classes: Sequence[ClassEntry], file: Path | None = None) -> tup
 
     Args:
         classes: in the order of the labels.
-        file: a line for each class: its id, a tab (or a space, if the id has none), its name. It may have other classes
-            too, and need not have all.
+        file: a line for each class: its id, a tab (or a space, if the id has none), its name; a colon or a comma after
+            the id is no part of either. It may have other classes too, and need not have all.
 
     Raises:
         InputError: the file cannot be read, a line is of another form, an id is there twice, or none is of `classes`.
@@ -84,7 +84,7 @@ def _read_names(file: Path) -> dict[str, str]:
     for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
-        class_id, _, name = (part.strip() for part in line.partition("\t" if "\t" in line else " "))
+        class_id, name = parse_class_line(line)
         if not (class_id and name):
             raise InputError(
                 f"--class-names is {file}: line {number} is {line!r}; use a class id, a tab or a space, and its name"

@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from errors import InputError
-from preprocess.manifest import parse_manifest
+from preprocess.manifest import parse_class_line, parse_manifest
 from preprocess.sources.catalogue import Found, printable
 from preprocess.sources.labels import read_lines
 from preprocess.sources.source import Listing
@@ -23,13 +23,13 @@ def read_classes(path: Path) -> dict[str, str]:
         return {entry.id: entry.name for entry in parse_manifest(path).classes}
     names: dict[str, str] = {}
     for number, line in enumerate(read_lines(path), start=1):
-        class_id, _, name = line.replace("\t", " ", 1).partition(" ")
+        class_id, name = parse_class_line(line)
         if not class_id or class_id <= max(names, default=""):
             raise InputError(
                 f"--classes is {path}: line {number} is {line!r}; use a class id and perhaps its name on each line, "
                 "sorted by id, without repetitions"
             )
-        names[class_id] = name.strip() or class_id
+        names[class_id] = name or class_id
     if not names:
         raise InputError(f"--classes is {path}: it is empty; use a class id on each line")
     return names

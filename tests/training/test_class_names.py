@@ -10,6 +10,7 @@ from commands import run_command
 
 from errors import InputError
 from preprocess.manifest import ClassEntry
+from preprocess.sources.known_classes import read_classes
 from training.class_names import name_classes, unique_names
 
 WNIDS = ("n02012849", "n03028079", "n03126707")
@@ -98,3 +99,20 @@ def test_names_of_the_data_set_stay_and_ids_may_have_spaces(tmp_path: Path) -> N
     (tmp_path / "names.txt").write_text("\ufeffwhite stork\tWeißstorch\nn9\tWeißstorch\n", encoding="utf-8")
     named = name_classes(classes, tmp_path / "names.txt")
     assert unique_names(named) == ["Kranich", "Weißstorch (white stork)", "Weißstorch (n9)"]
+
+
+@pytest.mark.parametrize(
+    "separator", ["\t", " ", " : ", ": ", ":", ", ", ",", "\t: ", " \t"], ids=lambda separator: repr(separator)
+)
+def test_the_separator_after_a_wnid_is_no_part_of_the_name(separator: str, tmp_path: Path) -> None:
+    file = tmp_path / "names.txt"
+    file.write_text(f"n01440764{separator}tench, Tinca tinca\n")
+    named = name_classes([ClassEntry("n01440764", "n01440764")], file)
+    assert [entry.name for entry in named] == ["tench, Tinca tinca"]
+    assert read_classes(file) == {"n01440764": "tench, Tinca tinca"}
+
+
+def test_ids_keep_their_own_colons_and_commas(tmp_path: Path) -> None:
+    file = tmp_path / "ids.txt"
+    file.write_text("Pepper,_bell\nfox: a fox\nred fox\tVulpes: vulpes\n")
+    assert read_classes(file) == {"Pepper,_bell": "Pepper,_bell", "fox": "a fox", "red fox": "Vulpes: vulpes"}
