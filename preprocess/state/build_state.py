@@ -147,16 +147,22 @@ class BuildState:
             (self.folder / f"{stem}.json").unlink(missing_ok=True)
 
     def begin(self, fingerprint: dict[str, Any]) -> None:
-        """Continue the build that is there, or begin one.
+        """Continue the build that is there, or begin one; another one without a finished sample is removed.
 
         Raises:
             InputError: another build is unfinished there; nothing is touched.
         """
         path = self.folder / _PLAN_NAME
         if path.is_file():
-            self._check_same(path, fingerprint)
-            self._remove_partials()
-            return
+            try:
+                self._check_same(path, fingerprint)
+            except InputError:
+                # A build whose images were all rejected has records, but no shard that could be lost.
+                if self._has_samples():
+                    raise
+            else:
+                self._remove_partials()
+                return
         # The plan comes first: without it, there is nothing to continue.
         self.remove()
         self.folder.mkdir()
@@ -176,6 +182,10 @@ class BuildState:
     def remove(self) -> None:
         """Remove the folder as far as possible: next to a manifest, the rest does no harm until the next run."""
         shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _has_samples(self) -> bool:
+        names = {path.name for path in self._output.iterdir()}
+        return any(f"{stem}.tar" in names for stem in _stems(self.folder))
 
     def _remove_partials(self) -> None:
         for folder in (self.folder, self.scratch):

@@ -47,6 +47,15 @@ def test_floating_point_images_are_rejected_with_the_way_out(
     assert capsys.readouterr().err.endswith("--value-range is 1 0; use two finite numbers, the smaller one first\n")
 
 
+def test_the_way_out_goes_into_the_same_output(tmp_path: Path) -> None:
+    output = tmp_path / "out"
+    assert build(write(tmp_path / "in", "float"), output, "--max-rejected", 1) == 2
+    assert list((output / ".unfinished").glob("*-*.json")), "the rejections of the shards were recorded"
+    assert build(tmp_path / "in", output, "--value-range", 0, 1) == 0
+    assert read_manifest(output).value_range == (0, 1)
+    assert not (output / ".unfinished").exists()
+
+
 def test_12_bits_in_16_bit_files_are_a_warning(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert build(write(tmp_path / "in", "12 bits"), tmp_path / "out") == 0
     warning = "8 of 8 images of 16 bits a channel hold no value above 4095, and at most 16 grey levels of them are left"
