@@ -4,11 +4,12 @@ Processes are counted independently of how `cluster` finds them: all that work i
 environment.
 """
 
-from __future__ import annotations
+from __future__ import contextlib
 
 import fcntl
 import http.client
 import os
+import random
 import signal
 import socket
 import subprocess
@@ -81,10 +82,18 @@ class Folder:
         return found
 
 
+def bind_free_port(probe: socket.socket) -> None:
+    """Bind a port below those that the system gives to others: it is still free when the services start."""
+    while True:
+        with contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", random.randrange(20000, 30000)))
+            return
+
+
 def make_folder(path: Path) -> Folder:
     with socket.socket() as a, socket.socket() as b, socket.socket() as c:
         for probe in (a, b, c):
-            probe.bind(("127.0.0.1", 0))
+            bind_free_port(probe)
         ports = (a.getsockname()[1], b.getsockname()[1], c.getsockname()[1])
     home, project = path / "home", path / "project with spaces"
     (home / ".ray").mkdir(parents=True)
