@@ -4,8 +4,9 @@ Processes are counted independently of how `cluster` finds them: all that work i
 environment.
 """
 
-from __future__ import contextlib
+from __future__ import annotations
 
+import contextlib
 import fcntl
 import http.client
 import os
