@@ -110,7 +110,12 @@ class CheckpointStore:
 
         Without validation it is the newest one at the end of an epoch. Damaged ones are named on stderr.
         """
-        return self._first_intact(self._by_top1(), "the next best is used")
+        return self._first_intact(self.ranked(), "the next best is used")
+
+    def ranked(self) -> list[int]:
+        """Return the steps of the checkpoints at the end of an epoch, the best first, by their descriptions only."""
+        ends = ((self._top1(step), step) for step in self.steps())
+        return [step for _, step in sorted(((top1, step) for top1, step in ends if top1 is not None), reverse=True)]
 
     def write(self, snapshot: Snapshot, keep: int) -> int | None:
         """Write a checkpoint, then remove all but the best one and the last `keep`; return the step of the best.
@@ -128,7 +133,7 @@ class CheckpointStore:
         for damaged in self.steps():  # those after this one: the training has come from an earlier checkpoint
             if damaged > step:
                 self._filesystem.delete_dir(self._path(damaged))
-        best = next(iter(self._by_top1()), None)
+        best = next(iter(self.ranked()), None)
         for old in self.steps()[:-keep]:
             if old != best:
                 self._filesystem.delete_dir(self._path(old))
@@ -203,11 +208,6 @@ class CheckpointStore:
                 except InputError as error:
                     print(f"warning: {error}; {otherwise}", file=sys.stderr, flush=True)
         return None
-
-    def _by_top1(self) -> list[int]:
-        """Return the steps of the checkpoints at the end of an epoch, the best first, by their descriptions."""
-        ends = ((self._top1(step), step) for step in self.steps())
-        return [step for _, step in sorted(((top1, step) for top1, step in ends if top1 is not None), reverse=True)]
 
     def _top1(self, step: int) -> float | None:
         """Return `val/top1` of a checkpoint, -1 without validation; None within an epoch."""

@@ -28,7 +28,8 @@ def closing_lines(run_id: str, config: Config) -> list[str]:
 
 
 def _checkpoint_lines(store: CheckpointStore, run_id: str, config: Config) -> list[str]:
-    steps, best = store.steps(), store.best()
+    # By the descriptions: the lines need no weights, which may lie in a bucket.
+    steps, best = store.steps(), next(iter(store.ranked()), None)
     if not steps:
         return [f"no checkpoint in {store.root}"]
     lines, which = [], ""
