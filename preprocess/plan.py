@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from errors import InputError, check_choice, check_count
@@ -19,9 +19,9 @@ from preprocess.sources.layouts import LAYOUTS, open_source
 from preprocess.sources.source import Source, SourceOptions
 
 
-@dataclass(frozen=True)
-class BuildOptions:
-    """The options of a build, checked."""
+@dataclass(frozen=True, kw_only=True)
+class BuildOptions(SourceOptions):
+    """The options of a build, checked; `seed` also decides the order of the samples, and what the sample shows."""
 
     input: Path | None
     """Folder of raw images; None for the embedded sample."""
@@ -33,16 +33,10 @@ class BuildOptions:
     """Pixels of every sample's short side, 1 to 4000."""
     quality: int = 95
     """JPEG quality, 1 to 100."""
-    seed: int = 0
-    """Of the order of the samples, the choice of images for val, and the drawings of the embedded sample."""
     workers: int = 1
     """Number of processes; no influence on the bytes."""
-    val_fraction: float | None = None
-    """Fraction of each class to keep for val, in [0, 1), where the input has no val split."""
     shard_samples: int = 1000
     """Maximum number of images in a shard."""
-    layout: str = "auto"
-    """Layout of the input folder, one of `LAYOUTS`."""
     ray: str | None = None
     """Address of a Ray cluster to build on, or `auto`; None for processes of this machine."""
     max_rejected: float = 0.01
@@ -51,18 +45,6 @@ class BuildOptions:
     """Turn images as their EXIF orientation says."""
     value_range: tuple[float, float] | None = None
     """The values that become black and white in images of one channel of more than 8 bits."""
-    test_as_val: bool = False
-    """Use the input's test split as val, where it has no val split."""
-    splits: tuple[str, ...] | None = None
-    """The splits to build; None for all of the input, which must then have train and val."""
-    classes: Path | None = None
-    """A data set, or a file of class ids, whose classes and labels the images get; None for the input's own."""
-    labels: Path | None = None
-    """A file with the labels of the images, in the input folder or elsewhere; None where the layout has them."""
-    image_column: str | None = None
-    """The column of a table with the images, or with the names of their files; None for one that is usual."""
-    label_column: str | None = None
-    """The column of a table with the labels; None for one that is usual."""
 
     def __post_init__(self) -> None:
         """Raise `InputError` for a value out of range."""
@@ -158,9 +140,7 @@ def make_plan(options: BuildOptions) -> Plan:
             raise InputError(
                 f"--output is {options.output}: it lies in the input folder {options.input}; use another folder"
             )
-        shared = [field.name for field in fields(SourceOptions)]
-        chosen = SourceOptions(**{name: getattr(options, name) for name in shared})
-        source = open_source(options.input, chosen)
+        source = open_source(options.input, options)
         catalogue = source.catalogue
     return Plan(options, source, catalogue, divide(catalogue, options.seed, options.shard_samples))
 
