@@ -1,4 +1,4 @@
-"""What the parsers refuse: one line on stderr and exit code 2, from every command."""
+"""Refusals of the parsers: one line on stderr and exit code 2, from every command."""
 
 import pytest
 from commands import run_command

@@ -61,7 +61,7 @@ class Job:
 
 @dataclass(frozen=True)
 class Layout:
-    """How the devices share network and batch (`training.parallel`)."""
+    """Sharing of network and batch among the devices (`training.parallel`)."""
 
     name: LayoutName
     width: int
@@ -94,7 +94,7 @@ def choose_layout(job: Job, name: LayoutName) -> Layout:
 
 @dataclass(frozen=True)
 class Estimate:
-    """What a job needs in one layout. Times are in seconds, sizes in bytes, rates in 1/s."""
+    """Needs of a job in one layout. Times are in seconds, sizes in bytes, rates in 1/s."""
 
     layout: Layout
     step: StepTime

@@ -69,7 +69,7 @@ def config(four_classes: Path) -> Config:
 
 
 class Timeline:
-    """What happens to the cluster, in order, each when the training has come further on as many workers as there are.
+    """Changes of the cluster, in order, each when the training has come further on as many workers as there are.
 
     Ray's test cluster installs signal handlers, which only the main thread may: the training runs in another one.
     """

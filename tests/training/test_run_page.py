@@ -1,4 +1,4 @@
-"""What the page of a run in MLflow's UI says."""
+"""The page of a run in MLflow's UI."""
 
 import dataclasses
 import shlex
