@@ -96,11 +96,16 @@ class Training:
                 found.append(process)
         return found
 
+    @property
+    def is_finished(self) -> bool:
+        """Tell whether the run is, in MLflow: a command that is killed after that has nothing left to do."""
+        return self.has_run and self.client.get_run(self.run_id).info.status == "FINISHED"
+
     def finish(self) -> None:
         """Wait for the command; resume as often as it ends early."""
         for _ in range(ATTEMPTS):
             assert self.process is not None
-            if self.process.wait() == 0:
+            if self.process.wait() == 0 or self.is_finished:
                 return
             psutil.wait_procs(self.family(), timeout=60)
             self.start()
