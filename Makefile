@@ -3,10 +3,16 @@
 
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 
-.PHONY: demo test test-slow lint environment lock clean
+.PHONY: demo imagenette test test-slow lint environment lock clean
 
 demo: environment
 	./demo.sh
+
+# A result on real photographs: make imagenette IMAGES=imagenette2-320.tgz, or a folder.
+# RECIPE=imagenette-2012 is another training, OPTIONS="--epochs 10" changes it.
+RECIPE ?= imagenette
+imagenette: environment
+	./demo.sh $(RECIPE) "$(IMAGES)" $(OPTIONS)
 
 # The tests of a file run in one process, one after the other: they share a Ray, or shards.
 test: lint

@@ -112,6 +112,22 @@ def test_make_demo(shell: Shell) -> None:
 
 
 @pytest.mark.slow
+def test_make_imagenette(shell: Shell) -> None:
+    write_raw_folder(shell.folder / "photographs")
+    for odd in ("train/red-square/truncated.jpg", "train/red-square/empty.jpg", "val/blue-disc/page.jpg"):
+        (shell.folder / "photographs" / odd).unlink()
+    archive = shell.folder / "imagenette2-320.tgz"
+    subprocess.run(["tar", "czf", archive, "photographs"], cwd=shell.folder, check=True)
+    command = "make imagenette IMAGES=imagenette2-320.tgz"
+    output = shell.type(command, extra=f'OPTIONS="{SMALL}"')
+    assert re.search(r"precision at 6 [01]\.\d", output), output
+    for name in ("imagenette", "imagenette-10crops"):
+        report = json.loads((shell.folder / "reports" / name / "report.json").read_text())
+        assert report["samples"] == 42
+    assert report["crops"] == 10
+
+
+@pytest.mark.slow
 def test_a_notebook_s_environment(shell: Shell, tmp_path: Path) -> None:
     environment = new_environment(tmp_path / "environment")
     shell.type(
