@@ -67,12 +67,12 @@ def _small_images(recipe: str, *, short_side: int, epochs: int, first_stride: in
 
 
 def imagenette() -> Config:
-    """Ten classes of ImageNet at full size, the one-tower network of 60 million parameters, in an hour on two cores.
+    """Ten classes of ImageNet at full size, the one-tower network of 60 million parameters.
 
     make imagenette IMAGES=imagenette2-320.tgz
 
     In bfloat16 where the hardware multiplies it. On one device: at this batch size, several would mostly exchange
-    gradients.
+    gradients. Not measured with these values.
     """
     return Config(
         recipe="imagenette",
@@ -94,7 +94,7 @@ def imagenette_2012() -> Config:
 
     make imagenette RECIPE=imagenette-2012 IMAGES=imagenette2-320.tgz
 
-    The rates fall after the same fractions of the training as in run 145 of the released code.
+    The rates fall after the same fractions of the training as in run 145 of the released code. Not measured.
     """
     return Config(
         recipe="imagenette-2012",
