@@ -186,7 +186,7 @@ def test_the_way_of_imagenet(shell: Shell) -> None:
 
 def submitted(shell: Shell, trained: str) -> None:
     """Type the command for a test split, with a network whose classes are called by wnids."""
-    checkpoint = shutil.copytree(max((shell.folder / "runs" / trained).glob("step-*")), shell.folder / "wnids")
+    checkpoint = shutil.copytree(max((shell.folder / "runs" / trained).glob("step-*")), shell.folder / "data" / "wnids")
     page = json.loads((checkpoint / "checkpoint.json").read_text())
     for entry, wnid in zip(page["data"]["classes"], ("n01440764", "n02012849", "n02119789"), strict=True):
         entry["id"] = wnid
@@ -194,7 +194,7 @@ def submitted(shell: Shell, trained: str) -> None:
     shell.type(
         "python -m training.submit --run RUN_A --run RUN_B "
         "--images /data/imagenet/test --crops 10 --output submission.txt",
-        {"--run RUN_A --run RUN_B": "--checkpoint wnids", "/data/imagenet/test": "imagenet/val/red-square"},
+        {"--run RUN_A --run RUN_B": "--checkpoint data/wnids", "/data/imagenet/test": "imagenet/val/red-square"},
     )
     lines = (shell.folder / "submission.txt").read_text().splitlines()
     assert {tuple(sorted(map(int, line.split()))) for line in lines} == {(1, 429, 449)}
