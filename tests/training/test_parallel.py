@@ -162,8 +162,10 @@ def states(folder: Path) -> dict[str, State]:
 def assert_same(one: State, other: State) -> None:
     for part in ("model", "momentum", "average"):
         assert one[part].keys() == other[part].keys()
-        for name in one[part]:
-            torch.testing.assert_close(one[part][name], other[part][name], rtol=0, atol=1e-5, msg=name)
+        for name, tensor in other[part].items():
+            # A gradient is a sum that each layout and each CPU rounds differently, in proportion to its size.
+            tolerance = 1e-5 * max(1.0, tensor.abs().max().item())
+            torch.testing.assert_close(one[part][name], tensor, rtol=0, atol=tolerance, msg=name)
 
 
 @pytest.mark.parametrize(("name", "shape"), CASES)
