@@ -8,30 +8,25 @@ probabilities are averaged.
 from __future__ import annotations
 
 import argparse
-import itertools
 import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
-import torch
-from tqdm import tqdm
-
 from command_line import CommandParser
 from errors import InputError
-from pipeline.loader import Loader, make_loader
-from preprocess.manifest import Manifest, manifest_digest, read_manifest
+from preprocess.manifest import manifest_digest, read_manifest
 from training.class_names import name_classes
 from training.cli import resolve, run_command
 from training.describe import describe
-from training.ensemble import Ensemble, average
+from training.ensemble import Ensemble
+from training.inference import check_data, check_split, open_loader, open_loaders, predict_split
 from training.load_model import LoadedModel, add_device_argument, add_model_arguments, load_models, make_dense
-from training.loop.step import TOP_K, score
+from training.loop.step import TOP_K
 from training.report.examples import random_samples
 from training.report.folder import check_replaceable, prepare_folder, report_files, write_report
-from training.report.metrics import Comparison, Evaluated, MemberResult, Predictions, Report, compare, summarise
+from training.report.metrics import Evaluated, MemberResult, Predictions, Report, compare, summarise
 from training.report.retrieval import Retrieval
 from training.retrieval import retrieve
 
@@ -97,12 +92,9 @@ def main(arguments: Sequence[str]) -> None:
         check_replaceable(folder, evaluated)
     if options.dense:
         ensemble = Ensemble(tuple(make_dense(trained) for trained in ensemble.members))
-    loaders = [
-        open_loader(trained, data, options.split, options.batch_size, options.crops)
-        for trained in ensemble.views.values()
-    ]
+    loaders = open_loaders(ensemble, data, options.split, options.batch_size, options.crops)
     started = time.perf_counter()
-    predictions, members, comparison = predict_all(ensemble, loaders)
+    predictions, members = predict_split(ensemble, loaders)
     seconds = time.perf_counter() - started
     retrieval = None if options.retrieve_from is None else find_nearest(ensemble.members[0], data, options)
     report = summarise(
@@ -111,8 +103,8 @@ def main(arguments: Sequence[str]) -> None:
         evaluated,
         checkpoint=ensemble.name,
         images_per_second=len(predictions.labels) / seconds,
-        members=members,
-        comparison=comparison,
+        members=member_results(ensemble, members),
+        comparison=compare(*(one.correct for one in members)) if len(members) == 2 else None,
         retrieval=None if retrieval is None else retrieval.result(),
     )
     (shown,) = random_samples(predictions, 1, seed=0)
@@ -154,53 +146,12 @@ def _top5(accuracy: float | None) -> str:
     return "" if accuracy is None else f", top-5 {accuracy:.4f}"
 
 
-def check_data(trained: LoadedModel, manifest: Manifest, folder: str) -> None:
-    """Raise `InputError` unless the data set has the classes and the short side that the network was trained on."""
-    theirs, ours = ([entry.id for entry in classes] for classes in (manifest.classes, trained.data.classes))
-    if theirs != ours:
-        pairs = enumerate(itertools.zip_longest(theirs, ours, fillvalue="none"))
-        label, (found, expected) = next((label, pair) for label, pair in pairs if pair[0] != pair[1])
-        raise InputError(
-            f"{folder} has other classes ({len(theirs)}) than {trained.name} ({len(ours)}): "
-            f"class {label} is {found}, not {expected}; build it with --classes and the shards of the training"
-        )
-    if manifest.short_side != trained.data.short_side:
-        raise InputError(
-            f"{folder} has a short side of {manifest.short_side} pixels, "
-            f"{trained.name} is for {trained.data.short_side}"
-        )
-
-
-def check_split(option: str, manifest: Manifest, split: str, folder: str) -> None:
-    """Raise `InputError` unless the data set has samples of the split that `option` names."""
-    if not manifest.split(split).samples:
-        others = ", ".join(name for name in manifest.splits if manifest.samples(name))
-        raise InputError(f"{option} is {split}: {folder} has no samples of it; use {others}")
-
-
 def check_single(ensemble: Ensemble) -> None:
     """Raise `InputError` for an ensemble: the features of its networks cannot be compared."""
     if len(ensemble.members) > 1:
         raise InputError(
             f"--retrieve-from cannot be combined with {len(ensemble.members)} networks; use it with each of them"
         )
-
-
-def open_loader(trained: LoadedModel, data: str, split: str, batch_size: int, crops: int) -> Loader:
-    """Return a loader that gives a split as this network was trained to see it."""
-    return make_loader(
-        data,
-        split,
-        batch_size,
-        mode="eval",
-        device=str(trained.device),
-        crop=trained.config.image_size,
-        crops=crops,
-        units=trained.config.units,
-        mean=trained.config.mean,
-        color_stats=trained.data.color_stats,
-        mean_image=trained.mean_image,
-    )
 
 
 def find_nearest(trained: LoadedModel, data: str, options: argparse.Namespace) -> Retrieval:
@@ -212,46 +163,18 @@ def find_nearest(trained: LoadedModel, data: str, options: argparse.Namespace) -
     return retrieve(trained, queries, images, options.retrieve_from)
 
 
-def predict_all(
-    ensemble: Ensemble, loaders: Sequence[Loader]
-) -> tuple[Predictions, list[MemberResult], Comparison | None]:
-    """Return the predictions for every sample of a split, in its order.
-
-    Also return the accuracy of each network of several, and the comparison of two.
-
-    `loaders` give the same split for each of the ensemble's `views`.
-    """
-    labels, losses, classes, probabilities, member_hits = [], [], [], [], []
-    scores = torch.zeros(len(ensemble.members), 4, dtype=torch.float64, device=ensemble.members[0].device)
-    batches = zip(*loaders, strict=True)
-    for views in tqdm(batches, desc="evaluate", unit="batch", total=len(loaders[0]), disable=None):
-        truth = views[0][1]
-        member_logs = ensemble.log_probabilities([images for images, _ in views])
-        scores += torch.stack([score(logs, truth) for logs in member_logs])
-        member_hits.append(torch.stack([logs.argmax(1) == truth for logs in member_logs]))
-        logs = average(member_logs)
-        best = logs.topk(min(TOP_K, logs.shape[1]), dim=1)
-        labels.append(truth)
-        losses.append(torch.nn.functional.nll_loss(logs, truth, reduction="none"))
-        classes.append(best.indices)
-        probabilities.append(best.values.exp())
-    predictions = Predictions(
-        labels=torch.cat(labels).cpu().numpy(),
-        top_classes=torch.cat(classes).cpu().numpy(),
-        top_probabilities=torch.cat(probabilities).cpu().numpy(),
-        losses=torch.cat(losses).cpu().numpy().astype(np.float64),
-    )
-    hits = torch.cat(member_hits, dim=1).cpu().numpy()
-    return predictions, _member_results(ensemble, scores.tolist()), compare(*hits) if len(hits) == 2 else None
-
-
-def _member_results(ensemble: Ensemble, scores: Sequence[Sequence[float]]) -> list[MemberResult]:
+def member_results(ensemble: Ensemble, predictions: Sequence[Predictions]) -> list[MemberResult]:
+    """Return the accuracy of each network of several; nothing for a single one."""
     if len(ensemble.members) == 1:
         return []
     has_top5 = len(ensemble.members[0].data.classes) >= TOP_K
     return [
-        MemberResult(checkpoint=member.name, top1=top1 / samples, top5=top5 / samples if has_top5 else None)
-        for member, (_, top1, top5, samples) in zip(ensemble.members, scores, strict=True)
+        MemberResult(
+            checkpoint=member.name,
+            top1=float(one.correct.mean()),
+            top5=float(one.hits.any(axis=1).mean()) if has_top5 else None,
+        )
+        for member, one in zip(ensemble.members, predictions, strict=True)
     ]
 
 

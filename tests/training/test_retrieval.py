@@ -9,7 +9,7 @@ import torch
 from sklearn.neighbors import NearestNeighbors
 
 from training import evaluate
-from training.evaluate import open_loader
+from training.inference import open_loader
 from training.load_model import load_checkpoint
 from training.retrieval import retrieve
 
