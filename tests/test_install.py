@@ -16,11 +16,12 @@ USED = """
 from pathlib import Path
 import errors, pipeline.loader, preprocess.manifest, training.models
 from training.class_names import name_classes
-from training.report.html import _environment
+from training.report.page import environment
 network = training.models.build("alexnet-small", 3)
 (named,) = name_classes([preprocess.manifest.ClassEntry("n01440764", "n01440764")])
 assert named.name == "tench, Tinca tinca"
-_environment().get_template("template.html.j2")
+environment().get_template("report.html.j2")
+environment().get_template("comparison.html.j2")
 print(Path(training.models.__file__).parents[2])
 """
 

@@ -12,7 +12,6 @@ from training.report.metrics import (
     Predictions,
     accuracy_histogram,
     calibration_error,
-    compare,
     confidence_bins,
     confused_pairs,
     confusion_matrix,
@@ -162,14 +161,3 @@ def test_calibration_of_hand_made_bins(six):
 def test_histogram_of_class_accuracies_leaves_out_classes_without_samples(six):
     counts = accuracy_histogram(summarise(six, CLASSES, **GIVEN)["per_class"], bins=20)
     assert (counts[0], counts[13], counts[19], sum(counts)) == (3, 1, 1, 5)
-
-
-def test_two_networks_are_compared_by_the_samples_that_only_one_gets_right():
-    """McNemar's exact test by hand, 1 of 8 against 7: 2 * (C(8, 0) + C(8, 1)) / 2 ** 8."""
-    first = np.array([True] * 5 + [True] * 7 + [False] + [False] * 2)
-    second = np.array([True] * 5 + [False] * 7 + [True] + [False] * 2)
-    expected = {"both_right": 5, "first_only": 7, "second_only": 1, "both_wrong": 2}
-    found = compare(first, second)
-    assert found == {**expected, "p_value": pytest.approx(2 * (1 + 8) / 256)}
-    assert compare(second, first)["p_value"] == found["p_value"]
-    assert compare(first, first)["p_value"] == 1.0

@@ -2,23 +2,17 @@
 
 from __future__ import annotations
 
-import base64
-import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from PIL import Image
-from scipy.stats import binomtest
 
 from pipeline.reading.samples import StoredSample
 from training.report.curves import make_charts
 from training.report.examples import ReadExample, ReportExamples, make_thumbnail
 from training.report.feature_maps import MAPS, LayerMaps, maps_grid
-from training.report.kernels import LEAST_SMOOTHNESS, kernel_grids, smoothness
+from training.report.kernels import describe_structure, kernel_grids
 from training.report.metrics import (
     ClassResult,
     Predictions,
@@ -28,11 +22,11 @@ from training.report.metrics import (
     confidence_bins,
     confusion_matrix,
 )
+from training.report.page import EXTREMES, TABLE_CLASSES, render
+from training.report.paired import LEVEL
 from training.report.retrieval import Retrieval, make_rows
 
 MATRIX_CLASSES = 50  # more do not fit on a screen
-TABLE_CLASSES = 60  # more are folded away behind the worst and the best
-EXTREMES = 10
 
 
 @dataclass(frozen=True)
@@ -102,23 +96,17 @@ def render_html(
         ],
         "most_confident": most_confident,
         "calibration_error": calibration_error(bins),
+        "level": LEVEL,
         "charts": make_charts(subject.history),
         "kernels": [] if subject.conv1 is None else kernel_grids(subject.conv1, subject.towers),
         "rows": [] if subject.retrieval is None else make_rows(subject.retrieval, names, read_example),
         "maps": [(layer.title, maps_grid(layer)) for layer in subject.maps],
         "maps_shown": MAPS,
         "maps_thumbnail": None if subject.maps_of is None else make_thumbnail(subject.maps_of.jpeg),
-        "smoothness": None if subject.conv1 is None else smoothness(subject.conv1),
-        "least_smoothness": LEAST_SMOOTHNESS,
+        "structure": None if subject.conv1 is None else describe_structure(subject.conv1),
         "kernel_limit": None if subject.conv1 is None else float(np.nanmax(np.abs(subject.conv1))),
     }
-    return _environment().get_template("template.html.j2").render(context)
-
-
-def _confidence_interval(accuracy: float, samples: int) -> tuple[float, float]:
-    """Return the interval that holds the true accuracy with 95 % confidence (Wilson 1927)."""
-    found = binomtest(round(accuracy * samples), samples).proportion_ci(method="wilson")
-    return float(found.low), float(found.high)
+    return render("report.html.j2", context)
 
 
 def _extremes(rows: Sequence[ClassResult]) -> tuple[list[tuple[int, ClassResult]], ...]:
@@ -148,34 +136,3 @@ def _axis_top(largest: int) -> int:
     unit = 10 ** (len(str(largest)) - 1)
     steps = (unit * tenths // 10 for tenths in (10, 12, 16, 20, 30, 40, 50, 60, 80, 100))
     return next(step for step in steps if step >= largest and step % 2 == 0)
-
-
-def _environment() -> Environment:
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters.update(
-        percent=_percent, thousands="{:,}".format, interval=_confidence_interval, rate=_rate, data_uri=_data_uri
-    )
-    return environment
-
-
-def _percent(value: float | None, digits: int) -> str:
-    return "–" if value is None else f"{value * 100:.{digits}f} %"
-
-
-def _rate(value: float) -> str:
-    return f"{value:,.0f}" if value >= 100 or value == int(value) else f"{value:.1f}"
-
-
-def _data_uri(image: Image.Image) -> str:
-    """Return an image as a data URI: PNG where pixels must stay exact, JPEG for photographs."""
-    exact = image.mode == "RGBA" or image.width < 96
-    buffer = io.BytesIO()
-    image.save(buffer, "PNG" if exact else "JPEG", optimize=True, **({} if exact else {"quality": 85}))
-    kind = "png" if exact else "jpeg"
-    return f"data:image/{kind};base64,{base64.b64encode(buffer.getvalue()).decode()}"

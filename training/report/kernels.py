@@ -41,6 +41,19 @@ def smoothness(weights: np.ndarray) -> float:
     return float(((across + down)[known] / energy[known]).mean() / 2 * side / (side - 1))
 
 
+def has_structure(weights: np.ndarray) -> bool:
+    """Tell whether the kernels (F, C, k, k) are smoother than random ones, as those of a trained network are."""
+    return smoothness(weights) >= LEAST_SMOOTHNESS
+
+
+def describe_structure(weights: np.ndarray) -> str:
+    """Return in a sentence or two how far from random the kernels (F, C, k, k) are."""
+    measured = f"Neighbouring weights correlate by {smoothness(weights):.2f}, those of random kernels by 0."
+    if has_structure(weights):
+        return measured
+    return f"These kernels have no structure yet: they are still close to their random start. {measured}"
+
+
 def kernel_levels(weights: np.ndarray) -> np.ndarray:
     """Return (F, 3, k, k) uint8 for conv1's (F, 3 or 1, k, k) weights: zero is 128, not finite is magenta.
 
@@ -56,8 +69,10 @@ def kernel_levels(weights: np.ndarray) -> np.ndarray:
     return np.where(finite[:, None], levels, broken)
 
 
-def kernel_grids(weights: np.ndarray, towers: int) -> list[tuple[str, Image.Image]]:
-    """Return a heading and an RGBA picture per tower, 16 kernels a row, transparent in between.
+def kernel_grids(weights: np.ndarray, towers: int, per_row: int = KERNELS_PER_ROW) -> list[tuple[str, Image.Image]]:
+    """Return a heading and an RGBA picture per tower, `per_row` kernels a row, transparent in between.
+
+    The heading says how many kernels there are, how colourful, and where they have no structure yet.
 
     The kernels of a tower are sorted by colourfulness, grey ones first, so that a tower of edges and one of colours
     can be told apart (2012 paper, section 6.1). They are enlarged by an integer factor. The weights (F, 3 or 1, k, k)
@@ -66,22 +81,24 @@ def kernel_grids(weights: np.ndarray, towers: int) -> list[tuple[str, Image.Imag
     levels, colours = kernel_levels(weights), colourfulness(weights)
     if towers < 1 or len(levels) % towers:
         raise ValueError(f"{len(levels)} kernels do not divide into {towers} towers")
+    structure = "" if has_structure(weights) else ", no structure yet"
     grids = []
     for tower, chosen in enumerate(np.split(np.arange(len(levels)), towers), start=1):
         order = chosen[np.argsort(colours[chosen], kind="stable")]
         name = "conv1" if towers == 1 else f"Tower {tower}"
         mean = float(np.mean(np.nan_to_num(colours[chosen])))
-        grids.append((f"{name}: {len(chosen)} kernels, {mean * 100:.0f} % colour", _kernel_grid(levels[order])))
+        title = f"{name}: {len(chosen)} kernels, {mean * 100:.0f} % colour{structure}"
+        grids.append((title, _kernel_grid(levels[order], per_row)))
     return grids
 
 
-def _kernel_grid(levels: np.ndarray) -> Image.Image:
+def _kernel_grid(levels: np.ndarray, per_row: int) -> Image.Image:
     filters, _, _, size = levels.shape
     side = size * max(1, KERNEL_PIXELS // size)
     step = side + GAP
-    rows, columns = -(-filters // KERNELS_PER_ROW), min(filters, KERNELS_PER_ROW)
+    rows, columns = -(-filters // per_row), min(filters, per_row)
     grid = Image.new("RGBA", (columns * step - GAP, rows * step - GAP))
     for i, kernel in enumerate(levels):
         tile = Image.fromarray(kernel.transpose(1, 2, 0)).resize((side, side), Image.Resampling.NEAREST)
-        grid.paste(tile, (i % KERNELS_PER_ROW * step, i // KERNELS_PER_ROW * step))
+        grid.paste(tile, (i % per_row * step, i // per_row * step))
     return grid

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from typing import Any, TypedDict
 
 import numpy as np
-from scipy.stats import binomtest
 
 from errors import InputError
 from preprocess.manifest import ClassEntry
 from training.loop.step import TOP_K
+from training.report.paired import Comparison
 
 
 @dataclass(frozen=True)
@@ -49,6 +49,12 @@ class Predictions:
         return self.top_classes == self.labels[:, None]
 
     @property
+    def mean_loss(self) -> float:
+        """Mean cross-entropy in nats."""
+        # fsum rounds once, so the order of the samples does not matter.
+        return math.fsum(self.losses) / len(self.losses)
+
+    @property
     def correct(self) -> np.ndarray:
         """(N,) bool, true where the first guess is the true class."""
         return self.top_classes[:, 0] == self.labels
@@ -70,33 +76,6 @@ class MemberResult(TypedDict):
     checkpoint: str
     top1: float
     top5: float | None
-
-
-class Comparison(TypedDict):
-    """Two networks on the same samples: how many each got right, and McNemar's test.
-
-    `p_value` is the probability of a difference at least as large between networks that are equally good: exact, two
-    sided (McNemar 1947).
-    """
-
-    both_right: int
-    first_only: int
-    second_only: int
-    both_wrong: int
-    p_value: float
-
-
-def compare(first: np.ndarray, second: np.ndarray) -> Comparison:
-    """Compare the networks whose first guesses were right where `first` and `second`, (N,) bool, are true."""
-    first_only, second_only = int((first & ~second).sum()), int((second & ~first).sum())
-    differing = first_only + second_only
-    return Comparison(
-        both_right=int((first & second).sum()),
-        first_only=first_only,
-        second_only=second_only,
-        both_wrong=int((~first & ~second).sum()),
-        p_value=float(binomtest(first_only, differing).pvalue) if differing else 1.0,
-    )
 
 
 class RetrievalResult(TypedDict):
@@ -168,10 +147,9 @@ def summarise(
         InputError: the split is empty, or a loss or probability is not finite: such outputs cannot be ranked.
         ValueError: a label or a guess is not one of `classes`, or k is not min(5, classes).
     """
-    _check_finite(predictions, evaluated["split"], checkpoint)
-    _check_classes(predictions, len(classes))
+    check_predictions(predictions, len(classes), evaluated["split"], checkpoint)
     samples = len(predictions.labels)
-    per_class = _per_class(predictions, classes)
+    per_class = class_results(predictions, classes)
     top1 = int(predictions.correct.sum())
     top5 = int(predictions.hits.sum()) if len(classes) >= TOP_K else None
     return Report(
@@ -182,8 +160,7 @@ def summarise(
         top5=None if top5 is None else top5 / samples,
         top1_error=(samples - top1) / samples,
         top5_error=None if top5 is None else (samples - top5) / samples,
-        # fsum rounds once, so the order of the samples does not matter.
-        loss=math.fsum(predictions.losses) / samples,
+        loss=predictions.mean_loss,
         per_class=per_class,
         checkpoint=checkpoint,
         manifest_sha256=evaluated["manifest_sha256"],
@@ -195,6 +172,17 @@ def summarise(
         comparison=comparison,
         retrieval=retrieval,
     )
+
+
+def check_predictions(predictions: Predictions, classes: int, split: str, checkpoint: str) -> None:
+    """Check that predictions of a split can be counted.
+
+    Raises:
+        InputError: the split is empty, or a loss or probability is not finite: such outputs cannot be ranked.
+        ValueError: a label or a guess is not one of `classes` classes, or k is not min(5, classes).
+    """
+    _check_finite(predictions, split, checkpoint)
+    _check_classes(predictions, classes)
 
 
 def _check_finite(predictions: Predictions, split: str, checkpoint: str) -> None:
@@ -222,7 +210,8 @@ def _mean(values: Sequence[float]) -> float:
     return math.fsum(values) / len(values)
 
 
-def _per_class(predictions: Predictions, classes: Sequence[ClassEntry]) -> list[ClassResult]:
+def class_results(predictions: Predictions, classes: Sequence[ClassEntry]) -> list[ClassResult]:
+    """Return the accuracy on the samples of each class, in the order of the labels."""
     labels, count = predictions.labels, len(classes)
     samples = np.bincount(labels, minlength=count).tolist()
     top1 = np.bincount(labels[predictions.correct], minlength=count).tolist()
