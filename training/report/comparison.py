@@ -227,6 +227,7 @@ def render_comparison(report: ComparisonReport, sides: Sides, data: str, read_ex
         "names": names,
         "has_top5": report["networks"][0]["top5"] is not None,
         "rows": rows,
+        "largest": max((abs(row["difference"]) for row in classes if row["difference"]), default=0.0),
         "extremes": extremes if len(classes) > TABLE_CLASSES else None,
         "level": LEVEL,
         "charts": make_charts(*(side.history for side in sides)),

@@ -115,7 +115,9 @@ def _make_chart(title: str, curves: Sequence[_Curve], last: int) -> Chart:
     if is_log:
         marks = 10.0 ** np.arange(math.floor(math.log10(min(values))), math.ceil(math.log10(max(values))) + 1)
     else:
-        marks = MaxNLocator(4).tick_values(min(values), max(values))
+        # Around a constant, half of it; else its digits would be those of rounding.
+        margin = (abs(values[0]) / 2 or 1.0) if min(values) == max(values) else 0.0
+        marks = MaxNLocator(4).tick_values(min(values) - margin, max(values) + margin)
     low, high = scale(min(marks[0], *values)), scale(max(marks[-1], *values))
     steps = [mark for mark in MaxNLocator(4, integer=True).tick_values(0, max(last, 1)) if 0 <= mark <= last]
 
