@@ -179,6 +179,11 @@ def test_the_way_of_imagenet(shell: Shell) -> None:
         {**data, "RUN_A": trained, "RUN_B": tuned},
     )
     assert re.search(r"^report \S+/ensemble-2-\w+-val-10crops/report\.html$", averaged, re.MULTILINE)
+    compared = shell.type(
+        "python -m training.evaluate --compare RUN_A RUN_B --data /data/imagenet-shards --crops 10",
+        {**data, "RUN_A": trained, "RUN_B": tuned},
+    )
+    assert re.search(r"^comparison \S+/comparison-\w+-val-10crops/comparison\.html$", compared, re.MULTILINE)
     submitted(shell, trained)
     assert trained in served_runs(shell)
     used_elsewhere(shell, trained, photo)

@@ -79,9 +79,6 @@ def test_each_run_of_an_ensemble_gets_the_report_and_keeps_its_own_numbers(
     options = ("--which", "best", "--data", tiny_shards, "--crops", 10)
     code, _, err = command(evaluate.main, *arguments, *options)
     assert code == 0, err
-    code, out, err = command(evaluate.main, "--compare", *runs, *options)
-    assert code == 0, "it is the same evaluation under another name"
-    assert "only by the second: McNemar's test p = " in out
     (folder,) = (tmp_path / "reports").iterdir()
     report = json.loads((folder / "report.json").read_text())
     for run in runs:
@@ -89,6 +86,47 @@ def test_each_run_of_an_ensemble_gets_the_report_and_keeps_its_own_numbers(
         assert metrics[f"eval/{folder.name}/top1"] == report["top1"]
         assert all(name.startswith("eval/ensemble-2-") for name in metrics), "these are not the run's own numbers"
         assert [one.path for one in client.list_artifacts(run, "evaluation")] == [f"evaluation/{folder.name}"]
+
+
+def test_two_runs_are_compared_and_both_get_the_page(
+    command, pair: tuple[Path, Path], tiny_shards: Path, tmp_path: Path
+) -> None:
+    client = open_client(f"sqlite:///{tmp_path}/mlflow.db", create=True)
+    runs = []
+    for number, folder in enumerate(pair):
+        runs.append(create_run(client, "twotower", f"run {number}", {}))
+        client.log_artifacts(runs[-1], str(folder), "checkpoints/best")
+        client.log_metric(runs[-1], "val/top1", 0.5 + number / 4, step=1)
+    options = ("--which", "best", "--data", tiny_shards, "--batch-size", 5)
+    code, out, err = command(evaluate.main, "--compare", *runs, *options)
+    assert code == 0, err
+    (folder,) = (tmp_path / "reports").iterdir()
+    assert sorted(path.name for path in folder.iterdir()) == ["comparison.html", "comparison.json"]
+    report = json.loads((folder / "comparison.json").read_text())
+    labels, first = reference(pair[0], tiny_shards, 1)
+    _, second = reference(pair[1], tiny_shards, 1, divisor=255.0)
+    right = [one.argmax(1) == labels for one in (first, second)]
+    assert [one["top1"] for one in report["networks"]] == pytest.approx([hits.mean() for hits in right])
+    assert [one["run_id"] for one in report["networks"]] == runs
+    assert [report["first_only"], report["second_only"]] == [(a & ~b).sum() for a, b in (right, right[::-1])]
+    assert {"field": "units", "first": "unit-std", "second": "unit"} in report["fields"]
+    only = f", {report['first_only']} only by A, {report['second_only']} only by B, "
+    assert only in out
+    assert out.endswith(f"comparison {folder / 'comparison.html'}\n")
+    page = (folder / "comparison.html").read_text()
+    assert {f'alt="{mark}, Tower 1: ' in page for mark in "AB"} == {True}
+    assert "A: top-1, val from 0.5 to 0.5, lowest 0.5, highest 0.5; B: top-1, val from 0.75 to 0.75," in page
+    for run in runs:
+        metrics = client.get_run(run).data.metrics
+        assert metrics[f"eval/{folder.name}/p_value"] == report["p_value"]
+        assert metrics[f"eval/{folder.name}/top1_difference"] == report["difference"]
+        files = {Path(one.path).name for one in client.list_artifacts(run, f"evaluation/{folder.name}")}
+        assert files == {"comparison.html", "comparison.json"}
+    assert command(evaluate.main, "--compare", *runs, *options)[0] == 0, "the same comparison may be repeated"
+    code, _, err = command(evaluate.main, "--compare", *runs[::-1], *options, "--output", folder)
+    assert (code, "it holds the comparison of run" in err) == (2, True)
+    code, _, err = command(evaluate.main, "--compare", runs[0], runs[0], *options)
+    assert (code, "use each network once" in err) == (2, True)
 
 
 def test_a_network_counts_once(command, checkpoint: Path, tiny_shards: Path, tmp_path: Path) -> None:

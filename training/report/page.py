@@ -62,7 +62,7 @@ def _interval(accuracy: float, samples: int) -> tuple[float, float]:
 
 
 def _p_value(value: float) -> str:
-    return "p < 0.0001" if value < 1e-4 else f"p = {value:.3g}"
+    return "< 0.001" if value < 1e-3 else f"{value:.3f}"
 
 
 def _rate(value: float) -> str:
