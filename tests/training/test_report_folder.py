@@ -13,6 +13,7 @@ from training.report import folder as report_folder
 from training.report.folder import report_files, write_report
 from training.report.html import Subject
 from training.report.output import prepare_folder
+from training.reporting import print_result
 
 
 def write(folder, predictions=None, names=NAMES, subject=SUBJECT, **options):
@@ -133,12 +134,19 @@ def test_pictures_of_an_older_report_do_not_stay(tmp_path):
     assert not (tmp_path / "pictures/errors.png").exists()
 
 
-def test_kernels_without_structure_are_called_that(written, tmp_path):
-    _, _, text, _ = written
-    assert "These kernels have no structure yet" in text
+def test_kernels_without_structure_are_called_that(written, tmp_path, capsys):
+    """On the page, in the texts of the pictures, and on the terminal."""
+    folder, report, text, page = written
+    assert "These kernels have no structure yet: they are still close to their random start." in text
+    drawn = [image["alt"] for image in page.of("img") if " kernels, " in image["alt"]]
+    assert [alt.rpartition(", ")[2] for alt in drawn] == ["no structure yet"] * 2
+    print_result(report, SUBJECT, folder)
+    assert "\nthe kernels of conv1 have no structure yet: " in capsys.readouterr().out
     smooth = Subject("alexnet", 1, "pets", np.ones((8, 3, 5, 5)) * np.linspace(-1, 1, 5), 2)
     _, text = write(tmp_path, subject=smooth)
     assert "no structure" not in text
+    print_result(report, smooth, Path("r"))
+    assert "structure" not in capsys.readouterr().out
     assert "Neighbouring weights correlate by 0." in text
 
 

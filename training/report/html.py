@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from pipeline.reading.samples import StoredSample
-from training.report.curves import make_charts
+from training.report.curves import History, make_charts
 from training.report.examples import ReadExample, ReportExamples, make_thumbnail
 from training.report.feature_maps import MAPS, LayerMaps, maps_grid
 from training.report.kernels import describe_structure, kernel_grids
@@ -46,8 +46,8 @@ class Subject:
     maps: tuple[LayerMaps, ...] = ()
     """Feature maps of the sample `maps_of`, first layer first; empty for an ensemble."""
     maps_of: StoredSample | None = None
-    history: Mapping[str, Mapping[int, float]] = field(default_factory=dict)
-    """Value of each of `training.report.curves.CURVE_METRICS` at each step of the training; empty if not known."""
+    history: History = field(default_factory=dict)
+    """Of `training.report.curves.CURVE_METRICS`; empty if not known."""
 
 
 def has_matrix(report: Report) -> bool:
