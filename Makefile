@@ -33,7 +33,7 @@ environment:
 # Exact versions with hashes, without addresses: whoever installs chooses the mirror.
 lock:
 	@./bootstrap.sh uv
-	.uv/bin/uv pip compile pyproject.toml --quiet --upgrade --universal --python-version 3.11 \
+	.uv/bin/uv pip compile pyproject.toml --all-extras --quiet --upgrade --universal --python-version 3.11 \
 	    --generate-hashes --no-header --no-annotate --output-file requirements.lock
 
 # What the tools keep, and the environment. Shards, runs and reports are yours: they stay.

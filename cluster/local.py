@@ -1,7 +1,8 @@
 """`python -m cluster.local up|down|status`: a Ray head and an MLflow server on 127.0.0.1.
 
 The cluster belongs to the folder in which it is started, the project: jobs run there, `mlflow.db` and `mlartifacts/`
-are there, and `.cluster/` holds its state. The output on stdout is for a shell:
+are there, and `.cluster/` holds its state. With `--postgres` MLflow's runs are in a PostgreSQL server of the project
+instead, with its data in `.cluster/`. The output on stdout is for a shell:
 `eval "$(python -m cluster.local up)"`.
 """
 
@@ -21,10 +22,11 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from atomic_files import atomic_write
+from cluster import postgres
 from cluster.processes import MARK_VARIABLE, find_family, stop_family
 from cluster.services import (
     STATE_FOLDER,
@@ -57,22 +59,34 @@ class StartError(RuntimeError):
     """A service did not start, or cannot be stopped; the message has the details."""
 
 
-def up(project: Path, dashboard_port: int, ray_port: int, mlflow_port: int) -> int:
-    """Start both services in `project`, wait until they answer, print what to export; return 0.
+@dataclass(frozen=True)
+class Wishes:
+    """The options of `up`."""
+
+    dashboard_port: int
+    ray_port: int
+    mlflow_port: int
+    postgres: bool
+    artifacts: str
+
+
+def up(project: Path, wishes: Wishes) -> int:
+    """Start the services in `project`, wait until they answer, print what to export; return 0.
 
     Raises:
-        InputError: a port is in use.
+        InputError: a port is in use, PostgreSQL is not installed, or what is up is another cluster than asked for.
         StartError: a service did not start; its processes are stopped.
     """
     with _only_one(project):
         cluster = _read_state(project)
         if cluster is not None and cluster.ready and all(_answering(cluster).values()):
+            _check_the_same(cluster, wishes)
             _say("already up")
         else:
             if cluster is not None:
                 _say("ending what an earlier start left behind")
                 _stop(cluster)
-            cluster = _plan(project, dashboard_port, ray_port, mlflow_port)
+            cluster = _plan(project, wishes)
             _start(cluster)
     _print_exports(cluster)
     return 0
@@ -111,23 +125,50 @@ def _answering(cluster: Cluster) -> dict[Service, bool]:
     return {service: bool(find_family(service.mark)) and service.answers() for service in services(cluster)}
 
 
-def _plan(project: Path, dashboard_port: int, ray_port: int, mlflow_port: int) -> Cluster:
-    chosen = {"--dashboard-port": dashboard_port, "--ray-port": ray_port, "--mlflow-port": mlflow_port}
+def _check_the_same(cluster: Cluster, wishes: Wishes) -> None:
+    """Raise `InputError` if the cluster that is up keeps runs or artifacts elsewhere than asked for."""
+    different = {
+        "--postgres": wishes.postgres and not cluster.socket_folder,
+        f"--artifacts {wishes.artifacts}": wishes.artifacts not in ("", cluster.artifacts),
+    }
+    for option, differs in different.items():
+        if differs:
+            raise InputError(f"{option}: the cluster that is up was started without it; use cluster.local down first")
+
+
+def _plan(project: Path, wishes: Wishes) -> Cluster:
+    chosen = {
+        "--dashboard-port": wishes.dashboard_port,
+        "--ray-port": wishes.ray_port,
+        "--mlflow-port": wishes.mlflow_port,
+    }
     if len(set(chosen.values())) < len(chosen):
         raise InputError(f"{', '.join(f'{option} {port}' for option, port in chosen.items())}: all must differ")
     for option, port in chosen.items():
         if not port_is_free(port):
             raise InputError(f"port {port} of 127.0.0.1 is in use; choose another with {option}")
+    installation = postgres.find_installation() if wishes.postgres else None
+    if installation is not None:
+        postgres.prepare_data(installation, project / STATE_FOLDER)
     agent_port, client_port = free_ports(2)
-    return Cluster(
+    cluster = Cluster(
         project=str(project),
         mark=secrets.token_hex(16),
-        dashboard_port=dashboard_port,
-        ray_port=ray_port,
-        mlflow_port=mlflow_port,
+        dashboard_port=wishes.dashboard_port,
+        ray_port=wishes.ray_port,
+        mlflow_port=wishes.mlflow_port,
         agent_port=agent_port,
         client_port=client_port,
         temp_folder=tempfile.mkdtemp(prefix="twotower-", dir=SOCKET_FOLDER),
+        artifacts=wishes.artifacts,
+    )
+    if installation is None:
+        return cluster
+    return replace(
+        cluster,
+        socket_folder=postgres.make_socket_folder(installation, SOCKET_FOLDER),
+        postgres_binaries=str(installation.binaries),
+        postgres_user=installation.user,
     )
 
 
@@ -136,8 +177,8 @@ def _start(cluster: Cluster) -> None:
     _write_state(cluster)
     try:
         make_token(cluster.project)
-        # One after the other: Ray's daemons have too little time already.
-        for service in services(cluster):
+        # One after the other: Ray's daemons have too little time already. What others need comes first.
+        for service in reversed(services(cluster)):
             _start_service(cluster, service)
         _write_state(replace(cluster, ready=True))
     except BaseException:
@@ -159,7 +200,7 @@ def _start_service(cluster: Cluster, service: Service) -> None:
                 raise StartError(f"{service.name} does not answer:\n{_log_end(cluster, service)}")
             time.sleep(_POLL_SECONDS)
         _say(f"{service.name} did not start")
-        stop_family(service.mark)
+        stop_family(service.mark, service.stop_signal)
     raise StartError(_log_end(cluster, service))
 
 
@@ -168,11 +209,12 @@ def _spawn(cluster: Cluster, service: Service) -> subprocess.Popen[bytes]:
         return subprocess.Popen(
             service.command,
             cwd=cluster.project,
-            env=service_environment(cluster) | {MARK_VARIABLE: service.mark},
+            env=service_environment(cluster) | dict(service.variables) | {MARK_VARIABLE: service.mark},
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,
             start_new_session=True,  # Ctrl-C is for us: we end the service in order
+            **postgres.as_user(service.user),
         )
 
 
@@ -180,15 +222,17 @@ def _stop(cluster: Cluster) -> None:
     """Stop all processes of the cluster and remove its state; signals wait until then, at most a minute."""
     with block_signals(*SIGNALS):
         for service in services(cluster):
-            left = stop_family(service.mark)
+            left = stop_family(service.mark, service.stop_signal)
             if left:
                 raise StartError(f"{service.name} cannot be ended: {sorted(process.pid for process in left)} remain")
         shutil.rmtree(cluster.temp_folder, ignore_errors=True)
+        if cluster.socket_folder:
+            shutil.rmtree(cluster.socket_folder, ignore_errors=True)
         _state_path(cluster.project).unlink(missing_ok=True)
 
 
 def _print_exports(cluster: Cluster) -> None:
-    lines = [f"# {service.name:7} {service.url}" for service in services(cluster)]
+    lines = [f"# {service.name:10} {service.url}" for service in services(cluster)]
     lines.append(f"# The token that Ray's dashboard asks for is in {token_path(cluster.project)}")
     # These would go before the ones below.
     lines += [f"unset {name}" for name in ("RAY_API_SERVER_ADDRESS", "RAY_AUTH_TOKEN") if name in os.environ]
@@ -252,6 +296,10 @@ def _port(text: str) -> int:
     return int(text)
 
 
+def _artifacts(text: str) -> str:
+    return text if "://" in text else Path(text).resolve().as_uri()
+
+
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = CommandParser(prog="python -m cluster.local", description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
@@ -261,6 +309,12 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     starting.add_argument("--dashboard-port", type=_port, default=8265, help="Ray's dashboard and job server")
     starting.add_argument("--ray-port", type=_port, default=6379, help="Ray's control store")
     starting.add_argument("--mlflow-port", type=_port, default=5000, help="MLflow's server")
+    starting.add_argument(
+        "--postgres", action="store_true", help="keep MLflow's runs in a PostgreSQL server of this folder"
+    )
+    starting.add_argument(
+        "--artifacts", type=_artifacts, default="", metavar="URI", help="folder or bucket of artifacts (s3://...)"
+    )
     actions.add_parser("down", help="stop what up started, and the jobs on it")
     actions.add_parser("status", help="print the state: exit 0 if all is up, else 1")
     return parser.parse_args(arguments)
@@ -273,7 +327,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         raise_on_signals(*SIGNALS)
         project = Path.cwd()
         if options.action == "up":
-            return up(project, options.dashboard_port, options.ray_port, options.mlflow_port)
+            ports = (options.dashboard_port, options.ray_port, options.mlflow_port)
+            return up(project, Wishes(*ports, postgres=options.postgres, artifacts=options.artifacts))
         return down(project) if options.action == "down" else status(project)
     except InputError as error:
         _say(f"error: {error}")

@@ -26,12 +26,12 @@ def find_family(mark: str) -> dict[psutil.Process, str]:
     return {one: one.info["name"] for one in every if (one.info["environ"] or {}).get(MARK_VARIABLE) == mark}
 
 
-def stop_family(mark: str) -> dict[psutil.Process, str]:
-    """End all processes that carry `mark`, by SIGTERM, then by SIGKILL; return those that remain."""
+def stop_family(mark: str, stop_signal: signal.Signals = signal.SIGTERM) -> dict[psutil.Process, str]:
+    """End all processes that carry `mark`, by `stop_signal`, then by SIGKILL; return those that remain."""
     asked: set[psutil.Process] = set()
     deadline = time.monotonic() + GRACE_SECONDS
     while (asking := _ends_when_asked(find_family(mark))) and time.monotonic() < deadline:
-        _send(signal.SIGTERM, asking - asked)
+        _send(stop_signal, asking - asked)
         asked |= asking
         time.sleep(_POLL_SECONDS)
     deadline = time.monotonic() + GRACE_SECONDS

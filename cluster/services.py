@@ -1,4 +1,4 @@
-"""The two services of a local cluster: their commands and health checks.
+"""The services of a local cluster: their commands and health checks.
 
 Everything listens on 127.0.0.1: Ray's dashboard and job server, MLflow, and also Ray's inner ports, which would
 otherwise be open to the network. Ray also asks for a token, since other users of the machine reach 127.0.0.1 too.
@@ -10,6 +10,7 @@ import contextlib
 import http.client
 import os
 import secrets
+import signal
 import socket
 import sys
 from collections.abc import Callable
@@ -17,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from atomic_files import atomic_write
+from cluster import postgres
 from machine_limits import cpu_count
 
 HOST = "127.0.0.1"
@@ -45,8 +47,15 @@ class Cluster:
     """Ray's client server: nothing here uses it, but Ray starts one and has to be given a free port."""
     temp_folder: str
     """Ray's sockets, logs and spilled objects: outside the project, where the path of a socket is short enough."""
+    artifacts: str = ""
+    """Where MLflow keeps artifacts, a URI; empty: `mlartifacts/` in the project."""
+    socket_folder: str = ""
+    """Folder of PostgreSQL's socket; empty: MLflow's runs are in `mlflow.db`."""
+    postgres_binaries: str = ""
+    postgres_user: str | None = None
+    """As in `postgres.Installation`: what has been started can be stopped after an upgrade, too."""
     ready: bool = False
-    """Both services answered."""
+    """All services answered."""
 
 
 @dataclass(frozen=True)
@@ -64,11 +73,18 @@ class Service:
     """Maximum number of starts."""
     answers: Callable[[], bool]
     """Returns True when clients can use it."""
+    variables: tuple[tuple[str, str], ...] = ()
+    """Environment variables of this service only."""
+    user: str | None = None
+    """User that it runs as; None: the one who starts it."""
+    stop_signal: signal.Signals = signal.SIGTERM
+    """Signal on which it ends in order."""
 
 
-def services(cluster: Cluster) -> tuple[Service, Service]:
-    """Return Ray and MLflow."""
-    return _ray(cluster), _mlflow(cluster)
+def services(cluster: Cluster) -> tuple[Service, ...]:
+    """Return Ray, MLflow and PostgreSQL, if MLflow uses it: each needs none before it, and is stopped in this order."""
+    with_database = (_postgres(cluster),) if cluster.socket_folder else ()
+    return _ray(cluster), _mlflow(cluster), *with_database
 
 
 def token_path(project: str | Path) -> Path:
@@ -94,7 +110,7 @@ def client_environment(cluster: Cluster) -> dict[str, str]:
 
 
 def service_environment(cluster: Cluster) -> dict[str, str]:
-    """Return the environment of both services, and with it of all jobs."""
+    """Return the environment of all services, and with it of all jobs."""
     variables = {**os.environ, **client_environment(cluster)}
     # Ray itself tells a job where it is. But Ray Train asks the API server for the state of its actors, and without
     # this address looks for whatever Ray runs on the machine.
@@ -146,11 +162,17 @@ def _ray(cluster: Cluster) -> Service:
 def _mlflow(cluster: Cluster) -> Service:
     # Experiments name their artifacts by file path, so that a run is as well read without the server, from the same
     # SQLite file.
-    artifacts = (Path(cluster.project) / "mlartifacts").as_uri()
+    artifacts = cluster.artifacts or (Path(cluster.project) / "mlartifacts").as_uri()
+    state_folder = Path(cluster.project) / STATE_FOLDER
+    variables: tuple[tuple[str, str], ...] = ()
+    store = f"sqlite:///{cluster.project}/mlflow.db"
+    if cluster.socket_folder:
+        store = postgres.database_uri(cluster.socket_folder)
+        variables = (("PGPASSFILE", str(postgres.password_file(state_folder))),)
     command = (
         *(sys.executable, "-m", "mlflow", "server", "--workers", "1"),
         *("--host", HOST, "--port", str(cluster.mlflow_port)),
-        *("--backend-store-uri", f"sqlite:///{cluster.project}/mlflow.db"),
+        *("--backend-store-uri", store),
         *("--default-artifact-root", artifacts, "--artifacts-destination", artifacts),
     )
     return Service(
@@ -161,6 +183,23 @@ def _mlflow(cluster: Cluster) -> Service:
         leaves_daemons=False,
         attempts=1,
         answers=lambda: _get(cluster.mlflow_port, "/health"),
+        variables=variables,
+    )
+
+
+def _postgres(cluster: Cluster) -> Service:
+    installation = postgres.Installation(Path(cluster.postgres_binaries), cluster.postgres_user)
+    return Service(
+        name="PostgreSQL",
+        url=postgres.database_uri(cluster.socket_folder),
+        mark=f"{cluster.mark}.postgres",
+        command=postgres.server_command(installation, Path(cluster.project) / STATE_FOLDER, cluster.socket_folder),
+        leaves_daemons=False,
+        # After its process was killed, others of it may hold the data for a moment.
+        attempts=3,
+        answers=lambda: postgres.is_ready(installation, cluster.socket_folder),
+        user=installation.user,
+        stop_signal=signal.SIGINT,  # on SIGTERM it waits until its clients have gone
     )
 
 
