@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 import urllib.request
 from collections.abc import Iterator
@@ -17,6 +18,9 @@ import psutil
 import pytest
 from commands import PROJECT, copy_project, new_environment
 from raw_data import MAX_REJECTED, write_raw_folder
+
+from cluster.postgres import find_installation
+from errors import InputError
 
 DOCUMENTS = [PROJECT / "README.md", *sorted((PROJECT / "docs").glob("*.md"))]
 SMALL = "--epochs 1 --batch-size 32 --network.name alexnet-small"
@@ -300,6 +304,30 @@ def test_jobs_on_a_cluster_of_one(shell: Shell) -> None:
     finally:
         shell.exports = ""
         shell.type("python -m cluster.local down")
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+def test_a_cluster_on_postgresql(shell: Shell) -> None:
+    up = 'eval "$(python -m cluster.local up --postgres)"'
+    shell.typed.append(up)
+    try:
+        find_installation()
+    except InputError as error:
+        pytest.skip(str(error))
+    # The server's user cannot enter pytest's folders.
+    folder = Path(tempfile.mkdtemp(prefix="twotower-test-", dir="/tmp"))
+    folder.chmod(0o755)
+    try:
+        elsewhere = Shell(folder)
+        elsewhere.type(up)
+        elsewhere.exports = f"{up}; "
+        assert "psycopg" in elsewhere.type("python -m cluster.local status")
+        assert not (folder / "mlflow.db").exists()
+    finally:
+        elsewhere.exports = ""
+        elsewhere.type("python -m cluster.local down")
+        shutil.rmtree(folder)
 
 
 @pytest.mark.slow
