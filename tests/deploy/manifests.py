@@ -41,12 +41,13 @@ def rendered(root: str) -> list[Manifest]:
 
 
 def written() -> dict[str, Manifest]:
-    """Return every manifest as it lies in its file, by file and name; without kustomize's own files."""
+    """Return every manifest as it lies in its file, by file, kind and name; without kustomize's own files."""
     found = {}
     for path in sorted([*(KUBERNETES / "base").glob("*.yaml"), *(KUBERNETES / "jobs").glob("*.yaml")]):
         for manifest in yaml.safe_load_all(path.read_text()):
             if isinstance(manifest, dict) and manifest["kind"] != "Kustomization":
-                found[f"{path.relative_to(KUBERNETES)} {manifest['metadata']['name']}"] = manifest
+                name = f"{path.relative_to(KUBERNETES)} {manifest['kind']} {manifest['metadata']['name']}"
+                found[name] = manifest
     return found
 
 
