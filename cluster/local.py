@@ -60,7 +60,7 @@ class StartError(RuntimeError):
 
 
 @dataclass(frozen=True)
-class Wishes:
+class UpOptions:
     """The options of `up`."""
 
     dashboard_port: int
@@ -70,7 +70,7 @@ class Wishes:
     artifacts: str
 
 
-def up(project: Path, wishes: Wishes) -> int:
+def up(project: Path, options: UpOptions) -> int:
     """Start the services in `project`, wait until they answer, print what to export; return 0.
 
     Raises:
@@ -80,13 +80,13 @@ def up(project: Path, wishes: Wishes) -> int:
     with _only_one(project):
         cluster = _read_state(project)
         if cluster is not None and cluster.ready and all(_answering(cluster).values()):
-            _check_the_same(cluster, wishes)
+            _check_the_same(cluster, options)
             _say("already up")
         else:
             if cluster is not None:
                 _say("ending what an earlier start left behind")
                 _stop(cluster)
-            cluster = _plan(project, wishes)
+            cluster = _plan(project, options)
             _start(cluster)
     _print_exports(cluster)
     return 0
@@ -105,7 +105,7 @@ def down(project: Path) -> int:
 
 
 def status(project: Path) -> int:
-    """Print the state of the services; return 0 if both answer, 1 otherwise."""
+    """Print the state of the services; return 0 if all answer, 1 otherwise."""
     cluster = _read_state(project)
     if cluster is None:
         _say("down; start it with: python -m cluster.local up")
@@ -125,42 +125,42 @@ def _answering(cluster: Cluster) -> dict[Service, bool]:
     return {service: bool(find_family(service.mark)) and service.answers() for service in services(cluster)}
 
 
-def _check_the_same(cluster: Cluster, wishes: Wishes) -> None:
+def _check_the_same(cluster: Cluster, options: UpOptions) -> None:
     """Raise `InputError` if the cluster that is up keeps runs or artifacts elsewhere than asked for."""
     different = {
-        "--postgres": wishes.postgres and not cluster.socket_folder,
-        f"--artifacts {wishes.artifacts}": wishes.artifacts not in ("", cluster.artifacts),
+        "--postgres": options.postgres and not cluster.socket_folder,
+        f"--artifacts {options.artifacts}": options.artifacts not in ("", cluster.artifacts),
     }
     for option, differs in different.items():
         if differs:
             raise InputError(f"{option}: the cluster that is up was started without it; use cluster.local down first")
 
 
-def _plan(project: Path, wishes: Wishes) -> Cluster:
+def _plan(project: Path, options: UpOptions) -> Cluster:
     chosen = {
-        "--dashboard-port": wishes.dashboard_port,
-        "--ray-port": wishes.ray_port,
-        "--mlflow-port": wishes.mlflow_port,
+        "--dashboard-port": options.dashboard_port,
+        "--ray-port": options.ray_port,
+        "--mlflow-port": options.mlflow_port,
     }
     if len(set(chosen.values())) < len(chosen):
         raise InputError(f"{', '.join(f'{option} {port}' for option, port in chosen.items())}: all must differ")
     for option, port in chosen.items():
         if not port_is_free(port):
             raise InputError(f"port {port} of 127.0.0.1 is in use; choose another with {option}")
-    installation = postgres.find_installation() if wishes.postgres else None
+    installation = postgres.find_installation() if options.postgres else None
     if installation is not None:
         postgres.prepare_data(installation, project / STATE_FOLDER)
     agent_port, client_port = free_ports(2)
     cluster = Cluster(
         project=str(project),
         mark=secrets.token_hex(16),
-        dashboard_port=wishes.dashboard_port,
-        ray_port=wishes.ray_port,
-        mlflow_port=wishes.mlflow_port,
+        dashboard_port=options.dashboard_port,
+        ray_port=options.ray_port,
+        mlflow_port=options.mlflow_port,
         agent_port=agent_port,
         client_port=client_port,
         temp_folder=tempfile.mkdtemp(prefix="twotower-", dir=SOCKET_FOLDER),
-        artifacts=wishes.artifacts,
+        artifacts=options.artifacts,
     )
     if installation is None:
         return cluster
@@ -328,7 +328,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         project = Path.cwd()
         if options.action == "up":
             ports = (options.dashboard_port, options.ray_port, options.mlflow_port)
-            return up(project, Wishes(*ports, postgres=options.postgres, artifacts=options.artifacts))
+            return up(project, UpOptions(*ports, postgres=options.postgres, artifacts=options.artifacts))
         return down(project) if options.action == "down" else status(project)
     except InputError as error:
         _say(f"error: {error}")

@@ -110,7 +110,7 @@ from dataclasses import replace
 from pathlib import Path
 from cluster import local
 local.SOCKET_FOLDER = str(Path.cwd())
-cluster = local._plan(Path.cwd(), local.Wishes(*{folder.ports}, postgres=False, artifacts=""))
+cluster = local._plan(Path.cwd(), local.UpOptions(*{folder.ports}, postgres=False, artifacts=""))
 (Path.cwd() / ".cluster").mkdir()
 local._write_state(replace(cluster, ready=True))
 local._answering = lambda cluster: {{}}
