@@ -177,8 +177,8 @@ def _start(cluster: Cluster) -> None:
     _write_state(cluster)
     try:
         make_token(cluster.project)
-        # One after the other: Ray's daemons have too little time already. What others need comes first.
-        for service in reversed(services(cluster)):
+        # One after the other: Ray's daemons have too little time already.
+        for service in services(cluster):
             _start_service(cluster, service)
         _write_state(replace(cluster, ready=True))
     except BaseException:
@@ -221,7 +221,9 @@ def _spawn(cluster: Cluster, service: Service) -> subprocess.Popen[bytes]:
 def _stop(cluster: Cluster) -> None:
     """Stop all processes of the cluster and remove its state; signals wait until then, at most a minute."""
     with block_signals(*SIGNALS):
-        for service in services(cluster):
+        # The jobs end first, while MLflow still takes what they log.
+        ray, *others = services(cluster)
+        for service in (ray, *reversed(others)):
             left = stop_family(service.mark, service.stop_signal)
             if left:
                 raise StartError(f"{service.name} cannot be ended: {sorted(process.pid for process in left)} remain")

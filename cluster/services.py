@@ -82,9 +82,9 @@ class Service:
 
 
 def services(cluster: Cluster) -> tuple[Service, ...]:
-    """Return Ray, MLflow and PostgreSQL, if MLflow uses it: each needs none before it, and is stopped in this order."""
-    with_database = (_postgres(cluster),) if cluster.socket_folder else ()
-    return _ray(cluster), _mlflow(cluster), *with_database
+    """Return Ray, PostgreSQL if MLflow uses it, and MLflow, in the order in which they are started."""
+    database = (_postgres(cluster),) if cluster.socket_folder else ()
+    return _ray(cluster), *database, _mlflow(cluster)
 
 
 def token_path(project: str | Path) -> Path:
