@@ -11,6 +11,7 @@ from ray.train import ControllerError, TrainingFailedError, UserCallback, Worker
 
 from errors import InputError
 from pipeline.reading.samples import SampleError
+from training.launch.interfaces import PeerError
 from training.loop.meter import DivergenceError
 
 _BAD_SAMPLE = (
@@ -82,6 +83,11 @@ def summary(worker_exceptions: dict[int, Exception]) -> str:
     process = f" (process {pid[1]} on {node[1]})" if pid and node else ""
     state = "does not answer: it is stopped, or out of reach" if "hanging" in _first_line(error) else "died"
     return f"worker {rank}{process} {state}"
+
+
+def says_where(error: Exception) -> bool:
+    """Tell whether a worker's exception needs no traceback: it is about a connection, not about the code."""
+    return is_lost_connection(error) or isinstance(error, PeerError)
 
 
 def is_lost_connection(error: Exception) -> bool:

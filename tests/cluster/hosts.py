@@ -1,0 +1,231 @@
+"""Hosts on one machine: network namespaces on a bridge, each with an address, a host name and a Ray of its own.
+
+They share the machine's files, which stand for the file system that the hosts of a cluster share, and its cores.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+from commands import PROJECT
+
+from cluster.processes import MARK_VARIABLE, find_family, stop_family
+
+NETWORK = "10.77.0"
+"""First three numbers of the addresses; the bridge is not connected to anything else."""
+RAY_PORT, JOB_PORT, MLFLOW_PORT = 6379, 8265, 5000
+WAIT_SECONDS = 300.0
+HEALTH_SETTINGS = {
+    # A host counts as lost after about 12 s without an answer, instead of about 65 s.
+    "RAY_health_check_period_ms": "2000",
+    "RAY_health_check_timeout_ms": "2000",
+    "RAY_health_check_failure_threshold": "3",
+    # A host that has lost the head ends what runs on it after so long.
+    "RAY_gcs_rpc_server_reconnect_timeout_s": "15",
+}
+"""Of the head and the hosts, as docs/cluster.md has them."""
+
+
+def missing() -> str | None:
+    """Return what this machine lacks for hosts of its own, in one line; None if nothing."""
+    for command, package in (("ip", "iproute2"), ("unshare", "util-linux"), ("mount", "mount")):
+        if shutil.which(command) is None:
+            return f"needs `{command}`, of Debian's package {package}"
+    if os.geteuid() != 0:
+        return "needs root, for network namespaces"
+    probe = f"tt-{os.getpid()}-p"
+    made = subprocess.run(["ip", "netns", "add", probe], capture_output=True, text=True, check=False)
+    subprocess.run(["ip", "netns", "delete", probe], capture_output=True, check=False)
+    return f"needs network namespaces: {made.stderr.strip()}" if made.returncode else None
+
+
+def wait_until(condition: Callable[[], bool], seconds: float = WAIT_SECONDS) -> None:
+    """Wait until a condition holds; fail after `seconds`."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.1)
+
+
+class Host:
+    """A network namespace, whose processes see a host name and a folder /tmp/ray of their own."""
+
+    def __init__(self, name: str, number: int, bridge: str, folder: Path, environment: Mapping[str, str]) -> None:
+        """Make it, with address 10.77.0.`number`."""
+        self.name, self.address = name, f"{NETWORK}.{number}"
+        self.namespace, self._link = f"{bridge}-{name}", f"{bridge}{number}"
+        self.folder, self.environment = folder / name, {**environment, "HOME": str(folder / name)}
+        self.folder.mkdir()
+        # Ray's sockets must have short paths.
+        self._ray_folder = Path(tempfile.mkdtemp(prefix=f"{name}-", dir="/tmp"))
+        _ip("netns", "add", self.namespace)
+        _ip("link", "add", self._link, "type", "veth", "peer", "name", "eth0", "netns", self.namespace)
+        _ip("link", "set", self._link, "master", bridge, "up")
+        _ip("-n", self.namespace, "address", "add", f"{self.address}/24", "dev", "eth0")
+        for interface in ("lo", "eth0"):
+            _ip("-n", self.namespace, "link", "set", interface, "up")
+
+    def start(self, *command: object, log: Path | None = None, **variables: str) -> subprocess.Popen[str]:
+        """Start a command on this host, in the project folder."""
+        inside = 'mkdir -p /tmp/ray && mount --bind "$0" /tmp/ray && hostname "$1" && shift && exec "$@"'
+        entry = ["ip", "netns", "exec", self.namespace, "unshare", "--uts", "--mount", "sh", "-c", inside]
+        output = subprocess.PIPE if log is None else log.open("ab")
+        return subprocess.Popen(
+            [*entry, str(self._ray_folder), self.name, *map(str, command)],
+            cwd=PROJECT,
+            env={**self.environment, **variables},
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output if log is not None else subprocess.PIPE,
+            text=True,
+        )
+
+    def run(self, *command: object, timeout: float = WAIT_SECONDS, **variables: str) -> str:
+        """Run a command on this host; return stdout and stderr, and fail if it fails."""
+        process = self.start(*command, **variables)
+        try:
+            out, err = process.communicate(timeout=timeout)
+        finally:
+            process.kill()
+        assert process.returncode == 0, f"{command}\n{out}\n{err}"
+        return out + err
+
+    def set_link(self, state: str) -> None:
+        """Take the link between this host and the others `down` or `up`."""
+        _ip("link", "set", self._link, state)
+
+    def processes(self, name: str) -> list[psutil.Process]:
+        """Return the processes of this host whose command line contains `name`."""
+        own = Path("/run/netns", self.namespace).stat().st_ino
+        found = []
+        for process in find_family(self.environment[MARK_VARIABLE]):
+            try:
+                is_own = Path(f"/proc/{process.pid}/ns/net").stat().st_ino == own
+                if is_own and name in " ".join(process.cmdline()):
+                    found.append(process)
+            except (OSError, psutil.Error):  # it has just ended
+                continue
+        return found
+
+    def remove(self) -> None:
+        """Remove the namespace, whose processes have ended, and Ray's folder."""
+        _ip("netns", "delete", self.namespace)
+        shutil.rmtree(self._ray_folder, ignore_errors=True)
+
+
+@dataclass
+class Job:
+    """A job that was submitted, and is followed."""
+
+    process: subprocess.Popen[str]
+    log_file: Path
+
+    @property
+    def log(self) -> str:
+        """The log so far."""
+        return self.log_file.read_text(errors="replace")
+
+    def result(self) -> str:
+        """Wait for the job; return the log, and fail if it fails."""
+        try:
+            code = self.process.wait(WAIT_SECONDS)
+        finally:
+            self.process.kill()
+        assert code == 0, self.log
+        return self.log
+
+
+class Hosts:
+    """A head without cores, and worker hosts with two each; `shared` is the folder that all of them have."""
+
+    def __init__(self, shared: Path) -> None:
+        """Make the hosts; nothing runs on them yet."""
+        self.shared, self._jobs = shared, 0
+        self._mark, self._bridge = f"hosts-{os.getpid()}", f"tt{os.getpid()}"
+        token = shared / "token"
+        token.write_text("5e" * 32)
+        token.chmod(0o600)
+        kept = {name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "MLFLOW_"))}
+        environment = {
+            **kept,
+            **HEALTH_SETTINGS,
+            "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+            "RAY_AUTH_MODE": "token",
+            "RAY_AUTH_TOKEN_PATH": str(token),
+            "RAY_USAGE_STATS_ENABLED": "0",
+            "MLFLOW_TRACKING_URI": f"http://{NETWORK}.2:{MLFLOW_PORT}",
+            MARK_VARIABLE: self._mark,
+        }
+        _ip("link", "add", self._bridge, "type", "bridge")
+        _ip("link", "set", self._bridge, "up")
+        self.head, self.one, self.two = (
+            Host(name, number, self._bridge, shared, environment)
+            for number, name in enumerate(("head", "one", "two"), start=2)
+        )
+
+    def start(self) -> None:
+        """Start Ray on all hosts, and the MLflow server on the head."""
+        self._start_mlflow()
+        start = ("ray", "start", "--head", "--node-ip-address", self.head.address, "--port", RAY_PORT)
+        self.head.run(*start, "--num-cpus", 0, "--dashboard-host", "127.0.0.1", "--dashboard-port", JOB_PORT)
+        for host in (self.one, self.two):
+            self.join(host)
+        self.head.run("python", "-c", _WAIT_FOR_MLFLOW)
+
+    def join(self, host: Host) -> None:
+        """Start Ray on a worker host."""
+        address = ("--address", f"{self.head.address}:{RAY_PORT}", "--node-ip-address", host.address)
+        host.run("ray", "start", *address, "--num-cpus", 2)
+
+    def rejoin(self, host: Host) -> None:
+        """Give a host its link back, and start Ray on it as soon as the one that the head has given up is gone."""
+        host.set_link("up")
+        wait_until(lambda: not host.processes("raylet/raylet"))
+        self.join(host)
+
+    def submit(self, *command: object, options: tuple[object, ...] = ()) -> Job:
+        """Submit a command of the project as a job."""
+        self._jobs += 1
+        log = self.shared / f"job-{self._jobs}.log"
+        submit = ("ray", "job", "submit", "--address", f"http://127.0.0.1:{JOB_PORT}", *options)
+        return Job(self.head.start(*submit, "--", "python", "-m", *command, log=log), log)
+
+    def _start_mlflow(self) -> None:
+        address = f"{self.head.address}:{MLFLOW_PORT}"
+        store = ("--backend-store-uri", f"sqlite:///{self.shared}/mlflow.db", "--workers", 1)
+        store += ("--artifacts-destination", self.shared / "mlartifacts")
+        listen = ("--host", self.head.address, "--port", MLFLOW_PORT, "--allowed-hosts", address)
+        self.head.start("mlflow", "server", *listen, *store, log=self.shared / "mlflow.log")
+
+    def remove(self) -> None:
+        """End everything that was started on the hosts, and remove them."""
+        stop_family(self._mark)
+        for host in (self.head, self.one, self.two):
+            host.remove()
+        _ip("link", "delete", self._bridge)
+
+
+_WAIT_FOR_MLFLOW = """
+import os, time, urllib.request
+for attempt in range(600):
+    try:
+        urllib.request.urlopen(os.environ["MLFLOW_TRACKING_URI"] + "/health", timeout=1).close()
+        break
+    except OSError:
+        time.sleep(0.2)
+else:
+    raise SystemExit("the MLflow server does not answer")
+"""
+
+
+def _ip(*arguments: str) -> None:
+    subprocess.run(["ip", *arguments], check=True)
