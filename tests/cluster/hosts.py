@@ -74,14 +74,16 @@ class Host:
         for interface in ("lo", "eth0"):
             _ip("-n", self.namespace, "link", "set", interface, "up")
 
-    def start(self, *command: object, log: Path | None = None, **variables: str) -> subprocess.Popen[str]:
-        """Start a command on this host, in the project folder."""
+    def start(
+        self, *command: object, log: Path | None = None, cwd: Path = PROJECT, **variables: str
+    ) -> subprocess.Popen[str]:
+        """Start a command on this host, by default in the project folder."""
         inside = 'mkdir -p /tmp/ray && mount --bind "$0" /tmp/ray && hostname "$1" && shift && exec "$@"'
         entry = ["ip", "netns", "exec", self.namespace, "unshare", "--uts", "--mount", "sh", "-c", inside]
         output = subprocess.PIPE if log is None else log.open("ab")
         return subprocess.Popen(
             [*entry, str(self._ray_folder), self.name, *map(str, command)],
-            cwd=PROJECT,
+            cwd=cwd,
             env={**self.environment, **variables},
             stdin=subprocess.DEVNULL,
             stdout=output,
@@ -89,9 +91,9 @@ class Host:
             text=True,
         )
 
-    def run(self, *command: object, timeout: float = WAIT_SECONDS, **variables: str) -> str:
+    def run(self, *command: object, timeout: float = WAIT_SECONDS, cwd: Path = PROJECT, **variables: str) -> str:
         """Run a command on this host; return stdout and stderr, and fail if it fails."""
-        process = self.start(*command, **variables)
+        process = self.start(*command, cwd=cwd, **variables)
         try:
             out, err = process.communicate(timeout=timeout)
         finally:

@@ -4,38 +4,20 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
-import re
 import shutil
-import statistics
 import threading
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import hosts
 import pytest
-import torch
-from commands import run_command
 from hosts import Host, Hosts, Job, wait_until
 from raw_data import MAX_REJECTED, TINY_SHARD_SAMPLES, TINY_SHORT_SIDE
 from shard_reading import folder_bytes
+from trainings import ACROSS, Outcome, assert_same, outcome, training
 
-from training.checkpoint import MODEL, read_model
-from training.launch.store import CheckpointStore
-from training.tracking import open_client
 
 pytestmark = [pytest.mark.slow, pytest.mark.cluster]
-EPOCHS, STEPS_PER_EPOCH = 4, 35
-FIELDS = (
-    *("--epochs", EPOCHS, "--batch-size", 4, "--device", "cpu", "--precision", "float32"),
-    *("--checkpoint.every-steps", 5, "--log-every", 1),
-    # The number of workers decides on the masks of dropout, and on rounding, whose effect grows with each step.
-    *("--network.dropout", 0, "--network.init", "torch", "--optimizer.schedule", "constant"),
-    *("--optimizer.learning-rate", 2e-4, "--optimizer.warmup-epochs", 0),
-)
-ACROSS = ("--parallel.data", 2, "--parallel.cpus-per-worker", 2)
-"""A worker takes all cores of a host: two are on two hosts."""
 
 
 @pytest.fixture(scope="module")
@@ -48,58 +30,6 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hosts]:
         yield cluster
     finally:
         cluster.remove()
-
-
-@dataclass
-class Outcome:
-    """A training that has ended."""
-
-    run_id: str
-    log: str
-    weights: dict[str, torch.Tensor]
-    losses: dict[int, float]
-    """`train/loss` by step."""
-    images_per_second: float
-
-
-def outcome(log: str, folder: Path) -> Outcome:
-    """Read what a training has left in `runs/` and `mlflow.db` of a folder."""
-    found = re.search(r"^MLflow run ([0-9a-f]{32})", log, re.MULTILINE)
-    assert found, log
-    store = CheckpointStore(str(folder / "runs"), found[1])
-    step = store.newest()
-    assert step == EPOCHS * STEPS_PER_EPOCH, log
-    with store.fetch(step) as checkpoint:
-        weights = read_model(checkpoint / MODEL)
-    client = open_client(f"sqlite:///{folder}/mlflow.db")
-    assert client.get_run(found[1]).info.status == "FINISHED"
-    losses = client.get_metric_history(found[1], "train/loss")
-    assert [point.step for point in losses] == list(range(1, step + 1)), "each step once, in order"
-    rates = [point.value for point in client.get_metric_history(found[1], "train/images_per_second")]
-    by_step = {point.step: point.value for point in losses}
-    return Outcome(found[1], log, weights, by_step, statistics.median(rates))
-
-
-def assert_same(one: Outcome, other: Outcome) -> None:
-    assert max(float((one.weights[name] - other.weights[name]).abs().max()) for name in other.weights) < 1e-6
-    # A sample that is left out or comes twice changes the mean over four in its first digit.
-    assert one.losses == pytest.approx(other.losses, abs=1e-5)
-
-
-def training(data: Path, folder: Path, *fields: object) -> tuple[object, ...]:
-    return ("training.run", "tiny-imagenet", "--data", data, "--storage", folder / "runs", *FIELDS, *fields)
-
-
-@pytest.fixture(scope="module")
-def on_one_host(four_classes: Path, tmp_path_factory: pytest.TempPathFactory) -> Outcome:
-    """The same training with two workers on a Ray of its own, undisturbed."""
-    folder = tmp_path_factory.mktemp("one-host")
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
-    environment["MLFLOW_TRACKING_URI"] = f"sqlite:///{folder}/mlflow.db"
-    workers = ("--parallel.data", 2, "--parallel.cpus-per-worker", 1)
-    done = run_command(*training(four_classes, folder, *workers), env=environment)
-    assert done.returncode == 0, done.stderr
-    return outcome(done.stdout, folder)
 
 
 @pytest.fixture(scope="module")
