@@ -16,7 +16,6 @@ from raw_data import MAX_REJECTED, TINY_SHARD_SAMPLES, TINY_SHORT_SIDE
 from shard_reading import folder_bytes
 from trainings import ACROSS, Outcome, assert_same, outcome, training
 
-
 pytestmark = [pytest.mark.slow, pytest.mark.cluster]
 
 
