@@ -16,21 +16,25 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
-from commands import PROJECT
+from commands import PROJECT, documented_command
 
 from cluster.processes import MARK_VARIABLE, find_family, stop_family
 
 NETWORK = "10.77.0"
 """First three numbers of the addresses; the bridge is not connected to anything else."""
-RAY_PORT, JOB_PORT, MLFLOW_PORT = 6379, 8265, 5000
+EXAMPLE = f"{NETWORK}.3"
+"""Address of a worker host in docs/cluster.md."""
+JOB_PORT, MLFLOW_PORT = 8265, 5000
 WAIT_SECONDS = 300.0
+START_ATTEMPTS = 3
+"""Ray gives its daemons 30 s, which is too short on a busy machine."""
 HEALTH_SETTINGS = {
-    # A host counts as lost after about 12 s without an answer, instead of about 65 s.
+    # A host counts as lost after about 20 s without an answer, instead of about 65 s.
     "RAY_health_check_period_ms": "2000",
-    "RAY_health_check_timeout_ms": "2000",
+    "RAY_health_check_timeout_ms": "5000",
     "RAY_health_check_failure_threshold": "3",
-    # A host that has lost the head ends what runs on it after so long.
-    "RAY_gcs_rpc_server_reconnect_timeout_s": "15",
+    # A host that has lost the head ends what runs on it after so many seconds.
+    "RAY_gcs_rpc_server_reconnect_timeout_s": "20",
 }
 """Of the head and the hosts, as docs/cluster.md has them."""
 
@@ -153,16 +157,14 @@ class Hosts:
         """Make the hosts; nothing runs on them yet."""
         self.shared, self._jobs = shared, 0
         self._mark, self._bridge = f"hosts-{os.getpid()}", f"tt{os.getpid()}"
-        token = shared / "token"
-        token.write_text("5e" * 32)
-        token.chmod(0o600)
+        self.token = shared / "ray-token"
         kept = {name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "MLFLOW_"))}
         environment = {
             **kept,
             **HEALTH_SETTINGS,
             "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
             "RAY_AUTH_MODE": "token",
-            "RAY_AUTH_TOKEN_PATH": str(token),
+            "RAY_AUTH_TOKEN_PATH": str(self.token),
             "RAY_USAGE_STATS_ENABLED": "0",
             "MLFLOW_TRACKING_URI": f"http://{NETWORK}.2:{MLFLOW_PORT}",
             MARK_VARIABLE: self._mark,
@@ -175,18 +177,17 @@ class Hosts:
         )
 
     def start(self) -> None:
-        """Start Ray on all hosts, and the MLflow server on the head."""
-        self._start_mlflow()
-        start = ("ray", "start", "--head", "--node-ip-address", self.head.address, "--port", RAY_PORT)
-        self.head.run(*start, "--num-cpus", 0, "--dashboard-host", "127.0.0.1", "--dashboard-port", JOB_PORT)
+        """Start Ray on all hosts, and the MLflow server on the head, as docs/cluster.md says."""
+        self._type(self.head, "(umask ").communicate()
+        self._type(self.head, "mlflow server --host ", "--workers 1", self.shared / "mlflow.log")
+        self._start_ray(self.head, "ray start --head --node-ip-address ", f"--num-cpus 0 --dashboard-port {JOB_PORT}")
         for host in (self.one, self.two):
             self.join(host)
         self.head.run("python", "-c", _WAIT_FOR_MLFLOW)
 
     def join(self, host: Host) -> None:
         """Start Ray on a worker host."""
-        address = ("--address", f"{self.head.address}:{RAY_PORT}", "--node-ip-address", host.address)
-        host.run("ray", "start", *address, "--num-cpus", 2)
+        self._start_ray(host, "ray start --address ", "--num-cpus 2")
 
     def rejoin(self, host: Host) -> None:
         """Give a host its link back, and start Ray on it as soon as the one that the head has given up is gone."""
@@ -198,15 +199,28 @@ class Hosts:
         """Submit a command of the project as a job."""
         self._jobs += 1
         log = self.shared / f"job-{self._jobs}.log"
-        submit = ("ray", "job", "submit", "--address", f"http://127.0.0.1:{JOB_PORT}", *options)
-        return Job(self.head.start(*submit, "--", "python", "-m", *command, log=log), log)
+        submit = ("ray", "job", "submit", *options, "--", "python", "-m", *command)
+        return Job(self.head.start(*submit, log=log, RAY_ADDRESS=f"http://127.0.0.1:{JOB_PORT}"), log)
 
-    def _start_mlflow(self) -> None:
-        address = f"{self.head.address}:{MLFLOW_PORT}"
-        store = ("--backend-store-uri", f"sqlite:///{self.shared}/mlflow.db", "--workers", 1)
-        store += ("--artifacts-destination", self.shared / "mlartifacts")
-        listen = ("--host", self.head.address, "--port", MLFLOW_PORT, "--allowed-hosts", address)
-        self.head.start("mlflow", "server", *listen, *store, log=self.shared / "mlflow.log")
+    def _start_ray(self, host: Host, command: str, options: str) -> None:
+        for _ in range(START_ATTEMPTS):
+            starting = self._type(host, command, options)
+            out, err = starting.communicate(timeout=WAIT_SECONDS)
+            if starting.returncode == 0:
+                return
+            for process in host.processes("ray"):
+                process.kill()
+        raise AssertionError(f"Ray does not start on {host.name}\n{out}\n{err}")
+
+    def _type(self, host: Host, beginning: str, options: str = "", log: Path | None = None) -> subprocess.Popen[str]:
+        """Type the documented command that begins so, with the shared folder in place of /data."""
+        exports, command = (
+            documented_command("export RAY_AUTH_MODE=token RAY_AUTH_TOKEN_PATH="),
+            documented_command(beginning),
+        )
+        typed = f"{exports}; {command} {options}".replace("/data/", f"{self.shared}/")
+        typed = typed.replace(EXAMPLE, host.address)
+        return host.start("bash", "-c", typed, log=log)
 
     def remove(self) -> None:
         """End everything that was started on the hosts, and remove them."""

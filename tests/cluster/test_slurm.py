@@ -9,7 +9,7 @@ from pathlib import Path
 import hosts
 import pytest
 import slurm
-from commands import copy_project
+from commands import copy_project, documented_command
 from hosts import Hosts, wait_until
 from slurm import Slurm
 from trainings import ACROSS, Outcome, assert_same, outcome, training
@@ -35,10 +35,10 @@ def batch(cluster: Hosts) -> Slurm:
 
 
 def submit(cluster: Hosts, batch: Slurm, *command: object) -> str:
-    """Submit a command as docs/cluster.md does; return the id of the job."""
+    """Submit a command with the documented options; return the id of the job."""
     environment = {"MLFLOW_TRACKING_URI": f"sqlite:///{cluster.shared}/mlflow.db"}
-    script = "deploy/slurm/twotower.sbatch"
-    said = batch.run("sbatch", "--nodes", 2, script, *command, cwd=cluster.shared / "project", **environment)
+    options = documented_command("sbatch ").partition(" training.run ")[0].split()
+    said = batch.run(*options, *command, cwd=cluster.shared / "project", **environment)
     return re.sub(r"\D", "", said)
 
 
