@@ -16,6 +16,7 @@ def on_one_host(four_classes: Path, tmp_path_factory: pytest.TempPathFactory) ->
     folder = tmp_path_factory.mktemp("one-host")
     environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
     environment["MLFLOW_TRACKING_URI"] = f"sqlite:///{folder}/mlflow.db"
+    environment["RAY_memory_monitor_refresh_ms"] = "0"  # as on the hosts
     workers = ("--parallel.data", 2, "--parallel.cpus-per-worker", 1)
     done = run_command(*training(four_classes, folder, *workers), env=environment)
     assert done.returncode == 0, done.stderr

@@ -166,6 +166,7 @@ class Hosts:
             "RAY_AUTH_MODE": "token",
             "RAY_AUTH_TOKEN_PATH": str(self.token),
             "RAY_USAGE_STATS_ENABLED": "0",
+            "RAY_memory_monitor_refresh_ms": "0",  # each Ray would count what all others of the machine use
             "MLFLOW_TRACKING_URI": f"http://{NETWORK}.2:{MLFLOW_PORT}",
             MARK_VARIABLE: self._mark,
         }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 import shutil
 import threading
 from collections.abc import Callable, Iterator
@@ -98,6 +99,19 @@ def test_two_pairs_of_towers_are_on_two_hosts(cluster: Hosts, data: Path, on_one
         log = cluster.submit(*training(data, cluster.shared, "--parallel.data", 2, "--parallel.model", 2)).result()
     assert seen.most == {"one": 2, "two": 2}
     assert_same(outcome(log, cluster.shared), on_one_host)
+
+
+def test_a_wrong_interface_ends_the_training_with_one_line(cluster: Hosts, data: Path) -> None:
+    wrong = ("--runtime-env-json", json.dumps({"env_vars": {"GLOO_SOCKET_IFNAME": "lo"}}))
+    job = cluster.submit(*training(data, cluster.shared, *ACROSS), options=wrong)
+    assert job.process.wait(hosts.WAIT_SECONDS) != 0
+    said = [line for line in job.log.splitlines() if "GLOO_SOCKET_IFNAME" in line and "Running entrypoint" not in line]
+    assert said
+    message = (
+        r"GLOO_SOCKET_IFNAME means 127\.0\.0\.1 on (one|two): other hosts do not reach loopback; unset it, or name "
+    )
+    assert all(re.search(message, line) for line in said)
+    assert "Traceback" not in job.log
 
 
 def test_a_training_that_loses_a_host_goes_on_when_it_is_back(cluster: Hosts, data: Path, on_one_host: Outcome) -> None:

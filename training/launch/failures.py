@@ -71,6 +71,11 @@ def failure_reason(error: TrainingFailedError) -> str:
     return str(cause) if isinstance(cause, FinalError) else f"Ray Train failed: {_first_line(cause)}"
 
 
+def controller_failure(error: Exception) -> str:
+    """Return one line about the death of Ray Train's controller, which runs beside the command."""
+    return f"Ray Train's controller has died: {_first_line(error)}; use --resume"
+
+
 def summary(worker_exceptions: dict[int, Exception]) -> str:
     """Return one line about the worker that failed first."""
     causes = {rank: error for rank, error in worker_exceptions.items() if not is_lost_connection(error)}
