@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from commands import run_command
+from hosts import MACHINE_SETTINGS
 from trainings import Outcome, outcome, training
 
 
@@ -15,8 +16,7 @@ def on_one_host(four_classes: Path, tmp_path_factory: pytest.TempPathFactory) ->
     """The same training with two workers on a Ray of its own, undisturbed."""
     folder = tmp_path_factory.mktemp("one-host")
     environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
-    environment["MLFLOW_TRACKING_URI"] = f"sqlite:///{folder}/mlflow.db"
-    environment["RAY_memory_monitor_refresh_ms"] = "0"  # as on the hosts
+    environment |= {**MACHINE_SETTINGS, "MLFLOW_TRACKING_URI": f"sqlite:///{folder}/mlflow.db"}
     workers = ("--parallel.data", 2, "--parallel.cpus-per-worker", 1)
     done = run_command(*training(four_classes, folder, *workers), env=environment)
     assert done.returncode == 0, done.stderr

@@ -28,6 +28,12 @@ JOB_PORT, MLFLOW_PORT = 8265, 5000
 WAIT_SECONDS = 300.0
 START_ATTEMPTS = 3
 """Ray gives its daemons 30 s, which is too short on a busy machine."""
+MACHINE_SETTINGS = {
+    # Each Ray would count the memory that all others of the machine use, and give way to their processes.
+    "RAY_memory_monitor_refresh_ms": "0",
+    "RAY_worker_niceness": "0",
+}
+"""Of every Ray, where several are on a machine."""
 HEALTH_SETTINGS = {
     # A host counts as lost after about 20 s without an answer, instead of about 65 s.
     "RAY_health_check_period_ms": "2000",
@@ -166,7 +172,7 @@ class Hosts:
             "RAY_AUTH_MODE": "token",
             "RAY_AUTH_TOKEN_PATH": str(self.token),
             "RAY_USAGE_STATS_ENABLED": "0",
-            "RAY_memory_monitor_refresh_ms": "0",  # each Ray would count what all others of the machine use
+            **MACHINE_SETTINGS,
             "MLFLOW_TRACKING_URI": f"http://{NETWORK}.2:{MLFLOW_PORT}",
             MARK_VARIABLE: self._mark,
         }
