@@ -1,23 +1,34 @@
-"""The training that others are compared with."""
+"""The training that those on several hosts are compared with."""
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
-from commands import run_command
-from hosts import MACHINE_SETTINGS
-from trainings import Outcome, outcome, training
+
+if TYPE_CHECKING:
+    from trainings import Outcome
 
 
 @pytest.fixture(scope="session")
-def on_one_host(four_classes: Path, tmp_path_factory: pytest.TempPathFactory) -> Outcome:
-    """The same training with two workers on a Ray of its own, undisturbed."""
-    folder = tmp_path_factory.mktemp("one-host")
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
-    environment |= {**MACHINE_SETTINGS, "MLFLOW_TRACKING_URI": f"sqlite:///{folder}/mlflow.db"}
-    workers = ("--parallel.data", 2, "--parallel.cpus-per-worker", 1)
-    done = run_command(*training(four_classes, folder, *workers), env=environment)
-    assert done.returncode == 0, done.stderr
-    return outcome(done.stdout, folder)
+def undisturbed(four_classes: Path) -> Outcome:
+    """The same training on one device, in this process."""
+    import torch
+    from trainings import Outcome, training
+
+    from training.loop.state import build_state
+    from training.loop.train import train
+    from training.parallel.layout import Layout
+    from training.run import parse
+
+    _, *arguments = map(str, training(four_classes, four_classes.parent))
+    losses: dict[int, float] = {}
+
+    def log(metrics: dict[str, float], step: int) -> None:
+        if "train/loss" in metrics:
+            losses[step] = metrics["train/loss"]
+
+    state = build_state(parse(arguments), Layout(torch.device("cpu")), 1)
+    train(state, log, lambda _state, _metrics: None)
+    return Outcome("", "", state.eval_model.state_dict(), losses, 0.0)

@@ -77,28 +77,32 @@ def checkpoints(cluster: Hosts) -> set[Path]:
     return set((cluster.shared / "runs").glob("*/step-*"))
 
 
-def test_two_workers_on_two_hosts_train_as_on_one(cluster: Hosts, data: Path, on_one_host: Outcome) -> None:
-    with Seen(cluster, "RayTrainWorker") as seen:
-        log = cluster.submit(*training(data, cluster.shared, *ACROSS)).result()
-    assert seen.most == {"one": 1, "two": 1}
-    across = outcome(log, cluster.shared)
-    assert_same(across, on_one_host)
-    print(f"images/s: {across.images_per_second:.0f} on two hosts, {on_one_host.images_per_second:.0f} on one")
+def test_two_workers_train_on_two_hosts_as_on_one(cluster: Hosts, data: Path, undisturbed: Outcome) -> None:
+    together = ("--parallel.data", 2, "--parallel.cpus-per-worker", 1)
+    outcomes = []
+    for workers, hosts_used in ((ACROSS, [1, 1]), (together, [2])):
+        with Seen(cluster, "RayTrainWorker") as seen:
+            log = cluster.submit(*training(data, cluster.shared, *workers)).result()
+        assert list(seen.most.values()) == hosts_used
+        outcomes.append(outcome(log, cluster.shared))
+        assert_same(outcomes[-1], undisturbed)
+    two, one = (outcome.images_per_second for outcome in outcomes)
+    print(f"two workers, images/s: {two:.0f} on two hosts, {one:.0f} on one")
 
 
-def test_towers_stay_together_on_a_host(cluster: Hosts, data: Path, on_one_host: Outcome) -> None:
+def test_towers_stay_together_on_a_host(cluster: Hosts, data: Path, undisturbed: Outcome) -> None:
     with Seen(cluster, "RayTrainWorker") as seen:
         fields = ("--parallel.data", 1, "--parallel.model", 2, "--parallel.cpus-per-worker", 1)
         log = cluster.submit(*training(data, cluster.shared, *fields)).result()
     assert list(seen.most.values()) == [2]
-    assert_same(outcome(log, cluster.shared), on_one_host)
+    assert_same(outcome(log, cluster.shared), undisturbed)
 
 
-def test_two_pairs_of_towers_are_on_two_hosts(cluster: Hosts, data: Path, on_one_host: Outcome) -> None:
+def test_two_pairs_of_towers_are_on_two_hosts(cluster: Hosts, data: Path, undisturbed: Outcome) -> None:
     with Seen(cluster, "RayTrainWorker") as seen:
         log = cluster.submit(*training(data, cluster.shared, "--parallel.data", 2, "--parallel.model", 2)).result()
     assert seen.most == {"one": 2, "two": 2}
-    assert_same(outcome(log, cluster.shared), on_one_host)
+    assert_same(outcome(log, cluster.shared), undisturbed)
 
 
 def test_a_wrong_interface_ends_the_training_with_one_line(cluster: Hosts, data: Path) -> None:
@@ -114,23 +118,23 @@ def test_a_wrong_interface_ends_the_training_with_one_line(cluster: Hosts, data:
     assert "Traceback" not in job.log
 
 
-def test_a_training_that_loses_a_host_goes_on_when_it_is_back(cluster: Hosts, data: Path, on_one_host: Outcome) -> None:
+def test_a_training_that_loses_a_host_goes_on_when_it_is_back(cluster: Hosts, data: Path, undisturbed: Outcome) -> None:
     before = checkpoints(cluster)
     job = cluster.submit(*training(data, cluster.shared, *ACROSS))
     with cut_off(cluster, cluster.two, job, lambda: bool(checkpoints(cluster) - before)):
         wait_until(lambda: "restarting from the newest checkpoint (1 of" in job.log)
-    assert_same(outcome(job.result(), cluster.shared), on_one_host)
+    assert_same(outcome(job.result(), cluster.shared), undisturbed)
 
 
 def test_an_elastic_training_that_loses_a_host_goes_on_without_it(
-    cluster: Hosts, data: Path, on_one_host: Outcome
+    cluster: Hosts, data: Path, undisturbed: Outcome
 ) -> None:
     before = checkpoints(cluster)
     elastic = ("--parallel.data", "1..2", "--parallel.cpus-per-worker", 2)
     job = cluster.submit(*training(data, cluster.shared, *elastic))
     with cut_off(cluster, cluster.one, job, lambda: bool(checkpoints(cluster) - before)):
         log = job.result()
-    assert_same(outcome(log, cluster.shared), on_one_host)
+    assert_same(outcome(log, cluster.shared), undisturbed)
 
 
 def test_a_build_goes_on_without_a_host(cluster: Hosts, raw_folder: Path, tiny_shards: Path) -> None:

@@ -48,7 +48,7 @@ def log_of(cluster: Hosts, job: str) -> str:
 
 
 def test_a_preempted_training_saves_and_is_requeued_and_resumed(
-    cluster: Hosts, batch: Slurm, four_classes: Path, on_one_host: Outcome
+    cluster: Hosts, batch: Slurm, four_classes: Path, undisturbed: Outcome
 ) -> None:
     job = submit(cluster, batch, *training(four_classes, cluster.shared, *ACROSS))
     wait_until(lambda: bool(list((cluster.shared / "runs").glob("*/step-*"))) or batch.state(job) == "FAILED")
@@ -60,7 +60,7 @@ def test_a_preempted_training_saves_and_is_requeued_and_resumed(
     log = log_of(cluster, job)
     assert batch.state(job) == "COMPLETED", log
     assert re.search(r"^run [0-9a-f]{32} goes on from its checkpoint of step \d+", log, re.MULTILINE), log
-    assert_same(outcome(log, cluster.shared), on_one_host)
+    assert_same(outcome(log, cluster.shared), undisturbed)
     assert not list((cluster.shared / "project").rglob("token"))
 
 
