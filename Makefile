@@ -3,7 +3,7 @@
 
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 
-.PHONY: demo imagenette test test-slow lint environment lock clean
+.PHONY: demo imagenette test test-slow test-cluster lint environment lock clean
 
 demo: environment
 	./demo.sh
@@ -21,6 +21,14 @@ test: lint
 # Slow tests kill and time things: they run alone.
 test-slow: test
 	python -m pytest -m "slow and not gpu"
+
+# Several hosts and Slurm, on this machine, as root. What is missing is installed from Debian, or its tests are skipped
+# with a line that names the package. They are slow tests, too.
+CLUSTER_PACKAGES = iproute2 munge slurm-wlm
+test-cluster: environment
+	@dpkg --status $(CLUSTER_PACKAGES) > /dev/null 2>&1 \
+	    || apt-get install --yes --no-install-recommends $(CLUSTER_PACKAGES) || true
+	python -m pytest -m cluster --durations=0
 
 lint: environment
 	ruff check .

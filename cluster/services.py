@@ -119,10 +119,9 @@ def service_environment(cluster: Cluster) -> dict[str, str]:
     return variables | {
         # `python` in a job is the one that runs this.
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', os.defpath)}",
-        # Ray's way to say "only this machine": its inner ports are bound to 127.0.0.1 as well.
+        # Ray's way to say "only this machine": its inner ports are bound to 127.0.0.1 as well, and those on which the
+        # workers of a training talk to each other.
         "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
-        # The workers of a training talk to each other there, too.
-        "GLOO_SOCKET_IFNAME": "lo",
         # Ray Train ends a run in order on SIGINT only, and Ray would kill the job after three seconds.
         "RAY_JOB_STOP_SIGNAL": "SIGINT",
         "RAY_JOB_STOP_WAIT_TIME_S": str(JOB_STOP_SECONDS),

@@ -10,6 +10,32 @@ import sysconfig
 from pathlib import Path
 
 PROJECT = Path(__file__).resolve().parent.parent
+DOCUMENTS = [PROJECT / "README.md", *sorted((PROJECT / "docs").glob("*.md"))]
+
+
+ON_SEVERAL_HOSTS = (
+    *("export RAY_AUTH_MODE=token RAY_AUTH_TOKEN_PATH=", "(umask ", "mlflow server --host ", "sbatch "),
+    *(
+        "ray start --head --node-ip-address ",
+        "ray start --address ",
+        "ray job submit -- python -m training.run --data /",
+    ),
+)
+"""Beginnings of the documented commands that tests/cluster types."""
+
+
+def documented_commands() -> list[str]:
+    """Return the lines of all bash blocks of the documents, continued lines joined, comments dropped."""
+    text = "\n".join(path.read_text() for path in DOCUMENTS)
+    blocks = "\n".join(re.findall(r"```bash\n(.*?)```", text, re.DOTALL)).replace("\\\n", "")
+    lines = [re.sub(r"\s+#.*", "", line) for line in blocks.splitlines()]
+    return [re.sub(r"\s+", " ", line).strip() for line in lines if line.strip()]
+
+
+def documented_command(beginning: str) -> str:
+    """Return the one documented command that begins so."""
+    (command,) = (command for command in documented_commands() if command.startswith(beginning))
+    return command
 
 
 def run_command(*arguments: object, **options: object) -> subprocess.CompletedProcess[str]:

@@ -5,6 +5,7 @@ Nothing here imports torch, Ray or DALI: a test of one part does not pay for the
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -40,3 +41,22 @@ def sample_shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
     build = run_command("preprocess.build_shards", "--output", folder)
     assert build.returncode == 0, build.stderr
     return folder
+
+
+@pytest.fixture(scope="session")
+def four_classes(raw_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Shards of a class count that two and four devices can share, and 55 val samples, which they cannot."""
+    raw = tmp_path_factory.mktemp("raw") / "four"
+    for split in ("train", "val"):
+        for name in ("blue-disc", "green-bars", "red-square"):
+            shutil.copytree(raw_folder / split / name, raw / split / name)
+        shutil.copytree(raw_folder / split / "blue-disc", raw / split / "more-discs")
+    for name in ("blue-disc_000.JPEG", "page.jpg"):
+        (raw / "val" / "more-discs" / name).unlink()
+    shards = tmp_path_factory.mktemp("shards") / "four"
+    build = run_command(
+        *("preprocess.build_shards", "--input", raw, "--output", shards, "--short-side", 64),
+        *("--max-rejected", MAX_REJECTED),
+    )
+    assert build.returncode == 0, build.stderr
+    return shards

@@ -11,6 +11,7 @@ import itertools
 import logging
 import os
 import socket
+import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -24,6 +25,7 @@ from preprocess.run.pool import Counts, Result, Tally, Task, TaskCounts, WorkerD
 _ATTEMPTS = 6  # of one task: nodes may die now and then, but an image that kills every worker must end the build
 _IN_FLIGHT = 2  # tasks for each core: the next one waits at the node, and the queue stays short
 _REFRESH_SECONDS = 0.5
+_LOST_SECONDS = 10.0  # after a node's death: by then Ray has noticed, or will not for minutes
 _CANCEL_SECONDS = 20.0
 _ANSWER_SECONDS = 5.0
 
@@ -46,29 +48,73 @@ def run_tasks_on_ray(
     """
     # If a handler raises in the middle of a call, Ray hangs, aborts, or raises SystemError.
     with defer_signals() as hand_over_signals, _joined(address):
-        compute: Any = ray.remote(_compute).options(max_retries=_ATTEMPTS - 1, scheduling_strategy="SPREAD")
-        waiting = iter(enumerate(tasks))
-        running: dict[Any, int] = {}
+        submissions = _Submissions(function, tasks)
+        waiting = iter(range(len(tasks)))
         results: dict[int, Result] = {}
         finished: list[TaskCounts] = []
         try:
             while True:
                 # Asked each time: nodes come and go.
-                room = int(_IN_FLIGHT * ray.cluster_resources().get("CPU", 1)) - len(running)
-                for number, task in itertools.islice(waiting, max(0, room)):
-                    running[compute.remote(function, task)] = number
-                if not running:
+                room = int(_IN_FLIGHT * ray.cluster_resources().get("CPU", 1)) - len(submissions.running)
+                for number in itertools.islice(waiting, max(0, room)):
+                    submissions.submit(number)
+                if not submissions.running:
                     break
-                done, _ = ray.wait(list(running), timeout=_REFRESH_SECONDS)
+                submissions.repeat_lost()
+                done, _ = ray.wait(list(submissions.running), timeout=_REFRESH_SECONDS)
                 for reference in done:
-                    result, counts = _result(reference, address)
-                    results[running.pop(reference)] = result
-                    finished.append(counts)
+                    if (number := submissions.finish(reference)) is not None:
+                        results[number], counts = _result(reference, address)
+                        finished.append(counts)
                 show(add_up(finished))
                 hand_over_signals()
         finally:
-            _cancel(list(running))
+            _cancel([*submissions.running, *submissions.superseded])
     return [results[number] for number in range(len(tasks))]
+
+
+class _Submissions:
+    """The tasks that have been submitted and are not finished; one may be submitted twice."""
+
+    def __init__(self, function: Callable[[Task, Tally], Result], tasks: Sequence[Task]) -> None:
+        self._compute: Any = ray.remote(_compute).options(max_retries=_ATTEMPTS - 1, scheduling_strategy="SPREAD")
+        self._function, self._tasks = function, tasks
+        self._dead = _dead_nodes()
+        self._suspects: list[tuple[float, set[int]]] = []
+        self.running: dict[Any, int] = {}
+        """The number of a task, by what Ray returns for it."""
+        self.superseded: list[Any] = []
+        """What Ray has returned for tasks whose other submission has finished first."""
+
+    def submit(self, number: int) -> None:
+        self.running[self._compute.remote(self._function, self._tasks[number])] = number
+
+    def finish(self, reference: Any) -> int | None:
+        """Forget a task that has finished; return its number, or None if it had finished before."""
+        number = self.running.pop(reference, None)
+        others = [other for other, its_number in self.running.items() if its_number == number]
+        for other in others:
+            del self.running[other]
+        self.superseded += others
+        return number
+
+    def repeat_lost(self) -> None:
+        """Some time after a node has died, submit the tasks again that have not been finished since.
+
+        Ray runs a task again whose connection is closed. To a host that cannot be reached it stays open, for minutes
+        after the cluster has given the node up.
+        """
+        now, dead = time.monotonic(), _dead_nodes()
+        if dead - self._dead:
+            self._suspects.append((now + _LOST_SECONDS, set(self.running.values())))
+        self._dead |= dead
+        while self._suspects and self._suspects[0][0] <= now:
+            for number in self._suspects.pop(0)[1] & set(self.running.values()):
+                self.submit(number)
+
+
+def _dead_nodes() -> set[str]:
+    return {node["NodeID"] for node in ray.nodes() if not node["Alive"]}
 
 
 def _compute(function: Callable[[Task, Tally], Result], task: Task) -> tuple[Result, TaskCounts]:

@@ -8,8 +8,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from commands import run_command
-from raw_data import MAX_REJECTED
 
 from training.launch.ray_environment import set_ray_environment
 
@@ -50,25 +48,6 @@ def store(empty_store: Path, tmp_path: Path) -> str:
     """The address of an MLflow store of its own."""
     shutil.copyfile(empty_store, tmp_path / "mlflow.db")
     return f"sqlite:///{tmp_path}/mlflow.db"
-
-
-@pytest.fixture(scope="session")
-def four_classes(raw_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Shards of a class count that two and four devices can share, and 55 val samples, which they cannot."""
-    raw = tmp_path_factory.mktemp("raw") / "four"
-    for split in ("train", "val"):
-        for name in ("blue-disc", "green-bars", "red-square"):
-            shutil.copytree(raw_folder / split / name, raw / split / name)
-        shutil.copytree(raw_folder / split / "blue-disc", raw / split / "more-discs")
-    for name in ("blue-disc_000.JPEG", "page.jpg"):
-        (raw / "val" / "more-discs" / name).unlink()
-    shards = tmp_path_factory.mktemp("shards") / "four"
-    build = run_command(
-        *("preprocess.build_shards", "--input", raw, "--output", shards, "--short-side", 64),
-        *("--max-rejected", MAX_REJECTED),
-    )
-    assert build.returncode == 0, build.stderr
-    return shards
 
 
 @pytest.fixture(scope="session")

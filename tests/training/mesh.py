@@ -24,7 +24,7 @@ def in_group(rank: int, shape: Shape, meeting: Path, *, hybrid: bool, gpus: bool
         torch.cuda.set_device(device)
     backend = "nccl" if gpus else "gloo"
     dist.init_process_group(backend, init_method=f"file://{meeting}", rank=rank, world_size=shape[0] * shape[1])
-    layout = make_layout(device, shape[:1], shape[1], hybrid)
+    layout = make_layout(device, shape[:1], shape[1], hybrid=hybrid)
     assert layout is not None
     yield layout
     dist.barrier()

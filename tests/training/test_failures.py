@@ -6,11 +6,11 @@ from typing import Any
 
 import pytest
 import torch
-from ray.exceptions import ActorDiedError
+from ray.exceptions import ActorDiedError, OutOfMemoryError
 
 from errors import InputError
 from pipeline.reading.samples import SampleError
-from training.launch.failures import FailureReport, FinalError, RestartError, final_reason, summary
+from training.launch.failures import FailureReport, FinalError, RestartError, controller_failure, final_reason, summary
 from training.launch.stall_watch import StallWatch
 from training.loop.meter import DivergenceError
 
@@ -46,6 +46,13 @@ def test_a_report_counts_the_restarts_and_ends_a_hopeless_training(capsys: pytes
     assert second.endswith("; giving up")
     with pytest.raises(FinalError, match="no memory"):
         report.after_exception(run, {0: RuntimeError("Connection closed by peer"), 1: FinalError("no memory")})
+
+
+def test_the_death_of_the_controller_is_one_line() -> None:
+    killed = OutOfMemoryError("7 worker(s) were killed due to the node running low on memory.\nMemory on the node was")
+    assert controller_failure(killed) == (
+        "Ray Train's controller has died: 7 worker(s) were killed due to the node running low on memory.; use --resume"
+    )
 
 
 def test_the_worker_that_died_is_named_before_the_peers_it_left() -> None:

@@ -1,7 +1,6 @@
 """Real gloo processes: every layout trains the same weights, and takes up the others' state."""
 
 import itertools
-import os
 import pickle
 from collections.abc import Callable
 from pathlib import Path
@@ -114,9 +113,7 @@ def chosen_among_four(rank: int, folder: Path) -> dict[str, Any]:
         state = train_steps("alexnet-small", layout, range(STEPS), None)
         (folder / f"three-of-four-{rank}").write_bytes(pickle.dumps(state))
     placed: dict[str, Any] = {"largest that fits": layout and (layout.gather_objects(rank), layout.max_of(rank))}
-    node = SimpleNamespace(nodename="first" if rank == 0 else "second")
-    with mock.patch.object(os, "uname", return_value=node):
-        layout = make_layout(cpu, (1, 2), 2, hybrid=False)
+    layout = make_layout(cpu, (1, 2), 2, hybrid=False, node="first" if rank == 0 else "second")
     return {**placed, "peers on a node": layout and layout.gather_objects(rank)}
 
 

@@ -11,6 +11,7 @@ from ray.train import ControllerError, TrainingFailedError, UserCallback, Worker
 
 from errors import InputError
 from pipeline.reading.samples import SampleError
+from training.launch.interfaces import PeerError
 from training.loop.meter import DivergenceError
 
 _BAD_SAMPLE = (
@@ -70,6 +71,11 @@ def failure_reason(error: TrainingFailedError) -> str:
     return str(cause) if isinstance(cause, FinalError) else f"Ray Train failed: {_first_line(cause)}"
 
 
+def controller_failure(error: Exception) -> str:
+    """Return one line about the death of Ray Train's controller, which runs beside the command."""
+    return f"Ray Train's controller has died: {_first_line(error)}; use --resume"
+
+
 def summary(worker_exceptions: dict[int, Exception]) -> str:
     """Return one line about the worker that failed first."""
     causes = {rank: error for rank, error in worker_exceptions.items() if not is_lost_connection(error)}
@@ -82,6 +88,11 @@ def summary(worker_exceptions: dict[int, Exception]) -> str:
     process = f" (process {pid[1]} on {node[1]})" if pid and node else ""
     state = "does not answer: it is stopped, or out of reach" if "hanging" in _first_line(error) else "died"
     return f"worker {rank}{process} {state}"
+
+
+def says_where(error: Exception) -> bool:
+    """Tell whether a worker's exception needs no traceback: it is about a connection, not about the code."""
+    return is_lost_connection(error) or isinstance(error, PeerError)
 
 
 def is_lost_connection(error: Exception) -> bool:

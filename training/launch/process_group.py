@@ -17,9 +17,26 @@ import ray
 import torch.distributed as dist
 from ray.train.torch import TorchConfig
 
+from training.launch.interfaces import check_peers, choose_interface
 from training.launch.request_watch import note_sigterm
 
+STORE_CONNECT_SECONDS = 30.0
+"""Time to reach the store, which listens already."""
+
+
+@dataclass(frozen=True)
+class _Meeting:
+    """Where the workers meet: the address of the first one's store."""
+
+    backend: str
+    host: str
+    port: int
+    seconds: float
+    """Timeout of a collective."""
+
+
 _store: dist.TCPStore | None = None  # of the first worker: it lives as long as the process
+_meeting: _Meeting | None = None
 
 
 @dataclass
@@ -38,14 +55,8 @@ class ProcessGroupConfig(TorchConfig):
 class _Backend(TorchConfig().backend_cls):  # type: ignore[misc]  # a class that has no public name
     def on_start(self, worker_group: Any, backend_config: ProcessGroupConfig) -> None:
         backend = "nccl" if worker_group.get_resources_per_worker().get("GPU") else "gloo"
-        seconds, workers = backend_config.timeout_s, len(worker_group)
-        host, port = worker_group.execute_single(0, _open_store, seconds)
-        ray.get(
-            [
-                worker_group.execute_single_async(rank, _join, backend, host, port, rank, workers, seconds)
-                for rank in range(workers)
-            ]
-        )
+        host, port = worker_group.execute_single(0, _open_store, backend_config.timeout_s)
+        worker_group.execute(_note_meeting, _Meeting(backend, host, port, backend_config.timeout_s))
 
     def on_training_start(self, worker_group: Any, backend_config: ProcessGroupConfig) -> None:
         super().on_training_start(worker_group, backend_config)
@@ -69,7 +80,25 @@ def _open_store(seconds: float) -> tuple[str, int]:
     return host, port
 
 
-def _join(backend: str, host: str, port: int, rank: int, workers: int, seconds: float) -> None:
-    timeout = timedelta(seconds=seconds)
-    store = dist.TCPStore(host, port, is_master=False, timeout=timeout)
+def _note_meeting(meeting: _Meeting) -> None:
+    global _meeting
+    _meeting = meeting
+
+
+def join_process_group(rank: int, workers: int) -> None:
+    """Join the process group, in the training of each worker: a failure there is one of the worker, and tried again.
+
+    Raises:
+        InputError: a variable names a network interface that this host lacks, or that other hosts do not reach.
+        PeerError: the next worker cannot be reached.
+    """
+    assert _meeting is not None
+    backend, node = _meeting.backend, ray.util.get_node_ip_address()
+    address = choose_interface(backend, node)
+    store = dist.TCPStore(
+        _meeting.host, _meeting.port, is_master=False, timeout=timedelta(seconds=STORE_CONNECT_SECONDS)
+    )
+    timeout = timedelta(seconds=_meeting.seconds)
+    store.set_timeout(timeout)
+    check_peers(store, rank, workers, backend, (node, address))
     dist.init_process_group(backend, store=store, rank=rank, world_size=workers, timeout=timeout)

@@ -31,9 +31,8 @@ WORKER_SETTINGS = {
 OWN_RAY_SETTINGS = {
     # It watches nodes that a cloud takes back, and costs a process on the cores that train.
     PREEMPTION_WATCHER: "0",
-    # Ray's way to say "only this machine": all its ports, and those of gloo, are bound to 127.0.0.1.
+    # Ray's way to say "only this machine": all its ports are bound to 127.0.0.1, and with them those of the workers.
     "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
-    "GLOO_SOCKET_IFNAME": "lo",
 }
 """Additional settings of a Ray that is started for one training."""
 

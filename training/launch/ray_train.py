@@ -10,12 +10,13 @@ from concurrent.futures import Future, wait
 
 import ray
 import ray.train
+from ray.exceptions import RayError
 from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig, TrainingFailedError
 from ray.train.torch import TorchTrainer
 
 from training.config import Config
 from training.launch.controller_watch import ControllerWatch
-from training.launch.failures import FailureReport, failure_reason
+from training.launch.failures import FailureReport, controller_failure, failure_reason
 from training.launch.process_group import ProcessGroupConfig
 from training.launch.ray_environment import PREEMPTION_WATCHER, WORKER_SETTINGS, starts_own_ray
 from training.launch.resources import Resources
@@ -87,6 +88,8 @@ def _fit(trainer: TorchTrainer, outcome: Future[str | None]) -> None:
         outcome.set_result(None)
     except TrainingFailedError as error:
         outcome.set_result(failure_reason(error))
+    except RayError as error:  # its controller has died, or was killed
+        outcome.set_result(controller_failure(error))
     except BaseException as error:
         outcome.set_exception(error)
 

@@ -7,13 +7,15 @@ import logging
 import traceback
 from typing import Any
 
+import ray
 import torch
 from ray.train import get_context
 from ray.train.torch import get_device
 
 from training import tracking
 from training.config import Config
-from training.launch.failures import FinalError, RestartError, final_reason, is_lost_connection
+from training.launch.failures import FinalError, RestartError, final_reason, says_where
+from training.launch.process_group import join_process_group
 from training.launch.request_watch import RequestWatch
 from training.launch.resources import Resources
 from training.launch.stall_watch import StallWatch
@@ -33,33 +35,44 @@ def train_worker(arguments: dict[str, Any]) -> None:
         RestartError: it was asked to end, and has saved a checkpoint.
     """
     logging.getLogger().setLevel(logging.WARNING)  # some of Ray Train's reports use the root logger
+    try:
+        _train_in_mesh(arguments)
+    except Exception as error:
+        reason = final_reason(error)
+        if reason is None:
+            if not says_where(error):
+                traceback.print_exc()  # Ray hands on the exception without it
+            raise
+        raise FinalError(reason) from error
+
+
+def _train_in_mesh(arguments: dict[str, Any]) -> None:
     config: Config = arguments["config"]
     resources: Resources = arguments["resources"]
     run_id: str = arguments["run_id"]
-    layout = make_layout(torch.device(get_device()), resources.widths, resources.model, config.architecture().hybrid)
+    join_process_group(get_context().get_world_rank(), get_context().get_world_size())
+    layout = make_layout(
+        torch.device(get_device()),
+        resources.widths,
+        resources.model,
+        hybrid=config.architecture().hybrid,
+        node=ray.get_runtime_context().get_node_id(),
+    )
     store = CheckpointStore(config.storage, run_id)
     is_first = layout is not None and layout.is_first
     watch = RequestWatch(store if is_first else None, watch_preemption=arguments["watch_preemption"])
     if layout is None:  # an elastic training has no use for a worker that the batch cannot be divided among
         return
-    try:
-        state = _build_state(config, layout, resources.cpus_per_worker, store)
-        state.take_request = watch
-        StallWatch(layout.global_rank, lambda: state.batches_seen)
-        with _system_metrics(arguments):
-            if is_first:
-                _train_and_record(state, store, arguments["tracking_uri"], run_id)
-            else:
-                # Every process takes part in a copy of the training, and the first one writes it.
-                with contextlib.suppress(StoppedError):
-                    train(state, lambda _metrics, _step: None, lambda state, metrics: _copy(state, run_id, metrics))
-    except Exception as error:
-        reason = final_reason(error)
-        if reason is None:
-            if not is_lost_connection(error):
-                traceback.print_exc()  # Ray hands on the exception without it
-            raise
-        raise FinalError(reason) from error
+    state = _build_state(config, layout, resources.cpus_per_worker, store)
+    state.take_request = watch
+    StallWatch(layout.global_rank, lambda: state.batches_seen)
+    with _system_metrics(arguments):
+        if is_first:
+            _train_and_record(state, store, arguments["tracking_uri"], run_id)
+        else:
+            # Every process takes part in a copy of the training, and the first one writes it.
+            with contextlib.suppress(StoppedError):
+                train(state, lambda _metrics, _step: None, lambda state, metrics: _copy(state, run_id, metrics))
 
 
 def _system_metrics(arguments: dict[str, Any]) -> contextlib.AbstractContextManager[object]:

@@ -139,7 +139,9 @@ class Layout:
             yield F.pad(images, (0,) * 7 + (missing,)), labels
 
 
-def make_layout(device: torch.device, widths: Sequence[int], model: int, hybrid: bool) -> Layout | None:
+def make_layout(
+    device: torch.device, widths: Sequence[int], model: int, *, hybrid: bool, node: str | None = None
+) -> Layout | None:
     """Arrange the processes of the default group as a `data` x `model` mesh; model peers have adjacent ranks.
 
     All processes must call it together. Those that the mesh has no room for get None.
@@ -149,11 +151,12 @@ def make_layout(device: torch.device, widths: Sequence[int], model: int, hybrid:
         widths: sizes of the `data` axis to choose from, ascending: the largest one with enough processes is taken.
         model: size of the `model` axis.
         hybrid: how devices share a network, see `Architecture.hybrid`.
+        node: name of the machine of this process, different on each; None: its host name.
 
     Raises:
         RuntimeError: there are too few processes on the same nodes.
     """
-    ranks = _ranks_with_peers(model)
+    ranks = _ranks_with_peers(model, node or os.uname().nodename)
     data = max((width for width in widths if width * model <= len(ranks)), default=0)
     if data == 0:
         raise RuntimeError(
@@ -188,13 +191,13 @@ def _world_size() -> int:
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
-def _ranks_with_peers(model: int) -> list[int]:
+def _ranks_with_peers(model: int, node: str) -> list[int]:
     """Return the ranks, ascending, that form groups of `model` processes of one node."""
     # Peers exchange activations in every step, which is too slow over a network between nodes.
     if model == 1:
         return list(range(_world_size()))
     nodes: list[Any] = [None] * _world_size()
-    dist.all_gather_object(nodes, os.uname().nodename)
+    dist.all_gather_object(nodes, node)
     ranks: list[int] = []
     for _, members in groupby(range(len(nodes)), key=nodes.__getitem__):
         on_node = list(members)
