@@ -181,22 +181,14 @@ class StoreFolder:
         return self._opened[1]
 
     def _try(self, what: str, request: Callable[[], T]) -> T:
-        pauses = iter(BACK_OFF_SECONDS)
-        while True:
-            try:
-                result = request()
-            except (OSError, ValueError) as error:  # pyarrow's own errors are subclasses of these
-                if isinstance(error, InputError):
-                    raise
-                pause = next(pauses, None) if is_transient(error) else None
-                # The SDK has tried for seconds: most likely, the address is wrong.
-                is_wrong_address = not self._has_answered and _UNREACHED.search(str(error)) is not None
-                if pause is None or is_wrong_address:
-                    raise self._explain(what, error) from error
-                time.sleep(pause * random.uniform(1, 2))
-            else:
-                self._has_answered = True
-                return result
+        try:
+            result = with_retries(request, has_answered=self._has_answered)
+        except InputError:
+            raise
+        except (OSError, ValueError) as error:  # pyarrow's own errors are subclasses of these
+            raise self._explain(what, error) from error
+        self._has_answered = True
+        return result
 
     def _explain(self, what: str, error: Exception) -> StoreError:
         if not is_transient(error):
@@ -205,6 +197,27 @@ class StoreFolder:
             except (OSError, ValueError) as again:
                 error = again
         return StoreError(f"{self.uri} cannot {what}: {explain(error)}", is_transient=is_transient(error))
+
+
+def with_retries(request: Callable[[], T], *, has_answered: bool = True) -> T:
+    """Return what a request to a store returns; try again, after longer and longer pauses, where that may help.
+
+    A store that has not answered before and cannot be connected to is not tried again: the SDK has done so for
+    seconds, and most likely the address is wrong.
+
+    Raises:
+        OSError, ValueError: the last failure.
+    """
+    pauses = iter(BACK_OFF_SECONDS)
+    while True:
+        try:
+            return request()
+        except (OSError, ValueError) as error:
+            is_wrong_address = not has_answered and _UNREACHED.search(str(error)) is not None
+            pause = None if is_wrong_address or not is_transient(error) else next(pauses, None)
+            if pause is None:
+                raise
+        time.sleep(pause * random.uniform(1, 2))
 
 
 def is_transient(error: Exception) -> bool:

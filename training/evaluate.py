@@ -22,12 +22,20 @@ from tqdm import tqdm
 from command_line import CommandParser
 from errors import InputError
 from pipeline.loader import Loader, make_loader
+from pipeline.reading.staging import Staging
 from preprocess.manifest import Manifest, manifest_digest, read_manifest
 from training.class_names import name_classes
 from training.cli import resolve, run_command
 from training.describe import describe
 from training.ensemble import Ensemble, average
-from training.load_model import LoadedModel, add_device_argument, add_model_arguments, load_models, make_dense
+from training.load_model import (
+    LoadedModel,
+    add_device_argument,
+    add_model_arguments,
+    add_staging_arguments,
+    load_models,
+    make_dense,
+)
 from training.loop.step import TOP_K, score
 from training.report.examples import random_samples
 from training.report.folder import check_replaceable, prepare_folder, report_files, write_report
@@ -47,7 +55,8 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
         "--compare", nargs=2, dest="run", metavar=("RUN_A", "RUN_B"), help="two runs side by side, with McNemar's test"
     )
     add_device_argument(parser)
-    parser.add_argument("--data", required=True, metavar="DIR", help="folder of shards")
+    parser.add_argument("--data", required=True, metavar="DIR", help="folder of shards, or its URI in an object store")
+    add_staging_arguments(parser)
     parser.add_argument("--split", default="val", help="of the shards: val, test or train (default: val)")
     parser.add_argument("--crops", type=int, choices=(1, 10), default=1, help="1: the centre; 10: as in 2012")
     parser.add_argument(
@@ -97,14 +106,15 @@ def main(arguments: Sequence[str]) -> None:
         check_replaceable(folder, evaluated)
     if options.dense:
         ensemble = Ensemble(tuple(make_dense(trained) for trained in ensemble.members))
+    staging = Staging(options.staging, options.staging_bytes)
     loaders = [
-        open_loader(trained, data, options.split, options.batch_size, options.crops)
+        open_loader(trained, data, options.split, options.batch_size, options.crops, staging)
         for trained in ensemble.views.values()
     ]
     started = time.perf_counter()
     predictions, members, comparison = predict_all(ensemble, loaders)
     seconds = time.perf_counter() - started
-    retrieval = None if options.retrieve_from is None else find_nearest(ensemble.members[0], data, options)
+    retrieval = None if options.retrieve_from is None else find_nearest(ensemble.members[0], data, options, staging)
     report = summarise(
         predictions,
         name_classes(manifest.classes, options.class_names),
@@ -186,7 +196,7 @@ def check_single(ensemble: Ensemble) -> None:
         )
 
 
-def open_loader(trained: LoadedModel, data: str, split: str, batch_size: int, crops: int) -> Loader:
+def open_loader(trained: LoadedModel, data: str, split: str, batch_size: int, crops: int, staging: Staging) -> Loader:
     """Return a loader that gives a split as this network was trained to see it."""
     return make_loader(
         data,
@@ -200,13 +210,14 @@ def open_loader(trained: LoadedModel, data: str, split: str, batch_size: int, cr
         mean=trained.config.mean,
         color_stats=trained.data.color_stats,
         mean_image=trained.mean_image,
+        staging=staging,
     )
 
 
-def find_nearest(trained: LoadedModel, data: str, options: argparse.Namespace) -> Retrieval:
+def find_nearest(trained: LoadedModel, data: str, options: argparse.Namespace, staging: Staging) -> Retrieval:
     """Return the nearest images of the split `--retrieve-from`; raise `InputError` where it has too few."""
     queries, images = (
-        open_loader(trained, data, split, options.batch_size, crops=1)
+        open_loader(trained, data, split, options.batch_size, 1, staging)
         for split in (options.split, options.retrieve_from)
     )
     return retrieve(trained, queries, images, options.retrieve_from)
