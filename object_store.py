@@ -88,6 +88,10 @@ def read_file(place: str | Path) -> bytes:
     return content
 
 
+class MissingFileError(StoreError):
+    """A file that is not in the store."""
+
+
 class StoreFolder:
     """A folder of an object store; its methods try again where that may help, and may be called from several threads.
 
@@ -121,7 +125,7 @@ class StoreFolder:
         """Yield the content of a file, in order; after a failure, only the part that has failed is asked for again.
 
         Raises:
-            StoreError: also if there is no such file.
+            MissingFileError: there is no such file.
         """
         file = self._try("be read", lambda: self._open(name))
         with file:
@@ -137,6 +141,15 @@ class StoreFolder:
                     target.write(part)
 
         self._try("be written", upload)
+
+    def write(self, name: str, content: bytes) -> None:
+        """Write a small file, as `upload` does."""
+
+        def write() -> None:
+            with self._filesystem.open_output_stream(f"{self._path}/{name}") as target:
+                target.write(content)
+
+        self._try("be written", write)
 
     def delete(self, name: str) -> None:
         """Remove a file; one that is not there is not missed."""
@@ -154,7 +167,7 @@ class StoreFolder:
             return self._filesystem.open_input_file(f"{self._path}/{name}")
         except FileNotFoundError:
             self._list()
-            raise StoreError(f"{join(self.uri, name)} is missing: upload it again") from None
+            raise MissingFileError(f"{join(self.uri, name)} is missing: upload it again") from None
 
     def _list(self) -> dict[str, int]:
         from pyarrow.fs import FileSelector, FileType

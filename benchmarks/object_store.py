@@ -5,7 +5,8 @@ the store with an empty staging folder: the time to the first batch, then two ep
 its shards in the staging folder. Nothing trains: a step would hide the wait for shards.
 
 With --network the server is a host of its own, in a network namespace, at the end of a link of so many megabytes a
-second and milliseconds there and back (`tc netem`; needs root).
+second (`tc`; needs root), and waits so many milliseconds before each answer, as a request waits for the way there and
+back: not every kernel has `netem`, which would delay packets.
 """
 
 from __future__ import annotations
@@ -39,6 +40,16 @@ BATCH_SIZE = 128
 NAMESPACE, OUTER, INNER = "twotower-store", "tt-store-0", "tt-store-1"
 HOST_ADDRESS, STORE_ADDRESS = "10.231.77.1", "10.231.77.2"
 START_SECONDS = 120
+SERVER = """
+import sys, time
+from moto.moto_server.werkzeug_app import DomainDispatcherApplication, create_backend_app
+from werkzeug.serving import run_simple
+application = DomainDispatcherApplication(create_backend_app)
+def late(environ, start_response):
+    time.sleep(float(sys.argv[3]) / 1000)
+    return application(environ, start_response)
+run_simple(sys.argv[1], int(sys.argv[2]), late, threaded=True)
+"""
 
 
 class Turn(NamedTuple):
@@ -144,13 +155,13 @@ def store(network: Sequence[int] | None) -> Iterator[str]:
     """Run an S3 server, at the end of such a link if there is one; yield its address."""
     with contextlib.ExitStack() as stack:
         if network is None:
-            prefix, host = [], "127.0.0.1"
+            prefix, host, wait = [], "127.0.0.1", 0
         else:
-            stack.enter_context(link(*network))
-            prefix, host = ["ip", "netns", "exec", NAMESPACE], STORE_ADDRESS
+            stack.enter_context(link(network[0]))
+            prefix, host, wait = ["ip", "netns", "exec", NAMESPACE], STORE_ADDRESS, network[1]
         with socket.create_server(("127.0.0.1", 0)) as listening:
             port = listening.getsockname()[1]
-        command = [*prefix, sys.executable, "-m", "moto.server", "-H", host, "-p", str(port)]
+        command = [*prefix, sys.executable, "-c", SERVER, host, str(port), str(wait)]
         server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         try:
             wait_for(host, port, server)
@@ -161,9 +172,9 @@ def store(network: Sequence[int] | None) -> Iterator[str]:
 
 
 @contextlib.contextmanager
-def link(megabytes_per_second: int, milliseconds: int) -> Iterator[None]:
-    """Make a network namespace for the store, with a link of this bandwidth and round trip; remove it at the end."""
-    shape = ["netem", "delay", f"{milliseconds / 2}ms", "rate", f"{8 * megabytes_per_second}mbit", "limit", "100000"]
+def link(megabytes_per_second: int) -> Iterator[None]:
+    """Make a network namespace for the store, with a link of this bandwidth; remove it at the end."""
+    shape = ["tbf", "rate", f"{8 * megabytes_per_second}mbit", "burst", "1mb", "latency", "100ms"]
     inside = ["ip", "netns", "exec", NAMESPACE]
     commands = [
         ["ip", "netns", "add", NAMESPACE],
@@ -180,7 +191,7 @@ def link(megabytes_per_second: int, milliseconds: int) -> Iterator[None]:
             done = subprocess.run(command, capture_output=True, text=True, check=False)
             if done.returncode:
                 reason = done.stderr.strip().partition("\n")[0]
-                raise InputError(f"--network is {megabytes_per_second} {milliseconds}: {' '.join(command)}: {reason}; "
+                raise InputError(f"--network is {megabytes_per_second}: {' '.join(command)}: {reason}; "
                                  "use it as root, with iproute2 installed")  # fmt: skip
         yield
     finally:
