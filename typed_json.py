@@ -36,18 +36,30 @@ def read_versioned_json(kind: type[T], path: Path, *schemas: int) -> T:
     """Return the dataclass `kind` that the JSON file `path` describes, if its field `schema` is among `schemas`.
 
     Raises:
-        InputError: as `parse_json`, or the file cannot be read or has another schema.
+        InputError: as `parse_versioned_json`, or the file cannot be read.
     """
     try:
-        page = path.read_text(encoding="utf-8")
-        fields = json.loads(page)
-    except (OSError, ValueError, RecursionError) as error:
+        page = path.read_bytes()
+    except OSError as error:
         raise InputError(f"{path} cannot be read as JSON: {error}") from error
+    return parse_versioned_json(kind, page, str(path), *schemas)
+
+
+def parse_versioned_json(kind: type[T], page: bytes, source: str, *schemas: int) -> T:
+    """Return the dataclass `kind` that a JSON document describes, if its field `schema` is among `schemas`.
+
+    Raises:
+        InputError: as `parse_json`, or the document has another schema; names `source`.
+    """
+    try:
+        fields = json.loads(page)
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{source} cannot be read as JSON: {error}") from error
     found = fields.get("schema") if isinstance(fields, dict) else fields
     if not isinstance(fields, dict) or found not in schemas:
         known = " and ".join(map(str, schemas))
-        raise InputError(f"{path} has schema {found!r}: this version reads schema {known}")
-    return parse_json(kind, page, str(path))
+        raise InputError(f"{source} has schema {found!r}: this version reads schema {known}")
+    return parse_json(kind, page, source)
 
 
 def to_json_values(value: object) -> Any:

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from errors import InputError, check_choice, check_count
+from object_store import join
 from pipeline.augment import Augmentation
 from pipeline.cache.memory import CacheKind
 from pipeline.cache.store import Cache
@@ -19,6 +20,7 @@ from pipeline.rank_plan import RankPlan, make_rank_plan
 from pipeline.reading.dali_stream import DaliStream, Decoder
 from pipeline.reading.read_ahead import ReadAhead
 from pipeline.reading.samples import Samples, StoredSample
+from pipeline.reading.staging import Staging
 from pipeline.sampler import Sampling
 from pipeline.views import Mean, Units, ViewSpec, check_units, make_view, read_mean_image
 from preprocess.manifest import ColorStats, manifest_digest, read_manifest
@@ -208,11 +210,12 @@ def make_loader(
     on_error: OnError = "raise",
     cache: CacheKind = "none",
     num_threads: int | None = None,
+    staging: Staging | None = None,
 ) -> Loader:
     """Open a split of a folder of shards as an iterable of batches.
 
     Args:
-        data: folder of shards with its manifest.
+        data: folder of shards with its manifest, or the URI of one in an object store (`s3://bucket/shards`).
         split: a split of the manifest, such as `train` or `val`.
         batch_size: images per batch and rank.
         rank: position on the data axis; peers on the model axis pass the same one and get the same batches.
@@ -241,13 +244,16 @@ def make_loader(
             evaluation it is the pixels themselves.
         num_threads: CPU threads for decoding; default: all cores of this process. The batches do not depend on it.
             (torch's own threads make the batches of a cache.)
+        staging: where the shards of an object store are copied to, ahead of need; the processes of a machine share
+            them. The batches do not depend on it.
 
     Raises:
         InputError: the folder is not a complete data set, an argument has no valid value, a label that is needed cannot
-            be read, or the cache does not fit into memory or with the augmentation; the text says which.
+            be read, the cache does not fit into memory or with the augmentation, or the object store or the disk
+            refuses; the text says which.
     """
     manifest = read_manifest(data)
-    samples = Samples(data, manifest, split)
+    samples = Samples(data, manifest, split, staging)
     mode = mode or ("train" if split == "train" else "eval")
     _check_choices(mode, on_error, cache, sampling)
     if mode == "train":
@@ -259,7 +265,7 @@ def make_loader(
         check_choice("sampling", sampling, ["uniform"])
     check_units(units, mean)
     if mean == "image" and mean_image is None:
-        mean_image = read_mean_image(Path(data, manifest.color_stats.mean_image), manifest.short_side)
+        mean_image = read_mean_image(join(str(data), manifest.color_stats.mean_image), manifest.short_side)
     view = make_view(
         manifest.short_side,
         color_stats or manifest.color_stats,
@@ -279,6 +285,7 @@ def make_loader(
         rank=rank,
         world_size=world_size,
     )
+    samples.reserve(plan.shards_in_turns)
     stream = _open_stream(samples, view, plan, cache, Decoder.on(device, num_threads), skip=on_error == "skip")
     identity = {"data": manifest_digest(data), "split": split, "mode": mode, "seed": seed}
     # In these orders, a global batch is the same for any number of ranks.

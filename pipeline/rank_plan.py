@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
@@ -13,7 +14,7 @@ from pipeline.augment import Augmentation, AugmentSampler, EpochPlan, eval_epoch
 from pipeline.balanced import BalancedPartition
 from pipeline.cache.formats import PixelFormat, Rgb888, YCbCr420
 from pipeline.graphs import EvalGraph, Graph, TrainGraph
-from pipeline.sampler import Partition, RankSlice
+from pipeline.sampler import SHUFFLE_GROUP_SHARDS, Partition, RankSlice
 from pipeline.views import ViewSpec
 
 Order = Literal["shards", "permutation", "balanced", "balanced-parts", "stored"]
@@ -38,6 +39,17 @@ class RankPlan:
     """Format in which a cache keeps the central window of an image."""
     cached_samples: np.ndarray
     """The samples that a cache keeps, int64, ascending; none without a cache."""
+
+    @property
+    def shards_in_turns(self) -> int | None:
+        """Most shards that the ranks of this machine read in turns; None: all of them."""
+        match self.order:
+            case "shards":
+                return SHUFFLE_GROUP_SHARDS
+            case "stored":
+                return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # as torchrun and Ray Train count them
+            case _:
+                return None
 
 
 def make_rank_plan(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args
@@ -9,6 +10,7 @@ from typing import Literal, get_args
 import numpy as np
 
 from errors import InputError, check_choice
+from object_store import read_file
 from pipeline.crops import default_crop
 from preprocess.manifest import ColorStats
 
@@ -97,14 +99,14 @@ def check_units(units: Units, mean: Mean) -> None:
         raise InputError("units 'torchvision' have a mean of their own, and mean is 'image'; use mean 'channel'")
 
 
-def read_mean_image(path: Path, short_side: int) -> np.ndarray:
-    """Return a training set's mean image, float32 short_side,short_side,3 in grey levels.
+def read_mean_image(path: Path | str, short_side: int) -> np.ndarray:
+    """Return the mean image of a training set at a path or URI, float32 short_side,short_side,3 in grey levels.
 
     Raises:
         InputError: no such file, or not an image of this size.
     """
     try:
-        image = np.load(path, allow_pickle=False)
+        image = np.load(io.BytesIO(read_file(path)), allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
         raise InputError(f"mean image {path} cannot be read: {error}") from error
     shape = (short_side, short_side, 3)

@@ -19,12 +19,16 @@ from command_line import CommandParser
 from errors import InputError
 from interrupts import Interrupted, raise_on_signals
 from machine_limits import cpu_count
+from object_store import StoreError, StoreFolder, is_uri, join
 from preprocess.build import build
+from preprocess.manifest import MANIFEST_NAME, parse_manifest
 from preprocess.plan import BuildOptions
+from preprocess.publish import default_folder, publish
 from preprocess.run.pool import WorkerDiedError
 from preprocess.sources.catalogue import SPLITS, printable
 from preprocess.sources.layouts import LAYOUTS
 from preprocess.state.build_state import finished_shards
+from preprocess.state.output import option_difference
 from preprocess.summary import build_summary
 from preprocess.verify import Fault, verify
 
@@ -37,11 +41,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         parsed = vars(_parser().parse_args(arguments))
         verifying, deep = parsed.pop("verify"), parsed.pop("deep")
+        place, folder = parsed["output"], parsed.pop("staging")
+        if not is_uri(place) and folder is not None:
+            raise InputError(f"--staging is {folder}: --output {place} is a folder itself; leave it out")
+        parsed["output"] = (folder or default_folder(place)) if is_uri(place) else Path(place)
         if deep and not verifying:
             raise InputError("--deep needs --verify; add it")
         parsed |= {name: tuple(parsed[name]) for name in ("value_range", "splits") if parsed[name] is not None}
         options = BuildOptions(**parsed)
-        return _verify(options, deep) if verifying else _build(options)
+        return _verify(place, options, deep) if verifying else _build(place, options)
+    except StoreError as error:
+        return _fail(1 if error.is_transient else 2, str(error))
     except InputError as error:
         return _fail(2, str(error))
     except Interrupted as interrupt:
@@ -54,11 +64,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _fail(1, f"cannot verify: {problem}" if verifying else f"cannot build: {problem}; {_left(options)}")
 
 
-def _build(options: BuildOptions) -> int:
+def _build(place: str, options: BuildOptions) -> int:
     start = time.monotonic()
+    if is_uri(place):
+        _check_store(place, options)
     outcome = build(options)
+    uploaded = publish(options.output, place) if is_uri(place) else 0
     seconds = time.monotonic() - start
-    place = printable(str(options.output))
+    place = printable(place)
+    if uploaded:
+        print(f"{uploaded} files uploaded from {printable(str(options.output))}, which may now be removed")
     if outcome.nothing_to_do:
         print(f"{place} is complete ({outcome.manifest.name}): nothing to do")
     else:
@@ -68,20 +83,33 @@ def _build(options: BuildOptions) -> int:
     return 0
 
 
-def _verify(options: BuildOptions, deep: bool) -> int:
-    manifest, faults = verify(options, deep)
+def _check_store(uri: str, options: BuildOptions) -> None:
+    """Raise `InputError` before anything is built for a store that cannot be read, or holds another data set."""
+    store = StoreFolder(uri)
+    if MANIFEST_NAME not in store.sizes():
+        return
+    difference = option_difference(parse_manifest(uri), options)
+    if difference is not None:
+        problem = f"it is a complete data set with {difference}"
+        raise InputError(f"--output is {uri}: {problem}; use another folder, or remove it")
+
+
+def _verify(place: str, options: BuildOptions, deep: bool) -> int:
+    manifest, faults = verify(place if is_uri(place) else options.output, options, deep)
     for fault in faults:
-        _fail(1, f"{options.output / fault.file} {fault.problem}")
+        _fail(1, f"{join(place, fault.file)} {fault.problem}")
     shards = len(list(manifest.shards()))
     samples = sum(split.samples for split in manifest.splits.values())
-    found = f"broken files: {len(faults)}; {_advice(options, faults)}" if faults else "intact"
-    print(f"{manifest.name}: {samples:,} samples in {shards} shards, {found}: {printable(str(options.output))}")
+    found = f"broken files: {len(faults)}; {_advice(place, faults)}" if faults else "intact"
+    print(f"{manifest.name}: {samples:,} samples in {shards} shards, {found}: {printable(place)}")
     return 1 if faults else 0
 
 
-def _advice(options: BuildOptions, faults: Sequence[Fault]) -> str:
+def _advice(place: str, faults: Sequence[Fault]) -> str:
+    if is_uri(place):
+        return f"remove {printable(place)}, and run the command that built it again"
     if any(fault.in_manifest for fault in faults):
-        return f"the manifest is wrong, which no rerun repairs; remove {printable(str(options.output))}, build again"
+        return f"the manifest is wrong, which no rerun repairs; remove {printable(place)}, build again"
     return "the command that built it repairs them"
 
 
@@ -98,7 +126,9 @@ def _parser() -> argparse.ArgumentParser:
     add("--layout", choices=LAYOUTS, default="auto", help="layout of the images in IN: class folders, the official "
         "archives of ILSVRC-2012, Kaggle's folders, Tiny-ImageNet's, Hugging Face's Parquet files, CIFAR-10's "
         "pickles, WebDataset's tars; by default, detected")  # fmt: skip
-    add("--output", type=Path, metavar="DIR", default=Path("shards"), help="folder to write")
+    add("--output", metavar="DIR", default="shards", help="folder to write, or URI in an object store (s3://...)")
+    add("--staging", type=Path, metavar="DIR", help="with a URI: folder that the shards are built in before they are "
+        "uploaded; by default, in the user's cache")  # fmt: skip
     add("--name", help="name of the data set; by default, the input folder's")
     add("--short-side", type=int, default=256, help="pixels of the short side of every sample")
     add("--quality", type=int, default=95, help="JPEG quality")

@@ -9,7 +9,7 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, NamedTuple
@@ -18,7 +18,8 @@ import pydantic
 
 from atomic_files import atomic_write
 from errors import InputError
-from typed_json import read_versioned_json, to_json_values
+from object_store import StoreFolder, is_uri, join, read_file
+from typed_json import parse_versioned_json, read_versioned_json, to_json_values
 
 MANIFEST_NAME = "manifest.json"
 MEAN_IMAGE_NAME = "mean.npy"
@@ -145,12 +146,13 @@ class Manifest:
         """Return the number of samples of a split; 0 if there is no such split."""
         return self.splits[split].samples if split in self.splits else 0
 
-    def check_files(self, folder: Path) -> None:
-        """Raise `InputError` unless every file in the manifest exists, tars with their exact size."""
+    def check_files(self, folder: Path | str) -> None:
+        """Raise `InputError` unless every file in the manifest exists at a path or URI, tars with their exact size."""
+        size_of = _sizes_in(folder)
         for shard in self.shards():
-            _check_file(folder / shard.tar, shard.bytes)
-            _check_file(folder / shard.index, None)
-        _check_file(folder / self.color_stats.mean_image, None)
+            _check_size(join(str(folder), shard.tar), size_of(shard.tar), shard.bytes)
+            _check_size(join(str(folder), shard.index), size_of(shard.index), None)
+        _check_size(join(str(folder), self.color_stats.mean_image), size_of(self.color_stats.mean_image), None)
 
     def shards(self) -> Iterator[Shard]:
         """Yield the shards of all splits, in order."""
@@ -169,13 +171,18 @@ def parse_class_line(line: str) -> tuple[str, str]:
     return class_id.strip().rstrip(":,") if name else class_id.strip(), name
 
 
-def _check_file(path: Path, expected_bytes: int | None) -> None:
-    if not path.is_file():
-        raise InputError(f"{path} is missing: {MANIFEST_NAME} lists it; build the shards again")
-    if expected_bytes is not None and path.stat().st_size != expected_bytes:
-        raise InputError(
-            f"{path} has {path.stat().st_size} bytes: {MANIFEST_NAME} says {expected_bytes}; build the shards again"
-        )
+def _sizes_in(folder: Path | str) -> Callable[[str], int | None]:
+    """Return a function that gives the size in bytes of a file in a folder by its name; None where there is none."""
+    if is_uri(folder):
+        return StoreFolder(str(folder)).sizes().get  # one request for a thousand files
+    return lambda name: path.stat().st_size if (path := Path(folder, name)).is_file() else None
+
+
+def _check_size(file: str, size: int | None, expected: int | None) -> None:
+    if size is None:
+        raise InputError(f"{file} is missing: {MANIFEST_NAME} lists it; build the shards again")
+    if expected is not None and size != expected:
+        raise InputError(f"{file} has {size} bytes: {MANIFEST_NAME} says {expected}; build the shards again")
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:
@@ -191,13 +198,13 @@ def write_manifest(folder: Path, manifest: Manifest) -> None:
 
 
 def read_manifest(folder: Path | str) -> Manifest:
-    """Read and check the description of a data set.
+    """Read and check the description of the data set in a folder or object store.
 
     Raises:
         InputError: as `parse_manifest`, or a file is missing or has a different size.
     """
     manifest = parse_manifest(folder)
-    manifest.check_files(Path(folder))
+    manifest.check_files(folder)
     return manifest
 
 
@@ -206,21 +213,30 @@ def parse_manifest(folder: Path | str) -> Manifest:
 
     Raises:
         InputError: no such folder, no manifest, not JSON, another schema, or a field that is missing, unknown or of
-            another type.
+            another type; or the object store cannot be read.
     """
+    if is_uri(folder):
+        page = StoreFolder(str(folder)).read(MANIFEST_NAME)
+        if page is None:
+            raise _incomplete(folder)
+        return parse_versioned_json(Manifest, page, join(str(folder), MANIFEST_NAME), SCHEMA)
     folder = Path(folder)
     if not os.path.isdir(folder):  # noqa: PTH112 - Path's raises where the system refuses access
         raise InputError(f"data folder {folder} does not exist; make one with python -m preprocess.build_shards")
     path = folder / MANIFEST_NAME
     if not os.path.isfile(path):  # noqa: PTH113
-        problem = f"{folder} has no {MANIFEST_NAME}: it is not a complete folder of shards"
-        raise InputError(f"{problem}; make one with build_shards")
+        raise _incomplete(folder)
     return read_versioned_json(Manifest, path, SCHEMA)
+
+
+def _incomplete(folder: Path | str) -> InputError:
+    problem = f"{folder} has no {MANIFEST_NAME}: it is not a complete folder of shards"
+    return InputError(f"{problem}; make one with build_shards")
 
 
 def manifest_digest(folder: Path | str) -> str:
     """Return the SHA-256 of `manifest.json` in hex: it names the data set, tars included."""
-    return hashlib.sha256((Path(folder) / MANIFEST_NAME).read_bytes()).hexdigest()
+    return hashlib.sha256(read_file(join(str(folder), MANIFEST_NAME))).hexdigest()
 
 
 class IndexEntry(NamedTuple):

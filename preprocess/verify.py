@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
 import tarfile
-from dataclasses import dataclass
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
+from object_store import MissingFileError, StoreError, StoreFolder, is_uri, join, read_file
 from preprocess.manifest import MANIFEST_NAME, Manifest, Shard, parse_manifest
 from preprocess.plan import BuildOptions
 from preprocess.run.pool import Tally
@@ -32,41 +36,43 @@ class Fault:
 class ShardCheck:
     """One shard to check; `deep` includes its images and labels."""
 
-    folder: Path
+    folder: Path | str
+    """Path, or URI in an object store."""
     shard: Shard
     short_side: int
     classes: int
     deep: bool = False
 
 
-def verify(options: BuildOptions, deep: bool) -> tuple[Manifest, list[Fault]]:
-    """Compare the folder `options.output` with its manifest.
+def verify(place: Path | str, options: BuildOptions, deep: bool) -> tuple[Manifest, list[Fault]]:
+    """Compare the data set at a path or URI with its manifest.
 
     Args:
-        options: with the data set as output, and the pool to use.
+        place: of the data set.
+        options: with the pool to use.
         deep: also decode every image and read every label.
 
     Raises:
         InputError: there is no data set.
     """
-    manifest = parse_manifest(options.output)
+    manifest = parse_manifest(place)
     faults = [
         Fault(MANIFEST_NAME, f"says {split.samples} samples for {name}, its shards have {held}", in_manifest=True)
         for name, split in manifest.splits.items()
         if (held := sum(shard.samples for shard in split.shards)) != split.samples
     ]
-    shards = check_shards(manifest, options, "verifying", deep)
+    shards = check_shards(manifest, place, options, "verifying", deep)
     faults += [fault for found in shards.values() for fault in found]
-    return manifest, faults + check_mean_image(manifest, options.output)
+    return manifest, faults + check_mean_image(manifest, place)
 
 
 def check_shards(
-    manifest: Manifest, options: BuildOptions, what: str = "checking", deep: bool = False
+    manifest: Manifest, place: Path | str, options: BuildOptions, what: str = "checking", deep: bool = False
 ) -> dict[str, list[Fault]]:
     """Check all shards in parallel; return the faults of each by the tar's name."""
     shards = list(manifest.shards())
     side, classes = manifest.short_side, len(manifest.classes)
-    tasks = [ShardCheck(options.output, shard, side, classes, deep) for shard in shards]
+    tasks = [ShardCheck(place, shard, side, classes, deep) for shard in shards]
     progress = BuildProgress(what, sum(shard.samples for shard in shards), bad="broken")
     found = run_with_progress(check_shard, tasks, options, progress)
     return {shard.tar: faults for shard, faults in zip(shards, found, strict=True)}
@@ -74,36 +80,56 @@ def check_shards(
 
 def check_shard(task: ShardCheck, tally: Tally) -> list[Fault]:
     """Return the faults of one shard, and count it."""
-    faults = shard_faults(task)
+    with _local_copy(task) as local:
+        faults = shard_faults(local)
     broken = f"{faults[0].file} {faults[0].problem}" if faults else ""
     tally.count(images=task.shard.samples, size=task.shard.bytes, rejected=broken)
     return faults
 
 
+@contextlib.contextmanager
+def _local_copy(task: ShardCheck) -> Iterator[ShardCheck]:
+    """Lend the same task for a folder on disk; tar and index of an object store are copied for it."""
+    if not is_uri(task.folder):
+        yield task
+        return
+    store = StoreFolder(str(task.folder))
+    with tempfile.TemporaryDirectory() as folder:
+        for name in (task.shard.tar, task.shard.index):
+            with contextlib.suppress(MissingFileError), Path(folder, name).open("wb") as file:
+                try:
+                    file.writelines(store.parts(name))
+                except MissingFileError:
+                    Path(folder, name).unlink()
+                    raise
+        yield replace(task, folder=folder)
+
+
 def shard_faults(task: ShardCheck) -> list[Fault]:
-    """Return the faults of one shard: at most one each for tar and index."""
-    shard = task.shard
+    """Return the faults of one shard in a folder: at most one each for tar and index."""
+    shard, folder = task.shard, Path(task.folder)
     index = None
-    tar = Fault(shard.tar, _check_file(task.folder / shard.tar, shard))
+    tar = Fault(shard.tar, _check_file(folder / shard.tar, shard))
     if not tar.problem:
         problem, index = _check_content(task)
         tar = Fault(shard.tar, problem, in_manifest=True)
-    faults = (tar, Fault(shard.index, _check_index(task.folder / shard.index, shard, index)))
+    faults = (tar, Fault(shard.index, _check_index(folder / shard.index, shard, index)))
     return [fault for fault in faults if fault.problem]
 
 
-def check_mean_image(manifest: Manifest, folder: Path) -> list[Fault]:
+def check_mean_image(manifest: Manifest, folder: Path | str) -> list[Fault]:
     """Return the faults of the mean image: at most one."""
     name, digest = manifest.color_stats.mean_image, manifest.color_stats.mean_image_sha256
     shape = (manifest.short_side, manifest.short_side, 3)
     try:
-        if digest is not None:
-            with (folder / name).open("rb") as file:
-                if hashlib.file_digest(file, "sha256").hexdigest() != digest:
-                    return [Fault(name, "has another SHA-256 than the manifest says")]
-        mean = np.load(folder / name, allow_pickle=False)
+        content = read_file(join(str(folder), name))
+        if digest is not None and hashlib.sha256(content).hexdigest() != digest:
+            return [Fault(name, "has another SHA-256 than the manifest says")]
+        mean = np.load(io.BytesIO(content), allow_pickle=False)
     except FileNotFoundError:
         return [Fault(name, "is missing")]
+    except StoreError:
+        raise
     except Exception as error:  # a broken header raises nearly anything in NumPy's parser
         return [Fault(name, f"cannot be read: {_text(error)}")]
     if not isinstance(mean, np.ndarray):
@@ -133,7 +159,7 @@ def _check_file(path: Path, shard: Shard) -> str:
 
 def _check_content(task: ShardCheck) -> tuple[str, str | None]:
     """Return the fault inside a tar, or an empty string, and the index that belongs to it, if readable."""
-    shard, path = task.shard, task.folder / task.shard.tar
+    shard, path = task.shard, Path(task.folder, task.shard.tar)
     try:
         index = index_of(path)
         samples = index.count("\n") - 1

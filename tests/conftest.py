@@ -6,11 +6,13 @@ Nothing here imports torch, Ray or DALI: a test of one part does not pay for the
 from __future__ import annotations
 
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from commands import run_command
 from raw_data import MAX_REJECTED, TINY_SHARD_SAMPLES, TINY_SHORT_SIDE, write_raw_folder
+from s3_server import CREDENTIALS, FaultyStore, proxy, s3_server
 
 
 @pytest.fixture(scope="session")
@@ -60,3 +62,21 @@ def four_classes(raw_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> 
     )
     assert build.returncode == 0, build.stderr
     return shards
+
+
+@pytest.fixture(scope="session")
+def s3_address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The address of a real S3 server of this machine, with an empty bucket."""
+    pytest.importorskip("moto", reason="the S3 server of the tests is of the package moto[server]")
+    with s3_server(tmp_path_factory.mktemp("s3")) as address:
+        yield address
+
+
+@pytest.fixture
+def s3(s3_address: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultyStore]:
+    """That server behind a proxy that can do wrong; this process and those that it starts use it."""
+    for name, value in CREDENTIALS.items():
+        monkeypatch.setenv(name, value)
+    with proxy(s3_address) as store:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", store.endpoint)
+        yield store

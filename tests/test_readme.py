@@ -18,6 +18,7 @@ import psutil
 import pytest
 from commands import DOCUMENTS, ON_SEVERAL_HOSTS, PROJECT, copy_project, documented_commands, new_environment
 from raw_data import MAX_REJECTED, write_raw_folder
+from s3_server import FaultyStore
 
 from cluster.postgres import find_installation
 from errors import InputError
@@ -183,6 +184,24 @@ def test_the_way_of_imagenet(shell: Shell) -> None:
     submitted(shell, trained)
     assert trained in served_runs(shell)
     used_elsewhere(shell, trained, photo)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_data_in_an_object_store(shell: Shell, s3: FaultyStore) -> None:
+    if not (shell.folder / "imagenet").exists():
+        write_raw_folder(shell.folder / "imagenet")
+    built = shell.type(
+        "python -m preprocess.build_shards --input /data/imagenet --output s3://bucket/imagenet-shards",
+        {"/data/imagenet": "./imagenet"},
+        extra=f"--max-rejected {MAX_REJECTED}",
+    )
+    assert "files uploaded from" in built
+    log = shell.type(
+        "python -m training.run alexnet-paper --data s3://bucket/imagenet-shards --storage s3://bucket/runs",
+        extra=SMALL,
+    )
+    assert f"s3://bucket/runs/{run_id(log)}/step-" in log
 
 
 def submitted(shell: Shell, trained: str) -> None:

@@ -15,7 +15,6 @@ import contextlib
 import hashlib
 import json
 import pickle
-import shutil
 import warnings
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -28,6 +27,7 @@ from torch import Tensor
 
 from atomic_files import atomic_write, flush
 from errors import InputError
+from object_store import join, read_file
 from preprocess.manifest import ClassEntry, ColorStats, manifest_digest, read_manifest
 from training.config import Config
 from training.models.state_dict import unwrap_state_dict
@@ -142,7 +142,8 @@ def write_checkpoint(folder: Path, snapshot: Snapshot) -> None:
             raise OSError(f"{folder / file} cannot be written: {error}") from error
     files = [MODEL, TRAINING]
     if description.config.mean == "image":
-        shutil.copyfile(Path(description.config.data, description.data.color_stats.mean_image), folder / MEAN)
+        mean = join(description.config.data, description.data.color_stats.mean_image)
+        (folder / MEAN).write_bytes(read_file(mean))
         files.append(MEAN)
     for name in files:
         flush(folder / name)

@@ -14,6 +14,7 @@ from errors import InputError, check_choice, check_count, check_finite, check_fr
 from pipeline.augment import Augmentation
 from pipeline.cache.memory import CacheKind
 from pipeline.crops import default_crop
+from pipeline.reading.staging import Staging
 from pipeline.sampler import Sampling
 from pipeline.views import Mean, Units, check_units
 from training.loop.compile import Compile
@@ -227,7 +228,12 @@ class Config:
     epochs: int
     """Passes over the train split."""
     data: str = "./shards"
-    """Folder of shards."""
+    """Folder of shards, or the URI of one in an object store: `s3://bucket/shards`, `gs://...`, `abfs://...`."""
+    staging: str | None = None
+    """Folder on the disk of each node that shards of an object store are copied to. Default: `twotower/shards` in the
+    user's cache folder."""
+    staging_bytes: int | None = None
+    """Bytes of all shards there; those used longest ago make room. Default: the disk but for a gibibyte."""
     init: str | None = None
     """Weights to start from, instead of random ones: RUN_ID, RUN_ID:best, a checkpoint folder, or a file of weights."""
     crop: int | None = None
@@ -272,7 +278,7 @@ class Config:
     """At a sample that cannot be read or decoded: end the training, or leave it out of its batch, which then counts as
     if the gradient of that sample were 0."""
     storage: str = "./runs"
-    """Folder of the checkpoints; on a cluster, a folder or bucket that all nodes reach."""
+    """Folder of the checkpoints; on a cluster, a folder or URI (`s3://bucket/runs`) that all nodes reach."""
     checkpoint: Checkpointing = field(default_factory=Checkpointing)
     keep_checkpoints: int = 2
     """Number of newest checkpoints kept in `storage`, as well as the best one."""
@@ -297,6 +303,7 @@ class Config:
         check_count("seed", self.seed, 0)
         check_fraction("label_smoothing", self.label_smoothing)
         check_units(self.units, self.mean)
+        self.local_staging()
         self._check_balance()
         if self.run_name is not None and not self.run_name.strip():
             raise InputError("run_name is empty; use at least one letter, or leave it out")
@@ -345,13 +352,28 @@ class Config:
         """The tags of the MLflow run by key."""
         return {key: value for key, _, value in (tag.partition("=") for tag in self.tag)}
 
+    def local_staging(self) -> Staging:
+        """Return where shards of an object store are copied to."""
+        return Staging(self.staging, self.staging_bytes)
+
     def architecture(self) -> NetworkArchitecture:
         """Return the architecture of the network for images of `image_size`."""
         return architecture(**dataclasses.asdict(self.network), image_size=self.image_size)
 
 
 CHANGEABLE = {
-    *("data", "storage", "device", "max_failures", "keep_checkpoints", "log_every", "on_bad_sample", "register"),
+    *(
+        "data",
+        "staging",
+        "staging_bytes",
+        "storage",
+        "device",
+        "max_failures",
+        "keep_checkpoints",
+        "log_every",
+        "on_bad_sample",
+        "register",
+    ),
     *("parallel.data", "parallel.model", "parallel.cpus_per_worker"),
     *("checkpoint.every_steps", "checkpoint.every_minutes", "checkpoint.grace_seconds"),
 }

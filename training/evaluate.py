@@ -15,6 +15,7 @@ from pathlib import Path
 
 from command_line import CommandParser
 from errors import InputError
+from pipeline.reading.staging import Staging
 from preprocess.manifest import manifest_digest, read_manifest
 from training.class_names import name_classes
 from training.cli import resolve, run_command
@@ -22,7 +23,14 @@ from training.comparison import finish_comparison, pair_sha256
 from training.ensemble import Ensemble
 from training.evaluation import Evaluation
 from training.inference import check_data, check_split, open_loader, open_loaders, predict_split
-from training.load_model import LoadedModel, add_device_argument, add_model_arguments, load_models, make_dense
+from training.load_model import (
+    LoadedModel,
+    add_device_argument,
+    add_model_arguments,
+    add_staging_arguments,
+    load_models,
+    make_dense,
+)
 from training.report.comparison import COMPARISON_NAME
 from training.report.folder import REPORT_NAME
 from training.report.metrics import Evaluated
@@ -40,7 +48,8 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
         "--compare", nargs=2, metavar=("RUN_A", "RUN_B"), help="two MLflow runs side by side, with McNemar's test"
     )
     add_device_argument(parser)
-    parser.add_argument("--data", required=True, metavar="DIR", help="folder of shards")
+    parser.add_argument("--data", required=True, metavar="DIR", help="folder of shards, or its URI in an object store")
+    add_staging_arguments(parser)
     parser.add_argument("--split", default="val", help="of the shards: val, test or train (default: val)")
     parser.add_argument("--crops", type=int, choices=(1, 10), default=1, help="1: the centre; 10: as in 2012")
     parser.add_argument(
@@ -70,7 +79,10 @@ def main(arguments: Sequence[str]) -> None:
     """Evaluate, write the report or the comparison, log it into the runs, and say where it is."""
     options, project = parse(arguments), Path.cwd()
     evaluation = prepare(options, project)
-    loaders = open_loaders(evaluation.ensemble, evaluation.data, options.split, options.batch_size, options.crops)
+    staging = Staging(options.staging, options.staging_bytes)
+    loaders = open_loaders(
+        evaluation.ensemble, evaluation.data, options.split, options.batch_size, options.crops, staging
+    )
     started = time.perf_counter()
     predictions = predict_split(evaluation.ensemble, loaders)
     seconds = time.perf_counter() - started
@@ -79,7 +91,7 @@ def main(arguments: Sequence[str]) -> None:
     else:
         retrieval = None
         if options.retrieve_from is not None:
-            retrieval = find_nearest(evaluation.ensemble.members[0], evaluation.data, options)
+            retrieval = find_nearest(evaluation.ensemble.members[0], evaluation.data, options, staging)
         finish_report(evaluation, predictions, seconds, retrieval, loaders[0].example, project)
 
 
@@ -135,10 +147,10 @@ def check_single(ensemble: Ensemble) -> None:
         )
 
 
-def find_nearest(trained: LoadedModel, data: str, options: argparse.Namespace) -> Retrieval:
+def find_nearest(trained: LoadedModel, data: str, options: argparse.Namespace, staging: Staging) -> Retrieval:
     """Return the nearest images of the split `--retrieve-from`; raise `InputError` where it has too few."""
     queries, images = (
-        open_loader(trained, data, split, options.batch_size, crops=1)
+        open_loader(trained, data, split, options.batch_size, 1, staging)
         for split in (options.split, options.retrieve_from)
     )
     return retrieve(trained, queries, images, options.retrieve_from)

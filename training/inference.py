@@ -12,6 +12,7 @@ from tqdm import tqdm
 
 from errors import InputError
 from pipeline.loader import Loader, make_loader
+from pipeline.reading.staging import Staging
 from preprocess.manifest import Manifest
 from training.ensemble import Ensemble, average
 from training.load_model import LoadedModel
@@ -43,7 +44,9 @@ def check_split(option: str, manifest: Manifest, split: str, folder: str) -> Non
         raise InputError(f"{option} is {split}: {folder} has no samples of it; use {others}")
 
 
-def open_loader(trained: LoadedModel, data: str, split: str, batch_size: int, crops: int) -> Loader:
+def open_loader(
+    trained: LoadedModel, data: str, split: str, batch_size: int, crops: int, staging: Staging | None = None
+) -> Loader:
     """Return a loader that gives a split as this network was trained to see it."""
     return make_loader(
         data,
@@ -57,12 +60,15 @@ def open_loader(trained: LoadedModel, data: str, split: str, batch_size: int, cr
         mean=trained.config.mean,
         color_stats=trained.data.color_stats,
         mean_image=trained.mean_image,
+        staging=staging,
     )
 
 
-def open_loaders(ensemble: Ensemble, data: str, split: str, batch_size: int, crops: int) -> list[Loader]:
+def open_loaders(
+    ensemble: Ensemble, data: str, split: str, batch_size: int, crops: int, staging: Staging | None = None
+) -> list[Loader]:
     """Return a loader of a split for each of the ensemble's `views`."""
-    return [open_loader(trained, data, split, batch_size, crops) for trained in ensemble.views.values()]
+    return [open_loader(trained, data, split, batch_size, crops, staging) for trained in ensemble.views.values()]
 
 
 class SplitPredictions(NamedTuple):

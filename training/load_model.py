@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from errors import InputError, check_choice
+from object_store import join
 from pipeline.views import make_view, read_mean_image
 from training.checkpoint import (
     MEAN,
@@ -120,6 +121,12 @@ def add_device_argument(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (default: auto)")
 
 
+def add_staging_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments that say where shards of an object store are copied to; see `Staging`."""
+    parser.add_argument("--staging", metavar="DIR", help="folder for shards of an object store (default: user's cache)")
+    parser.add_argument("--staging-bytes", type=int, metavar="N", help="of all shards there (default: the free disk)")
+
+
 def load_model(choice: argparse.Namespace, project: Path, data: str | None) -> LoadedModel:
     """Return the network that the arguments of `add_model_arguments` and `add_device_argument` name.
 
@@ -158,7 +165,7 @@ def _load_chosen(choice: argparse.Namespace, project: Path, data: str | None) ->
                 f"--recipe is {choice.recipe}: it is for a short side of {config.short_side} pixels, and that of "
                 f"{data} is {known.short_side}; use the recipe that the weights were trained with, and shards for it"
             )
-        mean = Path(data, known.color_stats.mean_image)
+        mean = join(data, known.color_stats.mean_image)
         return _load(choice.weights, mean, config, known, device, str(choice.weights), None, choice.weights.stem)
     if choice.checkpoint is not None:
         return load_checkpoint(choice.checkpoint, device, str(choice.checkpoint))
@@ -218,7 +225,7 @@ def _device(name: str) -> torch.device:
 
 def _load(
     weights: Path,
-    mean: Path,
+    mean: Path | str,
     config: Config,
     data: DatasetInfo,
     device: torch.device,

@@ -7,6 +7,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 
 import numpy as np
@@ -140,6 +141,7 @@ class ReadAhead:
 
     def _batches(self, epoch: int, number: int, wanted: Wanted) -> Iterator[PendingBatch]:
         while True:
+            self.samples.prefetch(partial(self._needed, epoch, number), partial(self._needed_then, epoch + 1))
             plan = self.plan.epoch_plan(epoch)
             for number_in_epoch in range(number, len(self.plan.rank_slice)):
                 kept = wanted(plan.order[self.plan.rank_slice.positions(number_in_epoch)])
@@ -148,6 +150,15 @@ class ReadAhead:
             if not self._read_across_epochs():
                 return
             epoch, number = epoch + 1, 0
+
+    def _needed(self, epoch: int, number: int) -> np.ndarray:
+        """Return the samples of an epoch from one batch on, in order, int64."""
+        order, rank_slice = self.plan.epoch_plan(epoch).order, self.plan.rank_slice
+        batches = [order[rank_slice.positions(batch)] for batch in range(number, len(rank_slice))]
+        return np.concatenate([order[:0], *batches])
+
+    def _needed_then(self, epoch: int) -> np.ndarray:
+        return self._needed(epoch, 0) if self._read_across_epochs() else np.arange(0)
 
     def _begin(self, plan: EpochPlan, epoch: int, number: int, kept: np.ndarray) -> PendingBatch:
         positions = self.plan.rank_slice.positions(number)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 from bisect import bisect_right
-from functools import lru_cache
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from itertools import accumulate
 from pathlib import Path
 from typing import NamedTuple
@@ -13,10 +14,10 @@ import numpy as np
 import simplejpeg
 
 from errors import InputError
+from object_store import join
+from pipeline.reading.shard_files import open_shard_files
+from pipeline.reading.staging import Staging
 from preprocess.manifest import Manifest, Shard, indexed_samples, read_index
-
-OPEN_TARS = 64
-"""File handles kept open; a shuffling window touches fewer shards than this."""
 
 
 class SampleError(InputError):
@@ -53,24 +54,30 @@ class Samples:
     Indexes are read when a sample of their shard is first asked for; size and label are taken from a sample when it is
     read for the first time. Safe to use from several threads.
 
+    Args:
+        folder: path or URI of the data set.
+        manifest: its description.
+        split: name of the split.
+        staging: where shards of an object store are copied to.
+
     Raises:
         InputError: no such split, or an index that is not one or counts other samples than the manifest.
     """
 
-    def __init__(self, folder: Path | str, manifest: Manifest, split: str) -> None:
-        self._folder = Path(folder)
+    def __init__(self, folder: Path | str, manifest: Manifest, split: str, staging: Staging | None = None) -> None:
+        self._folder = str(folder)
         self._shards = manifest.split(split).shards
         self._classes = len(manifest.classes)
         self._short_side = manifest.short_side
         self.shard_samples = [shard.samples for shard in self._shards]
         self._ends = list(accumulate(self.shard_samples))
+        self._files = open_shard_files(folder, self._shards, staging or Staging())
         for shard in self._shards:
-            self._check_count(shard, indexed_samples(self._folder / shard.index))
+            if self._files.has_index(shard):
+                self._check_count(shard, indexed_samples(self._files.index(shard)))
         self._indexes: list[np.ndarray | None] = [None] * len(self._shards)
         self._sizes = np.zeros((len(self), 2), np.int32)  # 0: not known yet
         self._labels = np.zeros(len(self), np.int64)
-        paths = [self._folder / shard.tar for shard in self._shards]
-        self._open = lru_cache(maxsize=OPEN_TARS)(lambda number: _OpenTar(paths[number]))
 
     def __len__(self) -> int:
         """Count the samples of the split."""
@@ -83,15 +90,19 @@ class Samples:
             SampleError: a tar is gone or too short, a file is no JPEG or of another short side than the data set's,
                 or a label is not one of the classes.
         """
-        shards = np.searchsorted(self._ends, indices, side="right")
+        shards = self._shards_of(indices)
         entries = np.empty((len(indices), 4), np.int64)
+        contents = [b""] * len(indices)
+        starts = np.empty(len(indices), np.int64)
         for number in np.unique(shards).tolist():
-            here = shards == number
-            entries[here] = self._entries(number)[indices[here] - self._ends[number]]  # rows counted from the end
-        begins, sizes = entries[:, ::2], entries[:, 1::2]
-        starts, ends = begins.min(axis=1), (begins + sizes).max(axis=1)
-        spans = zip(indices.tolist(), shards.tolist(), starts.tolist(), (ends - starts).tolist(), strict=True)
-        contents = [self._read_span(*span) for span in spans]
+            (here,) = np.nonzero(shards == number)
+            with self._open(number, int(indices[here[0]])) as tar:
+                rows = indices[here] - self._ends[number]  # counted from the end
+                entries[here] = found = self._entries(number)[rows]
+                starts[here] = found[:, ::2].min(axis=1)
+                lengths = (found[:, ::2] + found[:, 1::2]).max(axis=1) - starts[here]
+                for position, length in zip(here.tolist(), lengths.tolist(), strict=True):
+                    contents[position] = self._read_span(tar, int(indices[position]), int(starts[position]), length)
         entries[:, ::2] -= starts[:, None]
         jpeg_spans = zip(contents, entries[:, 0].tolist(), entries[:, 1].tolist(), strict=True)
         jpegs = [memoryview(content)[at : at + size] for content, at, size in jpeg_spans]
@@ -108,10 +119,12 @@ class Samples:
             SampleError: a tar is gone or too short, or a label is not one of the classes.
         """
         labels, index = np.empty(len(self), np.int64), 0
+        self.prefetch(lambda: np.arange(len(self)), lambda: np.arange(0))
         for number in range(len(self._shards)):
-            for start, length in self._entries(number)[:, 2:].tolist():
-                labels[index] = self._label(index, self._read_span(index, number, start, length))
-                index += 1
+            with self._open(number, index) as tar:
+                for start, length in self._entries(number)[:, 2:].tolist():
+                    labels[index] = self._label(index, self._read_span(tar, index, start, length))
+                    index += 1
         return labels
 
     def class_counts(self) -> np.ndarray:
@@ -130,28 +143,56 @@ class Samples:
 
     def describe(self, index: int) -> str:
         """Name the shard and the key of one sample, for messages."""
-        return f"{self._folder / self._shards[bisect_right(self._ends, index)].tar}: sample {self._key(index)}"
+        shard = self._shards[bisect_right(self._ends, index)]
+        return f"{join(self._folder, shard.tar)}: sample {self._key(index)}"
+
+    def reserve(self, together: int | None) -> None:
+        """Raise `InputError` if the disk has no room for so many shards of an object store; None: for all."""
+        self._files.reserve(together)
+
+    def prefetch(self, coming: Callable[[], np.ndarray], then: Callable[[], np.ndarray]) -> None:
+        """Copy shards of an object store before they are needed; `then` gives the samples after those of `coming`."""
+        self._files.prefetch(lambda: self._in_order_of_need(coming()), lambda: self._in_order_of_need(then()))
 
     def close(self) -> None:
         """Close the tars; reading opens them again."""
-        self._open.cache_clear()
+        self._files.close()
+
+    def _shards_of(self, indices: np.ndarray) -> np.ndarray:
+        return np.searchsorted(self._ends, indices, side="right")
+
+    def _in_order_of_need(self, indices: np.ndarray) -> list[Shard]:
+        numbers, first = np.unique(self._shards_of(indices), return_index=True)
+        return [self._shards[number] for number in numbers[np.argsort(first)].tolist()]
 
     def _key(self, index: int) -> str:
         if not 0 <= index < len(self):
             raise IndexError(f"sample {index} of {len(self)}")
         number = bisect_right(self._ends, index)
-        return read_index(self._folder / self._shards[number].index)[index - self._ends[number]].key
+        return read_index(self._files.index(self._shards[number]))[index - self._ends[number]].key
 
-    def _read_span(self, index: int, number: int, start: int, length: int) -> bytes:
+    @contextmanager
+    def _open(self, number: int, index: int) -> Iterator[int]:
+        """Lend a file descriptor of a tar, of which the sample `index` is to be read."""
+        with ExitStack() as stack:
+            try:
+                descriptor = stack.enter_context(self._files.open(self._shards[number]))
+            except OSError as error:
+                raise self._unreadable(index, error) from error
+            yield descriptor
+
+    def _read_span(self, descriptor: int, index: int, start: int, length: int) -> bytes:
         try:
-            tar = self._open(number)  # held until the read is done: letting go of it may close the file
-            content = os.pread(tar.descriptor, length, start)
+            content = os.pread(descriptor, length, start)
         except OSError as error:
-            raise SampleError(f"{self.describe(index)} cannot be read: {error}", index) from error
+            raise self._unreadable(index, error) from error
         if len(content) < length:
             missing = length - len(content)
             raise SampleError(f"{self.describe(index)} is cut off: the tar ends {missing} bytes early", index)
         return content
+
+    def _unreadable(self, index: int, error: OSError) -> SampleError:
+        return SampleError(f"{self.describe(index)} cannot be read: {error}", index)
 
     def _label(self, index: int, label: bytes) -> int:
         if not label.isdigit() or int(label) >= self._classes:
@@ -176,7 +217,7 @@ class Samples:
         entries = self._indexes[number]
         if entries is None:
             shard = self._shards[number]
-            samples = read_index(self._folder / shard.index)
+            samples = read_index(self._files.index(shard))
             self._check_count(shard, len(samples))
             entries = self._indexes[number] = np.array([sample[1:] for sample in samples], np.int64)
         return entries
@@ -184,7 +225,7 @@ class Samples:
     def _check_count(self, shard: Shard, count: int) -> None:
         if count != shard.samples:
             raise InputError(
-                f"{self._folder / shard.index} lists {count} samples where the manifest says {shard.samples}: "
+                f"{join(self._folder, shard.index)} lists {count} samples where the manifest says {shard.samples}: "
                 "build the shards again"
             )
 
@@ -193,14 +234,3 @@ def jpeg_size(jpeg: bytes | memoryview) -> tuple[int, int]:
     """Return height and width of a JPEG file in pixels; raise `ValueError` if it has no JPEG header."""
     height, width, *_ = simplejpeg.decode_jpeg_header(jpeg)
     return height, width
-
-
-class _OpenTar:
-    """A file handle that closes when the last thread that uses it lets go."""
-
-    def __init__(self, path: Path) -> None:
-        self.descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-
-    def __del__(self) -> None:
-        if hasattr(self, "descriptor"):
-            os.close(self.descriptor)

@@ -19,7 +19,7 @@ from pathlib import Path
 from atomic_files import PARTIAL_PATTERN, flush, remove_partial_files
 from errors import InputError
 from preprocess.manifest import MANIFEST_NAME, MEAN_IMAGE_NAME, Manifest, Shard, parse_manifest, read_index
-from preprocess.plan import Plan
+from preprocess.plan import BuildOptions, Plan
 from preprocess.sources.catalogue import SPLITS, printable
 from preprocess.verify import ShardCheck, check_mean_image, check_shards, shard_faults
 
@@ -68,7 +68,7 @@ def inspect_output(plan: Plan) -> OutputState:
             f"--output is {options.output}: it is a complete data set with {difference}; "
             "use another folder, or remove it"
         )
-    faults = check_shards(manifest, options)
+    faults = check_shards(manifest, options.output, options)
     return OutputState(
         manifest,
         shards={Path(shard.tar).stem: shard for shard in manifest.shards()},
@@ -77,9 +77,8 @@ def inspect_output(plan: Plan) -> OutputState:
     )
 
 
-def _difference(manifest: Manifest, plan: Plan) -> str | None:
-    """Describe the first difference between a complete data set and the planned one; None if there is none."""
-    options = plan.options
+def option_difference(manifest: Manifest, options: BuildOptions) -> str | None:
+    """Describe the first option with which a data set was built that is not one of these; None if there is none."""
     pairs = (
         ("name", manifest.name, options.data_name),
         ("short side", manifest.short_side, options.short_side),
@@ -91,6 +90,14 @@ def _difference(manifest: Manifest, plan: Plan) -> str | None:
     for option, found, wanted in pairs:
         if found != wanted:
             return f"{option} {found}, not {wanted}"
+    return None
+
+
+def _difference(manifest: Manifest, plan: Plan) -> str | None:
+    """Describe the first difference between a complete data set and the planned one; None if there is none."""
+    options = plan.options
+    if (difference := option_difference(manifest, options)) is not None:
+        return difference
     if manifest.classes != plan.catalogue.classes:
         return f"{len(manifest.classes)} other classes"
     rejected = {(entry.split, entry.source) for entry in manifest.rejected}

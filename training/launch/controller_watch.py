@@ -43,8 +43,9 @@ class ControllerWatch(ControllerCallback):
 
     def _save(self) -> None:
         store = CheckpointStore(self._storage, self._run_id)
-        before, deadline = store.steps()[-1:], time.monotonic() + self._grace
+        deadline = time.monotonic() + self._grace
         with contextlib.suppress(OSError):  # without it, the training continues from an earlier checkpoint
+            before = store.steps()[-1:]
             store.request("save")
             while store.steps()[-1:] == before and time.monotonic() < deadline:
                 time.sleep(POLL_SECONDS)

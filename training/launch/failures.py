@@ -10,6 +10,7 @@ import torch
 from ray.train import ControllerError, TrainingFailedError, UserCallback, WorkerGroupError
 
 from errors import InputError
+from object_store import StoreError
 from pipeline.reading.samples import SampleError
 from training.launch.interfaces import PeerError
 from training.loop.meter import DivergenceError
@@ -33,6 +34,8 @@ def final_reason(error: Exception) -> str | None:
     """Return the reason to give up if a worker's exception would come again; None if another try may help."""
     if isinstance(error, SampleError):
         return f"{error}; {_BAD_SAMPLE}"
+    if isinstance(error, StoreError) and error.is_transient:
+        return None
     if isinstance(error, InputError | DivergenceError):
         return str(error)
     if isinstance(error, torch.OutOfMemoryError | MemoryError):

@@ -12,6 +12,7 @@ import ray
 import torch
 from mlflow import MlflowClient
 
+from object_store import join
 from preprocess.manifest import manifest_digest, read_manifest
 from training import tracking
 from training.checkpoint import MODEL, read_model
@@ -54,6 +55,7 @@ def launch(config: Config, project: Path, resumed: str | None = None) -> str:
     config = replace(
         config,
         data=resolve("data", config.data, project, must_exist=True),
+        staging=None if config.staging is None else resolve("staging", config.staging, project),
         storage=resolve("storage", config.storage, project),
         init=None if config.init is None else resolve_init(config.init, project),
     )
@@ -154,7 +156,7 @@ def _log_checkpoints(client: MlflowClient, run_id: str, config: Config) -> None:
                         _log_kernels(client, run_id, folder, config)
     except Exception as error:  # each kind of artifact store has exceptions of its own
         print(f"warning: run {run_id} has no copy of its checkpoints: {tracking.describe(error)}", file=sys.stderr)
-        print(f"they are in {config.storage}/{run_id}", file=sys.stderr)
+        print(f"they are in {join(config.storage, run_id)}", file=sys.stderr)
 
 
 def _log_kernels(client: MlflowClient, run_id: str, checkpoint: Path, config: Config) -> None:

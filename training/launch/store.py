@@ -13,9 +13,10 @@ import tempfile
 import threading
 import uuid
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeVar
 
 import safetensors.torch
 from pyarrow import ArrowException
@@ -25,6 +26,7 @@ from torch import Tensor
 
 from atomic_files import atomic_write, flush
 from errors import InputError
+from object_store import check_uri, explain, is_uri, join, with_retries
 from training.checkpoint import (
     PAGE,
     Checkpoint,
@@ -36,6 +38,7 @@ from training.checkpoint import (
 )
 from training.loop.metrics import EPOCH, TOP1
 
+T = TypeVar("T")
 _NAME = re.compile(r"step-(\d{8,})")
 _PARTIAL = ".partial-"
 INITIAL = "initial.safetensors"
@@ -44,6 +47,8 @@ INITIAL = "initial.safetensors"
 
 def check_storage(storage: str) -> None:
     """Raise `InputError` unless files can be written to `storage`, an absolute path or a URI; leave nothing there."""
+    if is_uri(storage):
+        check_uri(storage)
     try:
         filesystem, path = FileSystem.from_uri(storage)
         if isinstance(filesystem, LocalFileSystem):
@@ -57,8 +62,8 @@ def check_storage(storage: str) -> None:
         filesystem.delete_file(probe)
     except (OSError, ArrowException) as error:
         reason = getattr(error, "strerror", None) or str(error).partition("\n")[0]
-        message = f"storage is {storage}: no file can be written there ({reason}); use another folder"
-        raise InputError(message) from error
+        reason = f"({explain(error)})" if is_uri(storage) else f"({reason}); use another folder"
+        raise InputError(f"storage is {storage}: no file can be written there {reason}") from error
 
 
 class CheckpointStore:
@@ -70,18 +75,18 @@ class CheckpointStore:
     def __init__(self, storage: str, run_id: str) -> None:
         self._filesystem, path = FileSystem.from_uri(storage)
         self._folder = f"{path.rstrip('/')}/{run_id}"
-        self.root = f"{storage.rstrip('/')}/{run_id}"
+        self.root = join(storage, run_id)
         """Path or URI of the folder of the run."""
         self._is_local = isinstance(self._filesystem, LocalFileSystem)
         self._initial_path = f"{self._folder}/{INITIAL}"
 
     def location(self, step: int) -> str:
         """Return the path or URI of the checkpoint of a step."""
-        return f"{self.root}/{checkpoint_name(step)}"
+        return join(self.root, checkpoint_name(step))
 
     def steps(self) -> list[int]:
         """Return the steps of the checkpoints, ascending."""
-        found = self._filesystem.get_file_info(FileSelector(self._folder, allow_not_found=True))
+        found = self._tried(partial(self._filesystem.get_file_info, FileSelector(self._folder, allow_not_found=True)))
         names = [_NAME.fullmatch(info.base_name) for info in found if info.type == FileType.Directory]
         return sorted(int(name[1]) for name in names if name and self._has_page(int(name[1])))
 
@@ -92,13 +97,13 @@ class CheckpointStore:
             yield Path(self._path(step))
             return
         with tempfile.TemporaryDirectory() as folder:
-            copy_files(self._path(step), folder, self._filesystem)
+            self._tried(partial(copy_files, self._path(step), folder, self._filesystem))
             yield Path(folder)
 
     def describe(self, step: int) -> Checkpoint:
         """Return the description of the checkpoint of a step; raise `InputError` if it cannot be read."""
         with tempfile.TemporaryDirectory() as folder:
-            copy_files(f"{self._path(step)}/{PAGE}", f"{folder}/{PAGE}", self._filesystem)
+            self._tried(partial(copy_files, f"{self._path(step)}/{PAGE}", f"{folder}/{PAGE}", self._filesystem))
             return read_description(Path(folder))
 
     def newest(self) -> int | None:
@@ -129,14 +134,14 @@ class CheckpointStore:
         else:
             with tempfile.TemporaryDirectory() as folder:
                 write_checkpoint(Path(folder), snapshot)
-                self._upload(Path(folder), self._path(step))
+                self._upload(Path(folder), step)
         for damaged in self.steps():  # those after this one: the training has come from an earlier checkpoint
             if damaged > step:
-                self._filesystem.delete_dir(self._path(damaged))
+                self._remove(damaged)
         best = next(iter(self.ranked()), None)
         for old in self.steps()[:-keep]:
             if old != best:
-                self._filesystem.delete_dir(self._path(old))
+                self._remove(old)
         return best
 
     def write_initial(self, state: dict[str, Tensor]) -> None:
@@ -154,7 +159,7 @@ class CheckpointStore:
 
     def has_initial(self) -> bool:
         """Tell whether `write_initial` has been completed."""
-        return self._filesystem.get_file_info(self._initial_path).type == FileType.File
+        return self._tried(lambda: self._filesystem.get_file_info(self._initial_path)).type == FileType.File
 
     def read_initial(self) -> dict[str, Tensor]:
         """Return what `write_initial` was given, on the CPU; raise `InputError` if it is missing or damaged."""
@@ -162,7 +167,7 @@ class CheckpointStore:
             with self._filesystem.open_input_file(self._initial_path) as file:
                 return safetensors.torch.load(file.read())
         except (FileNotFoundError, SafetensorError) as error:  # not where the storage is away for a while
-            raise InputError(f"{self.root}/{INITIAL} cannot be read: {error}; start the training again") from error
+            raise InputError(f"{join(self.root, INITIAL)} cannot be read: {error}; start the training again") from error
 
     def request(self, what: Literal["save", "stop"]) -> None:
         """Ask the training of this run to save a checkpoint, and go on or stop."""
@@ -193,11 +198,25 @@ class CheckpointStore:
             shutil.rmtree(partial, ignore_errors=True)
             raise
 
-    def _upload(self, folder: Path, target: str) -> None:
-        self._filesystem.create_dir(target)
+    def _upload(self, folder: Path, step: int) -> None:
+        if self._has_page(step):  # of the same step, damaged or about to be replaced
+            self._remove(step)
+        target = self._path(step)
+        self._tried(partial(self._filesystem.create_dir, target))
         # The description comes last: a folder without it is no checkpoint.
         for file in sorted(folder.iterdir(), key=lambda file: file.name == PAGE):
-            copy_files(str(file), f"{target}/{file.name}", destination_filesystem=self._filesystem)
+            to = f"{target}/{file.name}"
+            self._tried(partial(copy_files, str(file), to, destination_filesystem=self._filesystem))
+
+    def _remove(self, step: int) -> None:
+        # The description goes first: without it, what a store has not removed yet is no checkpoint.
+        with suppress(FileNotFoundError):  # removed by a first try whose answer was lost
+            self._tried(partial(self._filesystem.delete_file, f"{self._path(step)}/{PAGE}"))
+        self._tried(partial(self._filesystem.delete_dir, self._path(step)))
+
+    def _tried(self, request: Callable[[], T]) -> T:
+        """Return what a request returns; a bucket that fails is asked again."""
+        return request() if self._is_local else with_retries(request)
 
     def _first_intact(self, steps: Iterable[int], otherwise: str) -> int | None:
         for step in steps:
@@ -218,7 +237,8 @@ class CheckpointStore:
         return saved.metrics.get(TOP1, -1.0 if EPOCH in saved.metrics else None)
 
     def _has_page(self, step: int) -> bool:
-        return self._filesystem.get_file_info(f"{self._path(step)}/{PAGE}").type == FileType.File
+        page = f"{self._path(step)}/{PAGE}"
+        return self._tried(lambda: self._filesystem.get_file_info(page)).type == FileType.File
 
     def _path(self, step: int) -> str:
         return f"{self._folder}/{checkpoint_name(step)}"

@@ -169,6 +169,7 @@ def _make_loaders(config: Config, layout: Layout, num_threads: int) -> tuple[Loa
         "mean": config.mean,
         "cache": config.cache,
         "on_error": config.on_bad_sample,
+        "staging": config.local_staging(),
     }
     per_rank = config.batch_size // layout.num_batch_ranks
     train = make_loader(

@@ -15,6 +15,7 @@ from mlflow.exceptions import MlflowException
 from mlflow.models import Model
 
 from errors import InputError
+from object_store import join
 from pipeline.reading.samples import Samples
 from preprocess.manifest import read_manifest
 from training.checkpoint import Checkpoint, read_checkpoint
@@ -68,10 +69,10 @@ def _log_best(client: MlflowClient, run_id: str, config: Config) -> tuple[Checkp
     store = CheckpointStore(config.storage, run_id)
     step = store.best()
     if step is None:
-        raise InputError(f"no epoch was completed: {config.storage}/{run_id} holds no validated checkpoint")
+        raise InputError(f"no epoch was completed: {join(config.storage, run_id)} holds no validated checkpoint")
     with store.fetch(step) as checkpoint:
         best = read_checkpoint(checkpoint)
-        return best, log_model(client, run_id, checkpoint, best, _example(config.data))
+        return best, log_model(client, run_id, checkpoint, best, _example(config))
 
 
 def log_model(client: MlflowClient, run_id: str, checkpoint: Path, best: Checkpoint, example: bytes) -> LoggedModel:
@@ -142,10 +143,11 @@ def _metrics(client: MlflowClient, run_id: str, best: Checkpoint, model_id: str)
     ]
 
 
-def _example(data: str) -> bytes:
+def _example(config: Config) -> bytes:
     """Return the first image of the val split, or of the train split if that has none."""
-    manifest = read_manifest(data)
-    samples = Samples(data, manifest, "val" if manifest.samples("val") else "train")
+    manifest = read_manifest(config.data)
+    split = "val" if manifest.samples("val") else "train"
+    samples = Samples(config.data, manifest, split, config.local_staging())
     try:
         return samples.example(0).jpeg
     finally:

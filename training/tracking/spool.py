@@ -15,6 +15,7 @@ from pyarrow.fs import FileSelector, FileSystem, FileType, LocalFileSystem
 
 from atomic_files import atomic_write
 from errors import InputError
+from object_store import join
 from typed_json import parse_json, to_json_values
 
 SPOOL_BYTES = 64 << 20
@@ -126,7 +127,7 @@ class Spool:
 
 def unsent_folder(storage: str, run_id: str) -> str:
     """Return the path or URI of a run's unsent updates."""
-    return f"{storage.rstrip('/')}/{run_id}/unsent"
+    return join(storage, run_id, "unsent")
 
 
 def writers(storage: str, run_id: str) -> list[str]:
