@@ -1,0 +1,138 @@
+"""Ray Tune: the trainings of a study, some at once."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import tempfile
+import threading
+from collections.abc import Sequence
+from concurrent.futures import Future
+from typing import Any, Literal
+
+from ray import tune
+from ray.tune import Callback, FailureConfig, RunConfig, TuneConfig, Tuner
+
+from errors import InputError
+from training.ablation.trial import Trial, run_trial
+from training.loop.metrics import TOP1
+from training.tracking import describe
+
+TUNE_SETTINGS = {
+    # The results of a study are in MLflow; Tune would write each of them into three files more.
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+    # A cluster that is busy with other jobs is waited for.
+    "TUNE_WARN_INSUFFICENT_RESOURCE_THRESHOLD_S": "1e9",
+}
+_EPOCH, _PROBLEM = "epoch", "problem"
+
+
+def trial_resources(
+    requested: Literal["auto", "cpu", "cuda"], nodes: Sequence[dict[str, float]], concurrent: int
+) -> tuple[Literal["cpu", "cuda"], dict[str, float]]:
+    """Return the device of a training and its resources as Ray counts them: a share of the cores, or a GPU.
+
+    Args:
+        requested: field `device` of the configuration.
+        nodes: resources of each node, such as `CPU` and `GPU`.
+        concurrent: trainings at once.
+
+    Raises:
+        InputError: the cluster has fewer devices than that.
+    """
+    gpus, cpus = (int(sum(node.get(kind, 0) for node in nodes)) for kind in ("GPU", "CPU"))
+    device: Literal["cpu", "cuda"] = "cuda" if requested == "cuda" or (requested == "auto" and gpus) else "cpu"
+    devices = gpus if device == "cuda" else cpus
+    if not devices:
+        raise InputError(f"device is {requested}: the cluster has {cpus} CPU cores and {gpus} GPUs; use --device auto")
+    if concurrent > devices:
+        raise InputError(f"--concurrent is {concurrent}: the cluster has {devices} {device} devices; use at most those")
+    # A training runs on one node.
+    if device == "cuda":
+        cores = min(node.get("CPU", 0) // node["GPU"] for node in nodes if node.get("GPU"))
+    else:
+        cores = min(cpus // concurrent, max(node.get("CPU", 0) for node in nodes))
+    return device, {"CPU": max(1, int(cores)), **({"GPU": 1} if device == "cuda" else {})}
+
+
+def run_trials(trials: Sequence[Trial], resources: dict[str, float], concurrent: int) -> dict[str, str]:
+    """Run trainings on the Ray that this process has joined; return a line for the label of each that failed.
+
+    One that fails does not stop the others.
+
+    Raises:
+        KeyboardInterrupt: it was interrupted; the trainings go on until Ray is left.
+    """
+    for name, value in TUNE_SETTINGS.items():
+        os.environ.setdefault(name, value)
+    logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # what comes of a trial, we say
+    outcome: Future[dict[str, str]] = Future()
+    # In a thread of its own, Tune does not take over Ctrl-C. It is a daemon: without Ray, it may hang.
+    threading.Thread(target=_fit, args=(list(trials), resources, concurrent, outcome), name="tune", daemon=True).start()
+    return outcome.result()
+
+
+def _fit(trials: list[Trial], resources: dict[str, float], concurrent: int, outcome: Future[dict[str, str]]) -> None:
+    try:
+        with tempfile.TemporaryDirectory(prefix="tune-") as folder:
+            progress = _Progress(trials)
+            tuner = Tuner(
+                tune.with_resources(tune.with_parameters(_train, trials=trials), resources),
+                param_space={"number": tune.grid_search(list(range(len(trials))))},
+                tune_config=TuneConfig(max_concurrent_trials=concurrent),
+                run_config=RunConfig(
+                    name="ablation",
+                    storage_path=folder,
+                    verbose=0,
+                    callbacks=[progress],
+                    failure_config=FailureConfig(max_failures=0),
+                ),
+            )
+            tuner.fit()
+        outcome.set_result(progress.problems)
+    except BaseException as error:
+        outcome.set_exception(error)
+
+
+def _train(numbers: dict[str, int], trials: list[Trial]) -> None:
+    """Run one training in Tune's process, and report its epochs, then its end."""
+    trial, epoch = trials[numbers["number"]], 0
+
+    def report(metrics: dict[str, float]) -> None:
+        nonlocal epoch
+        epoch += 1
+        tune.report({_EPOCH: epoch, TOP1: metrics[TOP1]})
+
+    tune.report({_PROBLEM: run_trial(trial, report)})
+
+
+class _Progress(Callback):
+    """Prints a line for each epoch and each end of a training, and keeps what failed."""
+
+    def __init__(self, trials: list[Trial]) -> None:
+        self._trials, self._done = trials, 0
+        self.problems: dict[str, str] = {}
+
+    def on_trial_result(self, trial: Any, result: dict[str, Any], **_: Any) -> None:
+        """Print an epoch; note how a training has ended."""
+        told = self._trials[trial.config["number"]]
+        if _EPOCH in result:
+            epochs = f"epoch {result[_EPOCH]}/{told.config.epochs}"
+            print(f"{told.label}: {epochs}, {TOP1} {result[TOP1]:.4f}", flush=True)
+        else:
+            self._end(told, result[_PROBLEM])
+
+    def on_trial_error(self, trial: Any, **_: Any) -> None:
+        """Note a training whose process died."""
+        told, error = self._trials[trial.config["number"]], trial.get_pickled_error()
+        self._end(told, "its process died" if error is None else describe(error))
+
+    def _end(self, trial: Trial, problem: str | None) -> None:
+        self._done += 1
+        count = f"{self._done} of {len(self._trials)} trainings"
+        if problem is None:
+            print(f"{trial.label}: finished, {count}", flush=True)
+            return
+        self.problems[trial.label] = problem
+        print(f"{trial.label}: failed, {count}: {problem}", file=sys.stderr, flush=True)
