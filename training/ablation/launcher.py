@@ -10,6 +10,7 @@ from pathlib import Path
 import ray
 import torch
 from mlflow import MlflowClient
+from mlflow.utils.mlflow_tags import MLFLOW_RUN_NOTE
 
 from atomic_files import atomic_write
 from errors import InputError
@@ -194,4 +195,5 @@ def _write_table(client: MlflowClient, study: Study, parent_id: str, folder: Pat
         for name, content in files.items():
             atomic_write(folder / name, content)
             client.log_artifact(parent_id, str(folder / name))
+        client.set_tag(parent_id, MLFLOW_RUN_NOTE, table)  # the description on the page of the run
     print(f"table {folder / TABLE}\npicture {folder / PICTURE}\nrun {parent_id}", flush=True)
