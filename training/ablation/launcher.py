@@ -117,7 +117,13 @@ def _run(
                 print(
                     f"study {parent_id}: {len(study.keys) - len(finished)} of {len(study.keys)} runs left", flush=True
                 )
-                failures = run_trials(trials, resources, concurrent)
+                failures: dict[str, str] = {}
+                while trials:
+                    problems, trials = run_trials(trials, resources, concurrent)
+                    failures |= problems
+                    if trials:  # Tune itself has failed
+                        ray_of_study.close()
+                        ray_of_study.enter_context(joined_ray())
                 failed = {key for training in trainings if label(training) in failures for key in training.views}
                 status = "FAILED" if failures else "FINISHED"
             except KeyboardInterrupt:

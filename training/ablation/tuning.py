@@ -20,12 +20,14 @@ from training.loop.metrics import TOP1
 from training.tracking import describe
 
 TUNE_SETTINGS = {
+    # Its new output prints a box of settings, however little is asked for.
+    "RAY_AIR_NEW_OUTPUT": "0",
     # The results of a study are in MLflow; Tune would write each of them into three files more.
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
     # A cluster that is busy with other jobs is waited for.
     "TUNE_WARN_INSUFFICENT_RESOURCE_THRESHOLD_S": "1e9",
 }
-_EPOCH, _PROBLEM = "epoch", "problem"
+_NUMBER, _EPOCH, _PROBLEM = "number", "epoch", "problem"
 
 
 def trial_resources(
@@ -56,10 +58,17 @@ def trial_resources(
     return device, {"CPU": max(1, int(cores)), **({"GPU": 1} if device == "cuda" else {})}
 
 
-def run_trials(trials: Sequence[Trial], resources: dict[str, float], concurrent: int) -> dict[str, str]:
-    """Run trainings on the Ray that this process has joined; return a line for the label of each that failed.
+def run_trials(
+    trials: Sequence[Trial], resources: dict[str, float], concurrent: int
+) -> tuple[dict[str, str], list[Trial]]:
+    """Run trainings on the Ray that this process has joined.
 
-    One that fails does not stop the others.
+    One that fails does not stop the others; but Tune itself ends at some deaths of a process, such as Ray's own kills
+    where memory is short. What it was running has then failed.
+
+    Returns:
+        A line for the label of each training that failed, and the trainings that Tune left behind: Ray must be joined
+        anew for them, since its resources are still taken.
 
     Raises:
         KeyboardInterrupt: it was interrupted; the trainings go on until Ray is left.
@@ -67,19 +76,24 @@ def run_trials(trials: Sequence[Trial], resources: dict[str, float], concurrent:
     for name, value in TUNE_SETTINGS.items():
         os.environ.setdefault(name, value)
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # what comes of a trial, we say
-    outcome: Future[dict[str, str]] = Future()
+    progress, ended = _Progress(list(trials)), Future[None]()
     # In a thread of its own, Tune does not take over Ctrl-C. It is a daemon: without Ray, it may hang.
-    threading.Thread(target=_fit, args=(list(trials), resources, concurrent, outcome), name="tune", daemon=True).start()
-    return outcome.result()
+    threading.Thread(target=_fit, args=(progress, resources, concurrent, ended), name="tune", daemon=True).start()
+    try:
+        ended.result()
+    except Exception as error:
+        if not progress.running:
+            raise
+        progress.end_running(describe(error))
+    return progress.problems, progress.waiting
 
 
-def _fit(trials: list[Trial], resources: dict[str, float], concurrent: int, outcome: Future[dict[str, str]]) -> None:
+def _fit(progress: _Progress, resources: dict[str, float], concurrent: int, ended: Future[None]) -> None:
     try:
         with tempfile.TemporaryDirectory(prefix="tune-") as folder:
-            progress = _Progress(trials)
-            tuner = Tuner(
-                tune.with_resources(tune.with_parameters(_train, trials=trials), resources),
-                param_space={"number": tune.grid_search(list(range(len(trials))))},
+            Tuner(
+                tune.with_resources(tune.with_parameters(_train, trials=progress.trials), resources),
+                param_space={_NUMBER: tune.grid_search(list(range(len(progress.trials))))},
                 tune_config=TuneConfig(max_concurrent_trials=concurrent),
                 run_config=RunConfig(
                     name="ablation",
@@ -88,16 +102,15 @@ def _fit(trials: list[Trial], resources: dict[str, float], concurrent: int, outc
                     callbacks=[progress],
                     failure_config=FailureConfig(max_failures=0),
                 ),
-            )
-            tuner.fit()
-        outcome.set_result(progress.problems)
+            ).fit()
+        ended.set_result(None)
     except BaseException as error:
-        outcome.set_exception(error)
+        ended.set_exception(error)
 
 
 def _train(numbers: dict[str, int], trials: list[Trial]) -> None:
     """Run one training in Tune's process, and report its epochs, then its end."""
-    trial, epoch = trials[numbers["number"]], 0
+    trial, epoch = trials[numbers[_NUMBER]], 0
 
     def report(metrics: dict[str, float]) -> None:
         nonlocal epoch
@@ -108,31 +121,52 @@ def _train(numbers: dict[str, int], trials: list[Trial]) -> None:
 
 
 class _Progress(Callback):
-    """Prints a line for each epoch and each end of a training, and keeps what failed."""
+    """Prints a line for each epoch and each end of a training, and keeps what failed and what is left."""
 
     def __init__(self, trials: list[Trial]) -> None:
-        self._trials, self._done = trials, 0
+        self.trials = trials
         self.problems: dict[str, str] = {}
+        self._started, self._ended = set[int](), set[int]()
+
+    @property
+    def running(self) -> list[int]:
+        """The numbers of the trainings that have started and not ended."""
+        return sorted(self._started - self._ended)
+
+    @property
+    def waiting(self) -> list[Trial]:
+        """The trainings that have not started."""
+        return [trial for number, trial in enumerate(self.trials) if number not in self._started]
+
+    def on_trial_start(self, trial: Any, **_: Any) -> None:
+        """Note a training that starts."""
+        self._started.add(trial.config[_NUMBER])
 
     def on_trial_result(self, trial: Any, result: dict[str, Any], **_: Any) -> None:
         """Print an epoch; note how a training has ended."""
-        told = self._trials[trial.config["number"]]
+        told = self.trials[trial.config[_NUMBER]]
         if _EPOCH in result:
             epochs = f"epoch {result[_EPOCH]}/{told.config.epochs}"
             print(f"{told.label}: {epochs}, {TOP1} {result[TOP1]:.4f}", flush=True)
         else:
-            self._end(told, result[_PROBLEM])
+            self._end(trial.config[_NUMBER], result[_PROBLEM])
 
     def on_trial_error(self, trial: Any, **_: Any) -> None:
         """Note a training whose process died."""
-        told, error = self._trials[trial.config["number"]], trial.get_pickled_error()
-        self._end(told, "its process died" if error is None else describe(error))
+        error = trial.get_pickled_error()
+        self._end(trial.config[_NUMBER], "its process died" if error is None else describe(error))
 
-    def _end(self, trial: Trial, problem: str | None) -> None:
-        self._done += 1
-        count = f"{self._done} of {len(self._trials)} trainings"
+    def end_running(self, problem: str) -> None:
+        """Note that all trainings that are running have failed."""
+        for number in self.running:
+            self._end(number, problem)
+
+    def _end(self, number: int, problem: str | None) -> None:
+        self._started.add(number)
+        self._ended.add(number)
+        label, count = self.trials[number].label, f"{len(self._ended)} of {len(self.trials)} trainings"
         if problem is None:
-            print(f"{trial.label}: finished, {count}", flush=True)
+            print(f"{label}: finished, {count}", flush=True)
             return
-        self.problems[trial.label] = problem
-        print(f"{trial.label}: failed, {count}: {problem}", file=sys.stderr, flush=True)
+        self.problems[label] = problem
+        print(f"{label}: failed, {count}: {problem}", file=sys.stderr, flush=True)
