@@ -12,7 +12,8 @@ from concurrent.futures import Future
 from typing import Any, Literal
 
 from ray import tune
-from ray.tune import Callback, FailureConfig, RunConfig, TuneConfig, Tuner
+from ray.tune import FailureConfig, RunConfig, TuneConfig, Tuner
+from ray.tune.progress_reporter import TrialProgressCallback
 
 from errors import InputError
 from training.ablation.trial import Trial, run_trial
@@ -120,10 +121,14 @@ def _train(numbers: dict[str, int], trials: list[Trial]) -> None:
     tune.report({_PROBLEM: run_trial(trial, report)})
 
 
-class _Progress(Callback):
-    """Prints a line for each epoch and each end of a training, and keeps what failed and what is left."""
+class _Progress(TrialProgressCallback):
+    """Prints a line for each epoch and each end of a training, and keeps what failed and what is left.
+
+    Tune adds a callback of this kind, which prints more, unless it is given one.
+    """
 
     def __init__(self, trials: list[Trial]) -> None:
+        super().__init__()
         self.trials = trials
         self.problems: dict[str, str] = {}
         self._started, self._ended = set[int](), set[int]()
@@ -150,6 +155,9 @@ class _Progress(Callback):
             print(f"{told.label}: {epochs}, {TOP1} {result[TOP1]:.4f}", flush=True)
         else:
             self._end(trial.config[_NUMBER], result[_PROBLEM])
+
+    def on_trial_complete(self, **_: Any) -> None:
+        """Print nothing: a training has reported its end."""
 
     def on_trial_error(self, trial: Any, **_: Any) -> None:
         """Note a training whose process died."""
