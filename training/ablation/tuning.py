@@ -143,11 +143,18 @@ class _Progress(TrialProgressCallback):
         """The trainings that have not started."""
         return [trial for number, trial in enumerate(self.trials) if number not in self._started]
 
-    def on_trial_start(self, trial: Any, **_: Any) -> None:
+    def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:  # noqa: ARG002
         """Note a training that starts."""
         self._started.add(trial.config[_NUMBER])
 
-    def on_trial_result(self, trial: Any, result: dict[str, Any], **_: Any) -> None:
+    def on_trial_result(
+        self,
+        iteration: int,  # noqa: ARG002
+        trials: list[Any],  # noqa: ARG002
+        trial: Any,
+        result: dict[str, Any],
+        **info: Any,  # noqa: ARG002
+    ) -> None:
         """Print an epoch; note how a training has ended."""
         told = self.trials[trial.config[_NUMBER]]
         if _EPOCH in result:
@@ -156,10 +163,10 @@ class _Progress(TrialProgressCallback):
         else:
             self._end(trial.config[_NUMBER], result[_PROBLEM])
 
-    def on_trial_complete(self, **_: Any) -> None:
+    def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """Print nothing: a training has reported its end."""
 
-    def on_trial_error(self, trial: Any, **_: Any) -> None:
+    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:  # noqa: ARG002
         """Note a training whose process died."""
         error = trial.get_pickled_error()
         self._end(trial.config[_NUMBER], "its process died" if error is None else describe(error))
