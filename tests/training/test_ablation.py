@@ -1,5 +1,6 @@
 """Ablation studies: the switches, the table, one training; and with real Ray Tune, studies that are killed."""
 
+import contextlib
 import csv
 import dataclasses
 import io
@@ -20,7 +21,7 @@ from scipy.stats import ttest_rel
 
 from errors import InputError
 from training import ablate
-from training.ablation.launcher import launch_study
+from training.ablation.launcher import StudyError, launch_study
 from training.ablation.picture import differences_png
 from training.ablation.plan import BASE, Study, plan_trainings
 from training.ablation.study import (
@@ -243,6 +244,51 @@ def test_a_study_that_another_process_runs_is_left_alone(
         create_study(client, study, tmp_path)
 
 
+def test_a_study_from_its_runs_to_its_table(
+    study: Study,
+    store: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    no_pause: None,
+) -> None:
+    """Without Ray: a training that fails, then the same study again, then once more with nothing left."""
+    ran, broken = list[str](), {"lrn, seed 1"}
+
+    def run_here(trials: list[Trial], *_: object) -> tuple[dict[str, str], list[Trial]]:
+        ran.extend(trial.label for trial in trials)
+        done = {trial.label: run_trial(trial, lambda _: None) for trial in trials if trial.label not in broken}
+        assert set(done.values()) <= {None}
+        return {trial.label: "no luck" for trial in trials if trial.label in broken}, []
+
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", store)
+    monkeypatch.setattr("training.tracking.claim.CLAIM_SECONDS", 0)
+    monkeypatch.setattr("training.ablation.launcher.joined_ray", contextlib.nullcontext)
+    monkeypatch.setattr("training.ablation.launcher._find_resources", lambda *_: ("cpu", {"CPU": 1.0}))
+    monkeypatch.setattr("training.ablation.launcher.run_trials", run_here)
+    with pytest.raises(StudyError, match=r"failed: lrn, seed 1 \(no luck\); python -m training\.ablate --resume "):
+        launch_study(study, tmp_path, output=tmp_path / "table")
+    parent, children = runs_of(tmp_path)
+    assert (parent.info.status, children["lrn", 1].info.status) == ("FAILED", "FAILED")
+    assert [line["n"] for line in csv.DictReader((tmp_path / "table" / "ablation.csv").open())] == ["2", "1", "2"]
+    ran.clear()
+    broken.clear()
+    run_id = launch_study(study, tmp_path, output=tmp_path / "table")
+    assert (run_id, ran) == (parent.info.run_id, ["lrn, seed 1"])
+    parent, children = runs_of(tmp_path)
+    assert {run.info.status for run in [parent, *children.values()]} == {"FINISHED"}
+    assert [line["n"] for line in csv.DictReader((tmp_path / "table" / "ablation.csv").open())] == ["2", "2", "2"]
+    files = {artifact.path for artifact in open_client(store).list_artifacts(run_id)}
+    assert files == {"ablation.json", "ablation.md", "ablation.csv", "ablation.png"}
+    capsys.readouterr()
+    assert launch_study(study, tmp_path, output=tmp_path / "table", resumed=run_id) == run_id
+    assert f"study {run_id} is complete: nothing is trained" in capsys.readouterr().out
+    assert ran == ["lrn, seed 1"]
+    other = dataclasses.replace(study, seeds=(0,))
+    with pytest.raises(InputError, match=r"--output is .*table: it has the table of another study; use another folder"):
+        launch_study(other, tmp_path, output=tmp_path / "table")
+
+
 def test_the_list_of_trainings_ends_a_study_that_was_killed(
     study: Study, store: str, tmp_path: Path, command: Callable[..., tuple[Any, str, str]], no_pause: None
 ) -> None:
@@ -401,7 +447,7 @@ def test_an_interrupted_study_says_so(start: Callable[..., subprocess.Popen[str]
     process = start("--epochs", 1000)
     read_until(process, "base, seed 0: epoch 1/1000")
     process.send_signal(signal.SIGTERM)
-    _, errors = process.communicate(timeout=120)
+    _, errors = process.communicate(timeout=300)
     assert process.returncode == 143, errors
     parent, children = runs_of(tmp_path)
     assert {run.info.status for run in [parent, *children.values()]} == {"KILLED"}
