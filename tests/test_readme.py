@@ -181,6 +181,9 @@ def test_the_way_of_imagenet(shell: Shell) -> None:
         {**data, "RUN_A": trained, "RUN_B": tuned},
     )
     assert re.search(r"^comparison \S+/comparison-\w+-val-10crops/comparison\.html$", compared, re.MULTILINE)
+    command = next(line for line in documented_commands() if line.startswith("python -m training.ablate"))
+    study = shell.type(command, {"/data/imagenette-shards": "./imagenet-shards", "0 1 2": "0"}, extra=SMALL)
+    assert re.search(r"^\| ten crops \(`ten-crop`\) \| 1 \| [01]\.\d{4} \|", study, re.MULTILINE), study
     submitted(shell, trained)
     assert trained in served_runs(shell)
     used_elsewhere(shell, trained, photo)

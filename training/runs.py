@@ -1,4 +1,4 @@
-"""`python -m training.runs`: the trainings of the MLflow store, newest first, and how to resume them."""
+"""`python -m training.runs`: the trainings of the MLflow store, newest first, and how to resume them and studies."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from mlflow.entities import Run
 
 from command_line import CommandParser
 from training import tracking
+from training.ablation.study import settle_study
 from training.cli import run_command
 from training.loop.metrics import EPOCH, TOP1
 from training.tracking.claim import OWNER
@@ -27,7 +28,9 @@ def main(arguments: Sequence[str]) -> None:
     parser.parse_args(arguments)
     client = tracking.open_client(tracking.tracking_uri(Path.cwd()))
     with tracking.store_errors(client.tracking_uri):
-        found = [tracking.settle(client, run) for run in trainings(client)]
+        claimed = runs_with_owner(client)
+        found = [tracking.settle(client, run) for run in claimed if tracking.STUDY not in run.data.tags]
+        studies = [settle_study(client, run) for run in claimed if tracking.STUDY in run.data.tags]
         rows = [HEADER, *(row(client, run) for run in found)]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for cells in rows:
@@ -35,10 +38,13 @@ def main(arguments: Sequence[str]) -> None:
     for run in found:
         if run.info.status in ("FAILED", "KILLED"):
             print(f"python -m training.run --resume {run.info.run_id}")
+    for run in studies:
+        if run.info.status in ("FAILED", "KILLED"):
+            print(f"python -m training.ablate --resume {run.info.run_id}")
 
 
-def trainings(client: MlflowClient) -> list[Run]:
-    """Return all runs that a training has made, newest first."""
+def runs_with_owner(client: MlflowClient) -> list[Run]:
+    """Return all runs of trainings and of ablation studies, newest first; not the trainings of a study."""
     experiments = [experiment.experiment_id for experiment in client.search_experiments()]
     runs: list[Run] = []
     token: str | None = None

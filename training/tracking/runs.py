@@ -31,6 +31,8 @@ PARAMS_LIMIT = 100
 """Parameters that MLflow takes in one request."""
 LAST_CHECKPOINT, BEST_CHECKPOINT = "checkpoint.last", "checkpoint.best"
 """Tags of a run: where in its storage these checkpoints lie, from the moment that they are complete."""
+STUDY = "twotower.study"
+"""Tag of the parent run of an ablation study: the digest of all that makes it this study."""
 
 
 def start_run(client: MlflowClient, config: Config, params: dict[str, Any], project: Path) -> str:

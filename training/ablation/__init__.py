@@ -1,0 +1,1 @@
+"""Ablation studies: a base recipe, variants that switch one idea each, several seeds, and what each idea is worth."""
