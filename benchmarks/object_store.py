@@ -205,7 +205,7 @@ def wait_for(host: str, port: int, server: subprocess.Popen[bytes]) -> None:
         with contextlib.suppress(OSError), socket.create_connection((host, port), 1):
             return
         time.sleep(0.1)
-    raise InputError("the S3 server does not start; install the package moto[server]")
+    raise InputError("the S3 server does not start; install the packages moto[s3] and flask-cors")
 
 
 if __name__ == "__main__":

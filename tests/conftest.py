@@ -67,7 +67,7 @@ def four_classes(raw_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> 
 @pytest.fixture(scope="session")
 def s3_address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The address of a real S3 server of this machine, with an empty bucket."""
-    pytest.importorskip("moto", reason="the S3 server of the tests is of the package moto[server]")
+    pytest.importorskip("moto", reason="the S3 server of the tests is of the packages moto[s3] and flask-cors")
     with s3_server(tmp_path_factory.mktemp("s3")) as address:
         yield address
 

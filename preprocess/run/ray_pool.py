@@ -63,8 +63,8 @@ def run_tasks_on_ray(
                 submissions.repeat_lost()
                 done, _ = ray.wait(list(submissions.running), timeout=_REFRESH_SECONDS)
                 for reference in done:
-                    if (number := submissions.finish(reference)) is not None:
-                        results[number], counts = _result(reference, address)
+                    if (first := submissions.finish(reference)) is not None:
+                        results[first], counts = _result(reference, address)
                         finished.append(counts)
                 show(add_up(finished))
                 hand_over_signals()

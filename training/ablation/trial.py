@@ -16,7 +16,7 @@ from training.ablation.study import SECONDS, TOP1_FINAL, TOP5_FINAL
 from training.checkpoint import Snapshot
 from training.config import Config
 from training.ensemble import Ensemble
-from training.evaluate import open_loader, predict_all
+from training.inference import open_loader, predict_split
 from training.launch.failures import final_reason
 from training.launch.store import CheckpointStore
 from training.load_model import LoadedModel, load_checkpoint
@@ -77,8 +77,8 @@ def run_trial(trial: Trial, report: Report) -> str | None:
 
 def evaluate(trained: LoadedModel, data: str, crops: int) -> dict[str, float]:
     """Return top-1 and top-5 accuracy on val as `training.evaluate` does; no top-5 with fewer than five classes."""
-    loader = open_loader(trained, data, "val", EVALUATION_BATCH, crops)
-    predictions = predict_all(Ensemble((trained,)), [loader])[0]
+    loader = open_loader(trained, data, "val", EVALUATION_BATCH, crops, trained.config.local_staging())
+    predictions = predict_split(Ensemble((trained,)), [loader]).average
     metrics = {TOP1_FINAL: float(predictions.correct.mean())}
     if len(trained.data.classes) >= TOP_K:
         metrics[TOP5_FINAL] = float(predictions.hits.any(axis=1).mean())
