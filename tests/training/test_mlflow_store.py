@@ -97,7 +97,7 @@ def test_a_deleted_experiment_is_restored(store: str, capsys: pytest.CaptureFixt
 
 @pytest.mark.parametrize(
     ("location", "reason"),
-    [("gs://bucket/artifacts", "No module named 'google"), ("/proc/artifacts", "No such file or directory: '/proc")],
+    [("gs://bucket/artifacts", "google"), ("/proc/artifacts", "No such file or directory: '/proc")],
 )
 def test_artifacts_that_cannot_be_written_are_refused_and_leave_no_run(store: str, location: str, reason: str) -> None:
     client = open_client(store)
