@@ -56,8 +56,8 @@ def run_tasks_on_ray(
             while True:
                 # Asked each time: nodes come and go.
                 room = int(_IN_FLIGHT * ray.cluster_resources().get("CPU", 1)) - len(submissions.running)
-                for number in itertools.islice(waiting, max(0, room)):
-                    submissions.submit(number)
+                for waiting_number in itertools.islice(waiting, max(0, room)):
+                    submissions.submit(waiting_number)
                 if not submissions.running:
                     break
                 submissions.repeat_lost()

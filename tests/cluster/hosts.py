@@ -197,9 +197,10 @@ class Hosts:
         self._start_ray(host, "ray start --address ", "--num-cpus 2")
 
     def rejoin(self, host: Host) -> None:
-        """Give a host its link back, and start Ray on it as soon as the one that the head has given up is gone."""
+        """Give a host its link back; as soon as the Ray that the head has given up is gone, start another one."""
         host.set_link("up")
         wait_until(lambda: not host.processes("raylet/raylet"))
+        self._end_ray(host)
         self.join(host)
 
     def submit(self, *command: object, options: tuple[object, ...] = ()) -> Job:
@@ -215,9 +216,13 @@ class Hosts:
             out, err = starting.communicate(timeout=WAIT_SECONDS)
             if starting.returncode == 0:
                 return
-            for process in host.processes("ray"):
-                process.kill()
+            self._end_ray(host)
         raise AssertionError(f"Ray does not start on {host.name}\n{out}\n{err}")
+
+    def _end_ray(self, host: Host) -> None:
+        """End what is left of Ray on a host, as `ray stop` would on all hosts, whose processes it sees."""
+        for process in host.processes("ray"):
+            process.kill()
 
     def _type(self, host: Host, beginning: str, options: str = "", log: Path | None = None) -> subprocess.Popen[str]:
         """Type the documented command that begins so, with the shared folder in place of /data."""

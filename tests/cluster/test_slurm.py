@@ -14,7 +14,7 @@ from hosts import Hosts, wait_until
 from slurm import Slurm
 from trainings import ACROSS, Outcome, assert_same, outcome, training
 
-pytestmark = [pytest.mark.slow, pytest.mark.cluster]
+pytestmark = [pytest.mark.slow, pytest.mark.cluster, pytest.mark.timeout(1800)]
 
 
 @pytest.fixture(scope="module")

@@ -158,6 +158,7 @@ def test_lines_of_workers_lose_ray_s_prefix_and_come_once() -> None:
         print("(TrainController pid=5) worker 1 died", file=sys.stderr)
         print("(raylet) 1 workers killed due to memory pressure", file=sys.stderr)
         print("(raylet) A worker died or was killed while executing a task by an unexpected error. To troubleshoot")
+        print("[W1130 08:50:48.842711269 socket.cpp:207] [c10d] The hostname of the client socket cannot be retrieved.")
         print(
             "(TrainController pid=5) [2026-11-29 11:10:34,305 E 6903 6933] core_worker.cc:2465: Actor with class name"
         )

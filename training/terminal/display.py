@@ -26,8 +26,12 @@ REPEAT_SECONDS = 10.0
 # As Ray puts it before each line of another process, in colour unless RAY_COLOR_PREFIX is 0.
 _RAY_PREFIX = re.compile(r"(?:\x1b\[\d+m)?\((?:(?P<actor>\S+) )?pid=(?P<pid>\d+)(?:, ip=[^)]+)?\)(?:\x1b\[0m)? ")
 _SHOWN_ACTORS = ("RayTrainWorker", "TrainController")
-# Ray's own: its log in C++, and deaths of workers, which `training.launch` reports in a line of its own.
-_NOISE = re.compile(r"\[\d{4}-\d\d-\d\d [\d:,]+ [A-Z] \d+ \d+\] |\(raylet\) A worker died or was killed ")
+# Ray's own: its log in C++, and deaths of workers, which `training.launch` reports in a line of its own. Torch's: hosts
+# whose addresses have no names.
+_NOISE = re.compile(
+    r"\[\d{4}-\d\d-\d\d [\d:,]+ [A-Z] \d+ \d+\] |\(raylet\) A worker died or was killed "
+    r"|\[W\S+ [\d:.]+ socket\.cpp:\d+\] \[c10d\] The hostname of the client socket cannot be retrieved"
+)
 _SAMPLE_LEFT_OUT = "left out: "  # of `pipeline`; later, another worker may come across the same sample
 
 
