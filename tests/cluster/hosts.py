@@ -25,7 +25,7 @@ NETWORK = "10.77.0"
 EXAMPLE = f"{NETWORK}.3"
 """Address of a worker host in docs/cluster.md."""
 JOB_PORT, MLFLOW_PORT = 8265, 5000
-WAIT_SECONDS = 300.0
+WAIT_SECONDS = 600.0
 START_ATTEMPTS = 3
 """Ray gives its daemons 30 s, which is too short on a busy machine."""
 MACHINE_SETTINGS = {

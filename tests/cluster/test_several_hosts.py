@@ -158,7 +158,7 @@ def test_an_evaluation_whose_host_is_lost_fails_and_is_repeated(cluster: Hosts, 
     wait_until(lambda: any(host.processes("training.evaluate") for host in both))
     (host,) = (host for host in both if host.processes("training.evaluate"))
     with cut_off(cluster, host, job, lambda: True):
-        assert job.process.wait(300) != 0
+        assert job.process.wait(hosts.WAIT_SECONDS) != 0
     cluster.submit(*command, cluster.shared / "report", options=on_a_host).result()
     reports = [json.loads((cluster.shared / name / "report.json").read_text()) for name in ("undisturbed", "report")]
     assert reports[0]["top1"] == reports[1]["top1"]
