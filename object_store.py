@@ -30,6 +30,8 @@ PART_BYTES = 16 << 20
 """Bytes of one request: what a connection that is cut costs at most."""
 BACK_OFF_SECONDS = (0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0)
 """Pauses before another try, each up to twice as long, so that nodes do not come back together."""
+ANSWER_SECONDS, CONNECT_SECONDS = 60.0, 10.0
+"""Timeouts of S3: its SDK gives up a request that is not answered within three seconds, and asks for it again."""
 FORMS = "s3://BUCKET/FOLDER, gs://BUCKET/FOLDER, or abfs://CONTAINER@ACCOUNT.dfs.core.windows.net/FOLDER"
 _CODE = re.compile(r"AWS Error (\w+)(?: \(HTTP status (\d+)\))?")
 _BUSY = (408, 425, 429)
@@ -50,6 +52,24 @@ class StoreError(InputError):
         super().__init__(text)
         self.is_transient = is_transient
         """The same may work later, such as where the store was out of reach for longer than the tries took."""
+
+
+def open_filesystem(uri: str) -> tuple[FileSystem, str]:
+    """Return the file system of a URI, or of a path on disk, and the path in it.
+
+    Raises:
+        ValueError: it is not a URI that pyarrow knows.
+        OSError: of the store.
+    """
+    from pyarrow.fs import FileSystem, S3FileSystem
+
+    filesystem, path = FileSystem.from_uri(uri)
+    if isinstance(filesystem, S3FileSystem):
+        # A URI cannot say it, so the file system is made again from what pickling it gives: its arguments.
+        _, (arguments,) = filesystem.__reduce__()
+        timeouts = {"request_timeout": ANSWER_SECONDS, "connect_timeout": CONNECT_SECONDS}
+        filesystem = S3FileSystem(**{**arguments, **timeouts})
+    return filesystem, path
 
 
 def is_uri(place: str | Path) -> bool:
@@ -180,9 +200,7 @@ class StoreFolder:
 
     @cached_property
     def _opened(self) -> tuple[FileSystem, str]:
-        from pyarrow.fs import FileSystem
-
-        filesystem, path = FileSystem.from_uri(self.uri)
+        filesystem, path = open_filesystem(self.uri)
         return filesystem, path.rstrip("/")
 
     @property

@@ -95,6 +95,16 @@ def slow(seconds: float) -> Callable[..., None]:
     return answer
 
 
+def hold(released: threading.Event) -> Callable[..., None]:
+    """Answer rightly, once it may."""
+
+    def answer(handler: BaseHTTPRequestHandler, status: int, headers: list[tuple[str, str]], content: bytes) -> None:
+        released.wait(600)
+        send(handler, status, headers, content)
+
+    return answer
+
+
 def send(handler: BaseHTTPRequestHandler, status: int, headers: list[tuple[str, str]], content: bytes) -> None:
     handler.send_response_only(status)
     for name, value in headers:

@@ -10,10 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from pyarrow.fs import FileSystem, FileType, copy_files
+from pyarrow.fs import FileType, copy_files
 from torch import Tensor
 
 from errors import InputError
+from object_store import open_filesystem
 from preprocess.manifest import ClassEntry, read_manifest
 from training import tracking
 from training.checkpoint import file_sha256, model_path, read_checkpoint, read_description, read_model
@@ -114,7 +115,7 @@ def _fetch(init: str, project: Path) -> Iterator[Path]:
 
 def _download(uri: str, folder: Path) -> Path:
     try:
-        filesystem, path = FileSystem.from_uri(uri)
+        filesystem, path = open_filesystem(uri)
         info = filesystem.get_file_info(path)
         if info.type != FileType.NotFound:
             target = folder / info.base_name

@@ -20,13 +20,13 @@ from typing import Literal, TypeVar
 
 import safetensors.torch
 from pyarrow import ArrowException
-from pyarrow.fs import FileSelector, FileSystem, FileType, LocalFileSystem, copy_files
+from pyarrow.fs import FileSelector, FileType, LocalFileSystem, copy_files
 from safetensors import SafetensorError
 from torch import Tensor
 
 from atomic_files import atomic_write, flush
 from errors import InputError
-from object_store import check_uri, explain, is_uri, join, with_retries
+from object_store import check_uri, explain, is_uri, join, open_filesystem, with_retries
 from training.checkpoint import (
     PAGE,
     Checkpoint,
@@ -50,7 +50,7 @@ def check_storage(storage: str) -> None:
     if is_uri(storage):
         check_uri(storage)
     try:
-        filesystem, path = FileSystem.from_uri(storage)
+        filesystem, path = open_filesystem(storage)
         if isinstance(filesystem, LocalFileSystem):
             # Tried where a folder is: one that a refused training would leave behind is not made.
             folder = next(parent for parent in (Path(path), *Path(path).parents) if parent.exists())
@@ -73,7 +73,7 @@ class CheckpointStore:
     """
 
     def __init__(self, storage: str, run_id: str) -> None:
-        self._filesystem, path = FileSystem.from_uri(storage)
+        self._filesystem, path = open_filesystem(storage)
         self._folder = f"{path.rstrip('/')}/{run_id}"
         self.root = join(storage, run_id)
         """Path or URI of the folder of the run."""

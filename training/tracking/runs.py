@@ -10,9 +10,10 @@ from typing import Any
 from mlflow import MlflowClient
 from mlflow.entities import Param, Run
 from mlflow.exceptions import MlflowException
-from pyarrow.fs import FileSystem, copy_files
+from pyarrow.fs import copy_files
 
 from errors import InputError
+from object_store import open_filesystem
 from preprocess.manifest import read_manifest
 from training.checkpoint import PAGE
 from training.config import Config
@@ -176,7 +177,7 @@ def fetch_checkpoint(client: MlflowClient, run_id: str, which: str, folder: Path
         if Path(location, PAGE).is_file():
             return Path(location)
         with contextlib.suppress(OSError, ValueError):  # out of reach, or a path of another machine
-            filesystem, path = FileSystem.from_uri(location)
+            filesystem, path = open_filesystem(location)
             copy_files(path, str(folder), filesystem)
             return folder
     return fetch_artifact(client, run_id, f"checkpoints/{which}", folder)

@@ -15,7 +15,7 @@ from pyarrow.fs import FileSelector, FileSystem, FileType, LocalFileSystem
 
 from atomic_files import atomic_write
 from errors import InputError
-from object_store import join
+from object_store import join, open_filesystem
 from typed_json import parse_json, to_json_values
 
 SPOOL_BYTES = 64 << 20
@@ -157,7 +157,7 @@ def _merge(first: RunUpdate, then: RunUpdate) -> RunUpdate:
 
 
 def _open(storage: str, run_id: str) -> tuple[FileSystem, str]:
-    filesystem, path = FileSystem.from_uri(unsent_folder(storage, run_id))
+    filesystem, path = open_filesystem(unsent_folder(storage, run_id))
     return filesystem, path
 
 
