@@ -24,7 +24,7 @@ import psutil
 import pytest
 from commands import PROJECT
 
-WAIT_SECONDS = 300.0
+WAIT_SECONDS = 600.0
 
 
 @dataclass

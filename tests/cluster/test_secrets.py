@@ -13,7 +13,7 @@ import pytest
 from commands import copy_project
 from test_cluster_local import Folder, kill_all, make_folder
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 VARIABLES = ("AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "MLFLOW_TRACKING_PASSWORD", "HF_TOKEN", "PGPASSWORD")
 IN_A_FILE = "secret-of-a-file-in-the-project"
 SMALL = "tiny-imagenet --epochs 1 --batch-size 4 --device cpu --optimizer.learning-rate 0.001"
@@ -43,7 +43,7 @@ class Lines:
         self._thread.join()
 
     def _look(self) -> None:
-        while not self._ended.wait(0.3):
+        while not self._ended.wait(1):
             for process in psutil.process_iter():
                 with contextlib.suppress(psutil.Error):
                     line = " ".join(process.cmdline())
