@@ -72,6 +72,11 @@ def open_filesystem(uri: str) -> tuple[FileSystem, str]:
     return filesystem, path
 
 
+def cache_folder(name: str) -> Path:
+    """Return the folder `name` of this project in the user's cache (XDG_CACHE_HOME, or ~/.cache)."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "twotower", name)
+
+
 def is_uri(place: str | Path) -> bool:
     """Tell whether `place` names a folder of an object store, and not a path."""
     return "://" in str(place)

@@ -7,7 +7,6 @@ upload, or of one with the same bytes, and an upload that was interrupted goes o
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
@@ -15,7 +14,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from errors import InputError
-from object_store import StoreFolder
+from object_store import StoreFolder, cache_folder
 from preprocess.manifest import MANIFEST_NAME, parse_manifest
 
 UPLOADS = 8
@@ -25,8 +24,7 @@ _MARK = ".upload"
 
 def default_folder(uri: str) -> Path:
     """Return where the shards of a data set in a store are built: in the user's cache, one folder for each URI."""
-    cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(cache, "twotower", "builds", hashlib.sha256(uri.encode()).hexdigest()[:16])
+    return cache_folder("builds") / hashlib.sha256(uri.encode()).hexdigest()[:16]
 
 
 def publish(folder: Path, uri: str) -> int:

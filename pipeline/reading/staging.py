@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import os
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -14,7 +13,7 @@ from typing import BinaryIO
 
 from atomic_files import atomic_write
 from errors import InputError, check_count
-from object_store import StoreError, StoreFolder, join
+from object_store import StoreError, StoreFolder, cache_folder, join
 from pipeline.reading.staging_folder import StagingFolder
 from preprocess.manifest import Shard, manifest_digest
 
@@ -23,7 +22,7 @@ DOWNLOADS = 8
 
 
 class ClosedError(RuntimeError):
-    """What is copied is no longer wanted."""
+    """The reader of a copy has been closed."""
 
 
 @dataclass(frozen=True)
@@ -41,8 +40,7 @@ class Staging:
 
     def open(self) -> StagingFolder:
         """Return the folder, which is made if it is not there; raise `InputError` if it cannot be written."""
-        cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-        return StagingFolder(Path(self.folder or Path(cache, "twotower", "shards")), self.bytes)
+        return StagingFolder(Path(self.folder or cache_folder("shards")), self.bytes)
 
 
 class StagedShards:
@@ -69,7 +67,7 @@ class StagedShards:
         """Most bytes of `_ahead`: more would push out what is in use."""
         self._together: int | None = 1
         self._error: InputError | None = None
-        """What has stopped a thread: the others need not find it out by their own tries."""
+        """First failure of a thread, which ends the others."""
 
     def has_index(self, shard: Shard) -> bool:
         """Tell whether the index is here."""

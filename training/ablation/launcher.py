@@ -37,7 +37,7 @@ from training.launch.ray_environment import starts_own_ray
 from training.launch.resources import check_data_and_network
 from training.launch.store import check_storage
 from training.loop.compile import check_compiler
-from training.report.folder import prepare_folder
+from training.report.output import prepare_folder
 from training.tracking.claim import check_unclaimed, claimed
 
 TABLE, CSV, PICTURE = "ablation.md", "ablation.csv", "ablation.png"
