@@ -14,11 +14,14 @@ DOCUMENTS = [PROJECT / "README.md", *sorted((PROJECT / "docs").glob("*.md"))]
 
 
 ON_SEVERAL_HOSTS = (
-    *("export RAY_AUTH_MODE=token RAY_AUTH_TOKEN_PATH=", "(umask ", "mlflow server --host ", "sbatch "),
+    *("export RAY_AUTH_MODE=token RAY_AUTH_TOKEN_PATH=", "export RAY_USE_TLS=", "export MLFLOW_TRACKING_URI=https://"),
+    *("(umask ", "mlflow server --host ", "sbatch "),
     *(
         "ray start --head --node-ip-address ",
         "ray start --address ",
         "ray job submit -- python -m training.run --data /",
+        "ray job submit -- python -m training.run --resume ",
+        "ray job stop ",
     ),
 )
 """Beginnings of the documented commands that tests/cluster types."""

@@ -45,7 +45,7 @@ def parse(arguments: Sequence[str]) -> Config:
 
 
 def _overview() -> str:
-    recipes = [f"  {name:<15}{(make.__doc__ or '').splitlines()[0]}" for name, make in RECIPES.items()]
+    recipes = [f"  {name:<16}{(make.__doc__ or '').splitlines()[0]}" for name, make in RECIPES.items()]
     usage = [f"usage: {PROGRAM} [RECIPE] [--FIELD VALUE ...]", f"       {PROGRAM} --resume RUN_ID [--FIELD VALUE ...]"]
     fields = f"The fields of a recipe, and its values of them: {PROGRAM} RECIPE --help"
     return "\n".join([*usage, "", *textwrap.wrap(DESCRIPTION, 100), "", "recipes:", *recipes, "", fields])

@@ -6,6 +6,7 @@ They share the machine's files, which stand for the file system that the hosts o
 from __future__ import annotations
 
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -159,21 +160,23 @@ class Job:
 class Hosts:
     """A head without cores, and worker hosts with two each; `shared` is the folder that all of them have."""
 
-    def __init__(self, shared: Path) -> None:
-        """Make the hosts; nothing runs on them yet."""
-        self.shared, self._jobs = shared, 0
+    def __init__(self, shared: Path, *, encrypted: bool = False) -> None:
+        """Make the hosts, for TLS if `encrypted`; nothing runs on them yet."""
+        self.shared, self._jobs, self._encrypted = shared, 0, encrypted
         self._mark, self._bridge = f"hosts-{os.getpid()}", f"tt{os.getpid()}"
-        self.token = shared / "ray-token"
+        exports = [documented_command("export RAY_AUTH_MODE=token RAY_AUTH_TOKEN_PATH=")]
+        if encrypted:
+            exports += [documented_command(f"export {name}=") for name in ("RAY_USE_TLS", "MLFLOW_TRACKING_URI")]
+        self._exports = self._shared("; ".join(exports))
+        documented = dict(word.split("=", 1) for word in self._exports.replace(";", "").split() if word != "export")
         kept = {name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "MLFLOW_"))}
         environment = {
             **kept,
             **HEALTH_SETTINGS,
             "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
-            "RAY_AUTH_MODE": "token",
-            "RAY_AUTH_TOKEN_PATH": str(self.token),
             "RAY_USAGE_STATS_ENABLED": "0",
             **MACHINE_SETTINGS,
-            "MLFLOW_TRACKING_URI": f"http://{NETWORK}.2:{MLFLOW_PORT}",
+            **documented,
             MARK_VARIABLE: self._mark,
         }
         _ip("link", "add", self._bridge, "type", "bridge")
@@ -185,12 +188,16 @@ class Hosts:
 
     def start(self) -> None:
         """Start Ray on all hosts, and the MLflow server on the head, as docs/cluster.md says."""
-        self._type(self.head, "(umask ").communicate()
-        self._type(self.head, "mlflow server --host ", "--workers 1", self.shared / "mlflow.log")
+        if self._encrypted:  # as the first of all: the variables name its files
+            self._type(self.head, "(umask 077 && openssl ").communicate()
+        self._type(self.head, "(umask 077 && python ").communicate()
+        certificate = self._shared("--uvicorn-opts '--ssl-certfile /data/tls.crt --ssl-keyfile /data/tls.key'")
+        serving = f"--workers 1 {certificate if self._encrypted else ''}"
+        self._type(self.head, "mlflow server --host ", serving, self.shared / "mlflow.log")
         self._start_ray(self.head, "ray start --head --node-ip-address ", f"--num-cpus 0 --dashboard-port {JOB_PORT}")
         for host in (self.one, self.two):
             self.join(host)
-        self.head.run("python", "-c", _WAIT_FOR_MLFLOW)
+        self.head.run("python", "-c", _WAIT_FOR_MLFLOW, SSL_CERT_FILE=str(self.shared / "tls.crt"))
 
     def join(self, host: Host) -> None:
         """Start Ray on a worker host."""
@@ -205,10 +212,15 @@ class Hosts:
 
     def submit(self, *command: object, options: tuple[object, ...] = ()) -> Job:
         """Submit a command of the project as a job."""
+        submit = ("ray", "job", "submit", *options, "--", "python", "-m", *command)
+        return self.type_job(shlex.join(map(str, submit)))
+
+    def type_job(self, command: str) -> Job:
+        """Type a command about jobs on the head."""
         self._jobs += 1
         log = self.shared / f"job-{self._jobs}.log"
-        submit = ("ray", "job", "submit", *options, "--", "python", "-m", *command)
-        return Job(self.head.start(*submit, log=log, RAY_ADDRESS=f"http://127.0.0.1:{JOB_PORT}"), log)
+        address = f"http://127.0.0.1:{JOB_PORT}"
+        return Job(self.head.start(*shlex.split(command), log=log, RAY_ADDRESS=address), log)
 
     def _start_ray(self, host: Host, command: str, options: str) -> None:
         for _ in range(START_ATTEMPTS):
@@ -226,13 +238,12 @@ class Hosts:
 
     def _type(self, host: Host, beginning: str, options: str = "", log: Path | None = None) -> subprocess.Popen[str]:
         """Type the documented command that begins so, with the shared folder in place of /data."""
-        exports, command = (
-            documented_command("export RAY_AUTH_MODE=token RAY_AUTH_TOKEN_PATH="),
-            documented_command(beginning),
-        )
-        typed = f"{exports}; {command} {options}".replace("/data/", f"{self.shared}/")
-        typed = typed.replace(EXAMPLE, host.address)
-        return host.start("bash", "-c", typed, log=log)
+        command = self._shared(documented_command(beginning))
+        command = command.replace(f"--node-ip-address {EXAMPLE}", f"--node-ip-address {host.address}")
+        return host.start("bash", "-c", f"{self._exports}; {command} {options}", log=log)
+
+    def _shared(self, command: str) -> str:
+        return command.replace("/data/", f"{self.shared}/")
 
     def remove(self) -> None:
         """End everything that was started on the hosts, and remove them."""

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import hosts
 import pytest
+from commands import documented_command
 from hosts import Host, Hosts, Job, wait_until
 from raw_data import MAX_REJECTED, TINY_SHARD_SAMPLES, TINY_SHORT_SIDE
 from shard_reading import folder_bytes
@@ -103,6 +104,34 @@ def test_two_pairs_of_towers_are_on_two_hosts(cluster: Hosts, data: Path, undist
         log = cluster.submit(*training(data, cluster.shared, "--parallel.data", 2, "--parallel.model", 2)).result()
     assert seen.most == {"one": 2, "two": 2}
     assert_same(outcome(log, cluster.shared), undisturbed)
+
+
+def test_a_stopped_job_goes_on_as_another_job(cluster: Hosts, data: Path, undisturbed: Outcome) -> None:
+    before = checkpoints(cluster)
+    job = cluster.submit(*training(data, cluster.shared, *ACROSS))
+    wait_until(lambda: bool(checkpoints(cluster) - before) or job.process.poll() is not None)
+    stopped = re.search(r"raysubmit_\w+", job.log)
+    run = re.search(r"^MLflow run ([0-9a-f]{32})", job.log, re.MULTILINE)
+    assert stopped, job.log
+    assert run, job.log
+    cluster.type_job(documented_command("ray job stop ").replace("JOB_ID", stopped[0])).result()
+    job.process.wait(hosts.WAIT_SECONDS)
+    resume = documented_command("ray job submit -- python -m training.run --resume ").replace("RUN_ID", run[1])
+    log = cluster.type_job(f"{resume} --storage {cluster.shared / 'runs'}").result()
+    assert_same(outcome(log, cluster.shared), undisturbed)
+
+
+def test_prometheus_finds_the_metrics_of_all_hosts(cluster: Hosts) -> None:
+    session = "/tmp/ray/session_latest"
+    configuration = cluster.head.run("cat", f"{session}/metrics/prometheus/prometheus.yml")
+    assert "prom_metrics_service_discovery.json" in configuration
+    groups = json.loads(cluster.head.run("cat", f"{session}/prom_metrics_service_discovery.json"))
+    targets = [target for group in groups for target in group["targets"]]
+    assert {target.partition(":")[0] for target in targets} >= {
+        host.address for host in (cluster.head, cluster.one, cluster.two)
+    }
+    fetch = "import sys, urllib.request as r; print(r.urlopen('http://' + sys.argv[1] + '/metrics').read().decode())"
+    assert all("ray_" in cluster.head.run("python", "-c", fetch, target) for target in targets)
 
 
 def test_a_wrong_interface_ends_the_training_with_one_line(cluster: Hosts, data: Path) -> None:
