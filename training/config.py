@@ -83,7 +83,8 @@ class Network:
     """Probability of zeroing a unit of fc6 and fc7 in training."""
     init: Init | None = None
     """Initial weights. `paper`: N(0, 0.01), some biases 1; `code-2012`: 0.03 in conv3 to conv5; `he`:
-    N(0, 2 / fan-in); `truncated`: N(0, 0.1) cut at two deviations; `torch`: torch's own."""
+    N(0, 2 / fan-in); `he-zero`: that, and 0 in the last layer; `truncated`: N(0, 0.1) cut at two deviations; `torch`:
+    torch's own."""
     lrn_alpha: float | None = None
     """LRN: coefficient of the plain sum of squares; overrides that of `lrn`."""
     lrn_k: float | None = None

@@ -58,7 +58,7 @@ class AlexNet(nn.Module):
         for name in (*_CONVOLUTIONS, *self._fc_names):
             layer = self.layer(name)
             assert isinstance(layer, nn.Conv2d | nn.Linear)
-            initialise(layer, name, architecture.init)
+            initialise(layer, name, architecture.init, is_last=name == self._fc_names[-1])
 
     def layer(self, name: str) -> nn.Module:
         """Return the layer `name`: conv1 to conv5, fc6 to fc8, or the activation act1 to act7 after one of them."""

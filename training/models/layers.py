@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 Activation = Literal["relu", "tanh", "sigmoid", "softplus", "leaky", "prelu"]
 DropoutForm = Literal["inverted", "2012"]
-Init = Literal["paper", "code-2012", "he", "truncated", "torch"]
+Init = Literal["paper", "code-2012", "he", "he-zero", "truncated", "torch"]
 
 _ONES = {"conv2", "conv4", "conv5", "fc6", "fc7"}
 _WIDER = {"conv3", "conv4", "conv5"}
@@ -49,18 +49,22 @@ def make_dropout(form: DropoutForm, probability: float) -> nn.Module:
     return Dropout2012(probability) if form == "2012" else nn.Dropout(probability)
 
 
-def initialise(layer: nn.Conv2d | nn.Linear, name: str, scheme: Init) -> None:
+def initialise(layer: nn.Conv2d | nn.Linear, name: str, scheme: Init, *, is_last: bool) -> None:
     """Draw the weights of the layer `name` (conv1 to fc8) from torch's global generator and set its biases.
 
     `paper`: N(0, 0.01), biases 1 in conv2, conv4, conv5, fc6, fc7 (section 5). `code-2012`: the same, but 0.03 in
-    conv3 to conv5 (run 145). `he`: N(0, 2 / fan-in), biases 0. `truncated`: N(0, 0.1) cut at two standard deviations
-    as TensorFlow does, biases 0. `torch`: what torch gives the layer at construction.
+    conv3 to conv5 (run 145). `he`: N(0, 2 / fan-in), biases 0. `he-zero`: the same, but 0 in the last layer, so that
+    training starts from equal probabilities. `truncated`: N(0, 0.1) cut at two standard deviations as TensorFlow does,
+    biases 0. `torch`: what torch gives the layer at construction.
     """
     assert layer.bias is not None
     match scheme:
         case "torch":
             return
-        case "he":
+        case "he-zero" if is_last:
+            nn.init.zeros_(layer.weight)
+            nn.init.zeros_(layer.bias)
+        case "he" | "he-zero":
             nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
             nn.init.zeros_(layer.bias)
         case "truncated":

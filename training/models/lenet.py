@@ -55,7 +55,7 @@ class LeNet5(nn.Module):
             make_activation(architecture.activation, channels) for channels in (6, 16, 120, 84)
         )
         for name in ("conv1", "conv2", "fc3", "fc4", "fc5"):
-            initialise(getattr(self, name), name, architecture.init)
+            initialise(getattr(self, name), name, architecture.init, is_last=name == architecture.last_layer)
 
     def forward(self, images: Tensor) -> Tensor:
         """Return the logits (N,num_classes) of images N,3,H,W."""
