@@ -134,6 +134,22 @@ def test_elsewhere_there_is_a_line_per_epoch_and_one_in_a_long_epoch(monkeypatch
     assert errors == []
 
 
+@pytest.mark.parametrize("length", [len(WORKER + MARK), len(WORKER + MARK) + 89, -1])
+def test_a_report_that_comes_in_two_parts_is_shown_as_one(length: int) -> None:
+    pipes, complete = Pipes(), report(epoch=1, step=10, val=VAL)
+    with pipes.display():
+        print(complete[:length])
+        print(f"{WORKER}{complete[length:]}")
+        print(report(epoch=1, step=11)[:length])  # of a worker that was killed
+        print(f"{OTHER_WORKER}one")
+        print(report(epoch=2, step=20, val=VAL))
+    (first, one, last), errors = pipes.lines()
+    assert first.startswith(f"epoch 1/2: {EPOCH}")
+    assert one == "one"
+    assert last.startswith(f"epoch 2/2: {EPOCH}")
+    assert errors == []
+
+
 def test_the_time_left_is_measured_anew_after_a_restart(monkeypatch: pytest.MonkeyPatch) -> None:
     pipes, now = Pipes(), [1000.0]
     monkeypatch.setattr("training.terminal.display.time.monotonic", lambda: now[0])

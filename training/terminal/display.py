@@ -14,7 +14,7 @@ from typing import Any, TextIO
 
 from tqdm import tqdm
 
-from training.terminal.progress import Report, parse_report
+from training.terminal.progress import Report, ReportReader
 
 SECONDS_BETWEEN_LINES = 30.0
 """Without a terminal: longest silence within an epoch."""
@@ -49,6 +49,7 @@ class Display(contextlib.AbstractContextManager["Display"]):
         self._ended = threading.Event()
         self._stack = contextlib.ExitStack()
         self._said: dict[str, tuple[str, float]] = {}  # by line: the process that printed it first, and when
+        self._reports = ReportReader()
         self._pace: Pace | None = None
         self._last_line = time.monotonic()
         self._bar: tqdm | None = None
@@ -84,20 +85,20 @@ class Display(contextlib.AbstractContextManager["Display"]):
                     self._bar = None
 
     def _take(self, stream: TextIO, line: str) -> None:
-        report = parse_report(line)
-        with self._lock:
-            if report is not None:
-                self._show(report)
-            elif (text := self._to_print(line)) is not None:
-                self._print(text, stream)
-
-    def _to_print(self, line: str) -> str | None:
-        """Return a line without Ray's prefix; None if it is not to be shown."""
         found = _RAY_PREFIX.match(line)
         text = line[found.end() :] if found else line
+        with self._lock:
+            report, is_part = self._reports.read(text)
+            if report is not None:
+                self._show(report)
+            elif not is_part and self._is_to_print(text, found):
+                self._print(text, stream)
+
+    def _is_to_print(self, text: str, found: re.Match[str] | None) -> bool:
+        """Tell whether to show a line, of which Ray's prefix is taken off."""
         if _NOISE.match(text) or (found and found["actor"] not in _SHOWN_ACTORS):
-            return None
-        return None if found and self._is_repeated(text, found["pid"]) else text
+            return False
+        return not (found and self._is_repeated(text, found["pid"]))
 
     def _is_repeated(self, text: str, pid: str) -> bool:
         now = time.monotonic()

@@ -43,10 +43,28 @@ class Report:
         return self.step * self.epochs == (self.epoch + 1) * self.steps
 
 
-def parse_report(line: str) -> Report | None:
-    """Return the report in a line of a worker's output; None if there is none."""
-    _, mark, report = line.partition(MARK)
-    return Report(**json.loads(report)) if mark else None
+class ReportReader:
+    """Finds the reports in the output of workers, also those that Ray hands on in two parts."""
+
+    def __init__(self) -> None:
+        self._begun: str | None = None
+
+    def read(self, line: str) -> tuple[Report | None, bool]:
+        """Return the report that a line without Ray's prefix completes, if any, and whether it is part of a report.
+
+        Ray's log monitor takes what a worker has written so far of a line for a line.
+        """
+        _, mark, text = line.partition(MARK)
+        if not mark:
+            if self._begun is None:
+                return None, False
+            text = self._begun + line
+        self._begun = None
+        try:
+            return Report(**json.loads(text)), True
+        except (ValueError, TypeError):
+            self._begun = text if mark else None
+            return None, bool(mark)
 
 
 class Progress:
