@@ -72,7 +72,10 @@ def imagenette() -> Config:
     make imagenette IMAGES=imagenette2-320.tgz
 
     In bfloat16 where the hardware multiplies it. On one device: at this batch size, several would mostly exchange
-    gradients. Not measured with these values.
+    gradients. The rate is as high as these initial weights bear without a warm-up of several epochs.
+
+    Measured: val top-1 0.808, top-5 0.977 (3,925 images, stored at 224 pixels), ten crops 0.815 and 0.980; n = 1,
+    2 cores, bfloat16, 58ea1cc.
     """
     return Config(
         recipe="imagenette",
