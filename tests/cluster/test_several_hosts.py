@@ -125,13 +125,16 @@ def test_prometheus_finds_the_metrics_of_all_hosts(cluster: Hosts) -> None:
     session = "/tmp/ray/session_latest"
     configuration = cluster.head.run("cat", f"{session}/metrics/prometheus/prometheus.yml")
     assert "prom_metrics_service_discovery.json" in configuration
-    groups = json.loads(cluster.head.run("cat", f"{session}/prom_metrics_service_discovery.json"))
-    targets = [target for group in groups for target in group["targets"]]
-    assert {target.partition(":")[0] for target in targets} >= {
-        host.address for host in (cluster.head, cluster.one, cluster.two)
-    }
     fetch = "import sys, urllib.request as r; print(r.urlopen('http://' + sys.argv[1] + '/metrics').read().decode())"
-    assert all("ray_" in cluster.head.run("python", "-c", fetch, target) for target in targets)
+
+    def hosts_with_metrics() -> set[str]:
+        groups = json.loads(cluster.head.run("cat", f"{session}/prom_metrics_service_discovery.json"))
+        targets = [target for group in groups for target in group["targets"]]
+        found = {target: cluster.head.run("python", "-c", fetch, target) for target in targets}
+        return {target.partition(":")[0] for target, text in found.items() if "ray_node_cpu_utilization" in text}
+
+    # A host that has just joined has none yet.
+    wait_until(lambda: hosts_with_metrics() == {host.address for host in (cluster.head, cluster.one, cluster.two)}, 120)
 
 
 def test_a_wrong_interface_ends_the_training_with_one_line(cluster: Hosts, data: Path) -> None:
