@@ -86,9 +86,16 @@ def imagenette() -> Config:
         parallel=Parallel(data=1),
         units="torchvision",
         label_smoothing=0.1,
-        network=Network(name="alexnet-owt", init="he-zero", dropout=0.5),
+        network=Network(name="alexnet-owt", init="he-zero", dropout=0.4),
         augmentation=Augmentation(crop_region="whole-image", crop_size="random", smallest_area=0.25, lighting="off"),
-        optimizer=Optimizer(learning_rate=0.01, schedule="cosine", warmup_epochs=1.0, ema_decay=0.995),
+        optimizer=Optimizer(
+            learning_rate=0.01,
+            schedule="cosine",
+            warmup_epochs=1.0,
+            ema_decay=0.995,
+            # He's noise in the first kernels is larger than what they learn, and the usual decay leaves it there.
+            layer_weight_decay={"features.0": 0.02},
+        ),
     )
 
 
